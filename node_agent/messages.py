@@ -1,0 +1,509 @@
+"""Every message that defer's processes exchange, as typed values. One place; both ends import it.
+
+Two families share one rule for growing: a new field goes last and has a default, so that a peer one protocol
+version older reads what it knows and leaves the rest (msgspec skips unknown fields and fills missing ones).
+
+* **Data headers** (`Item`, `Failure`, `Credit`, …) are the first frame of a message on a data socket; an `Item` is
+  followed by one frame per tensor. They are encoded as msgpack arrays: small and fast.
+* **Control messages** (`Hello`, `Load`, `Heartbeat`, …) travel on control sockets as msgpack maps. A request carries an
+  `id`; its answer carries the same. `Chunk` alone is followed by one raw frame.
+
+See docs/wire.md for the sockets and the order in which these are said.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+"""The newest protocol version that this build speaks."""
+
+PROTOCOL_MINIMUM = 1
+"""The oldest one that it still understands."""
+
+NO_DEADLINE = -1
+"""`remaining_ns` of a request that may take for ever."""
+
+
+# ------------------------------------------------------------------------------------------------ data sockets
+
+
+class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
+    """What one tensor frame holds.
+
+    Attributes:
+        name: The tensor's name in the model.
+        dtype: NumPy's name of the element type; `bfloat16` and the `float8_*` types travel as their raw bits.
+        shape: Its dimensions, all known.
+        codec: How the frame is encoded; `raw` is the array's bytes in C order, little endian.
+        nbytes: Length of the encoded frame in bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    codec: str
+    nbytes: int
+
+
+class Greeting(msgspec.Struct, frozen=True, array_like=True, tag="greet"):
+    """First message on a data connection, from the side that dialled; the other side answers with its own."""
+
+    minimum: int
+    version: int
+    name: str
+
+
+class Item(msgspec.Struct, frozen=True, array_like=True, tag="item"):
+    """One request's tensors on their way to hop `hop` of the plan with epoch `epoch`.
+
+    Attributes:
+        epoch: Deployment this request runs under; an agent that does not hold it drops the item.
+        request: The dispatcher's number for the request, unique under its epoch.
+        hop: Index into the plan's hops; the last hop + 1 is the dispatcher itself.
+        remaining_ns: Time left until the deadline when this was sent; `NO_DEADLINE` for none. Each process subtracts
+            its own monotonic time, because clocks on edge boxes are wrong.
+        tensors: One header per tensor frame that follows, in order.
+        trace: W3C trace context, empty when the request is not traced.
+    """
+
+    epoch: int
+    request: int
+    hop: int
+    remaining_ns: int
+    tensors: tuple[TensorHeader, ...]
+    trace: str = ""
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True, tag="fail"):
+    """A request that ended without a result; travels the rest of the hops to the dispatcher in the item's place."""
+
+    epoch: int
+    request: int
+    hop: int
+    code: str
+    message: str
+    where: str
+
+
+class Credit(msgspec.Struct, frozen=True, array_like=True, tag="credit"):
+    """Permission to send `items` more items and `nbytes` more tensor bytes on this connection; both add up."""
+
+    items: int
+    nbytes: int
+
+
+class Probe(msgspec.Struct, frozen=True, array_like=True, tag="probe"):
+    """A measurement of the link: followed by one frame of `nbytes`, answered by `ProbeEcho` and never queued."""
+
+    id: int
+    nbytes: int
+
+
+class ProbeEcho(msgspec.Struct, frozen=True, array_like=True, tag="echo"):
+    """The answer to `Probe`, without its bytes."""
+
+    id: int
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True, tag="refuse"):
+    """Why this peer will not talk: another protocol version, a malformed message."""
+
+    code: str
+    message: str
+
+
+class Infer(msgspec.Struct, frozen=True, array_like=True, tag="infer"):
+    """A client's request to the dispatcher; tensor frames follow.
+
+    Attributes:
+        request: The client's own id, 16 bytes; a resend with the same id never runs twice.
+        model: Name of the deployment; empty where there is only one.
+        remaining_ns: Time left until the deadline, or `NO_DEADLINE`.
+        tensors: One header per tensor frame that follows.
+        outputs: Which outputs are wanted; empty for all.
+        trace: W3C trace context.
+    """
+
+    request: bytes
+    model: str
+    remaining_ns: int
+    tensors: tuple[TensorHeader, ...]
+    outputs: tuple[str, ...] = ()
+    trace: str = ""
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True, tag="result"):
+    """The dispatcher's answer to `Infer`: tensor frames follow."""
+
+    request: bytes
+    tensors: tuple[TensorHeader, ...]
+    seconds: float = 0.0
+
+
+class Rejection(msgspec.Struct, frozen=True, array_like=True, tag="reject"):
+    """The dispatcher's answer to an `Infer` that got no result: one code from the error table, one sentence."""
+
+    request: bytes
+    code: str
+    message: str
+
+
+DataHeader = (
+    Greeting | Item | Failure | Credit | Probe | ProbeEcho | Refusal | Infer | Result | Rejection
+)
+
+
+# --------------------------------------------------------------------------------------------- control sockets
+
+
+class FileRef(msgspec.Struct, frozen=True):
+    """A file by content: partition graphs and weights are never known by any other name."""
+
+    sha256: str
+    nbytes: int
+    suffix: str = ".bin"
+    """`.onnx` for a graph, `.bin` for weights; the agent stores it as `<sha256><suffix>`."""
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """A tensor before it exists: a dimension that is free until run time is a string."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """An engine that an agent can run, or (with `missing` set) cannot and why."""
+
+    name: str
+    version: str = ""
+    provider: str = ""
+    missing: str = ""
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """What a device brings.
+
+    Attributes:
+        engines: What can run here, the default first.
+        memory_bytes: Memory that partitions may take in all: the operator's limit, the cgroup's, or the machine's.
+        cores: CPU cores that this agent may use, a fraction under a cgroup quota.
+        threads: Threads that its engine will use.
+        fingerprint: Equal for two agents whose block times may be taken as the same (one machine, one engine, the same
+            threads and quota); the cache key of a profile.
+        data_port: Port of the data endpoint on the host that the control endpoint was reached at.
+        fetch_port: Port where peers that must dial (NAT) fetch this agent's output; see docs/wire.md.
+        software: Versions by distribution name.
+    """
+
+    engines: tuple[EngineInfo, ...]
+    memory_bytes: int
+    cores: float
+    threads: int
+    fingerprint: str
+    data_port: int
+    fetch_port: int
+    software: dict[str, str] = {}
+
+
+class PeerRef(msgspec.Struct, frozen=True):
+    """The other end of a data connection.
+
+    Attributes:
+        name: Device name of the peer; the dispatcher's is its own.
+        endpoint: `tcp://host:port` of the peer; empty where the peer dials us.
+    """
+
+    name: str
+    endpoint: str = ""
+
+
+class HopSpec(msgspec.Struct, frozen=True):
+    """What an agent does with items of one hop of one epoch.
+
+    Attributes:
+        hop: Index of the hop in the plan.
+        previous: Who hands the items over.
+        next: Who gets the result, as hop + 1.
+        graph: The partition to run; None for a relay, which forwards frames undecoded.
+        weights: Files that the graph's external data names.
+        inputs: The partition's inputs.
+        outputs: The partition's outputs.
+        send: Names of the tensors to hand on: outputs of this partition, or tensors that came with the item and are
+            needed further down (those go on undecoded when their codec is the same).
+        codec: Encoding of what this hop hands on.
+        warm_up: Shapes for the warm-up run, inputs' free dimensions bound.
+    """
+
+    hop: int
+    previous: PeerRef
+    next: PeerRef
+    graph: FileRef | None = None
+    weights: tuple[FileRef, ...] = ()
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    send: tuple[str, ...] = ()
+    codec: str = "raw"
+    warm_up: tuple[TensorSpec, ...] = ()
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="t"):
+    """Opens a control connection; from the dispatcher, or from an agent that dials out (`register` holds its offer)."""
+
+    id: int
+    minimum: int
+    version: int
+    name: str
+    role: str
+    register: Offer | None = None
+    boot: str = ""
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="t"):
+    """Answers `Hello`: the version both will speak, who answers, since which start of its process, and its offer."""
+
+    id: int
+    version: int
+    name: str
+    boot: str
+    offer: Offer | None = None
+
+
+class Fault(msgspec.Struct, frozen=True, tag="fault", tag_field="t"):
+    """Answers any request that failed: a code from the error table, what was wrong, and what to do."""
+
+    id: int
+    code: str
+    message: str
+    hint: str = ""
+
+
+class Want(msgspec.Struct, frozen=True, tag="want", tag_field="t"):
+    """Asks which bytes of these files the agent lacks."""
+
+    id: int
+    files: tuple[FileRef, ...]
+
+
+class Have(msgspec.Struct, frozen=True, tag="have", tag_field="t"):
+    """Answers `Want`: per file the offset to send from; equal to its size when the file is complete and verified."""
+
+    id: int
+    offsets: tuple[int, ...]
+
+
+class Chunk(msgspec.Struct, frozen=True, tag="chunk", tag_field="t"):
+    """A piece of a file, in the frame that follows. The piece that completes the file is checked against its sha256."""
+
+    id: int
+    file: FileRef
+    offset: int
+
+
+class Taken(msgspec.Struct, frozen=True, tag="taken", tag_field="t"):
+    """Answers `Chunk`: the file is now held up to `offset`."""
+
+    id: int
+    offset: int
+
+
+class Load(msgspec.Struct, frozen=True, tag="load", tag_field="t"):
+    """Load partitions and take part in a plan. Answered by `Loaded` once every partition here is loaded and warm."""
+
+    id: int
+    epoch: int
+    model: str
+    hops: tuple[HopSpec, ...]
+    engine: str = "auto"
+    options: dict[str, str] = {}
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress", tag_field="t"):
+    """Before the answer to a long request: what is being done and how far it is, 0 to 1."""
+
+    id: int
+    what: str
+    fraction: float
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded", tag_field="t"):
+    """Answers `Load`."""
+
+    id: int
+    epoch: int
+    seconds: float
+    resident_bytes: int
+    engine: str = ""
+
+
+class Unload(msgspec.Struct, frozen=True, tag="unload", tag_field="t"):
+    """Forget an epoch: finish the item in work, drop the rest, free the memory. Answered by `Done`."""
+
+    id: int
+    epoch: int
+
+
+class Done(msgspec.Struct, frozen=True, tag="done", tag_field="t"):
+    """Answers a request that has nothing else to say."""
+
+    id: int
+
+
+class Measure(msgspec.Struct, frozen=True, tag="measure", tag_field="t"):
+    """Time one block on this device, on real activations.
+
+    The blocks of a model are measured in order under one `session`: the outputs of each are kept and are the inputs of
+    the next, so that times and codec ratios are taken on what the model really produces. Inputs that the session does
+    not hold are generated from a seed. A new session name, or `Done` with it, drops what is held.
+
+    Attributes:
+        graph: The block as a partition.
+        inputs: Its inputs, every dimension bound.
+        keep: Names to keep for later blocks; everything else is dropped after the run.
+        repeats: Runs to time after one warm-up.
+        budget_s: Stop repeating after this many seconds.
+    """
+
+    id: int
+    session: str
+    graph: FileRef
+    weights: tuple[FileRef, ...]
+    inputs: tuple[TensorSpec, ...]
+    keep: tuple[str, ...]
+    repeats: int = 10
+    budget_s: float = 1.0
+    engine: str = "auto"
+
+
+class TensorStats(msgspec.Struct, frozen=True):
+    """A tensor that a measured block produced, and what each codec makes of it on this device."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    codecs: dict[str, tuple[int, float, float]] = {}
+    """Per codec: encoded bytes, encode seconds, decode seconds."""
+
+
+class Measured(msgspec.Struct, frozen=True, tag="measured", tag_field="t"):
+    """Answers `Measure`: wall seconds of each timed run, of the load, and the memory that the session took."""
+
+    id: int
+    seconds: tuple[float, ...]
+    load_seconds: float
+    resident_bytes: int
+    outputs: tuple[TensorStats, ...] = ()
+
+
+class MeasureLink(msgspec.Struct, frozen=True, tag="measure_link", tag_field="t"):
+    """Time the link from this device to `peer` with `Probe` messages on its data socket."""
+
+    id: int
+    peer: PeerRef
+    nbytes: int = 4 * 1024 * 1024
+    budget_s: float = 1.0
+
+
+class LinkMeasured(msgspec.Struct, frozen=True, tag="link_measured", tag_field="t"):
+    """Answers `MeasureLink`: bytes per second one way, and one-way delay in seconds (half the least round trip)."""
+
+    id: int
+    bandwidth: float
+    delay: float
+
+
+class StatusRequest(msgspec.Struct, frozen=True, tag="status", tag_field="t"):
+    """Asks for `AgentStatus`."""
+
+    id: int
+
+
+class HopStatus(msgspec.Struct, frozen=True):
+    """Counters of one hop since it was loaded. Times are sums in seconds; divide by `items`."""
+
+    epoch: int
+    hop: int
+    model: str
+    kind: str
+    """`run` or `relay`."""
+    items: int = 0
+    failures: int = 0
+    stale: int = 0
+    queued: int = 0
+    wait_s: float = 0.0
+    decode_s: float = 0.0
+    run_s: float = 0.0
+    encode_s: float = 0.0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class AgentStatus(msgspec.Struct, frozen=True, tag="agent_status", tag_field="t"):
+    """Answers `StatusRequest`."""
+
+    id: int
+    name: str
+    boot: str
+    state: str
+    """`serving`, `draining`."""
+    uptime_s: float
+    resident_bytes: int
+    memory_bytes: int
+    store_bytes: int
+    hops: tuple[HopStatus, ...] = ()
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain", tag_field="t"):
+    """Take no new load, finish what is queued. Answered by `Done` when nothing is left."""
+
+    id: int
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat", tag_field="t"):
+    """Unasked, every `HEARTBEAT_S` from the control thread to every controller that said `Hello`.
+
+    Attributes:
+        boot: Changes when the process restarts: what was loaded before is gone.
+        progress: Items finished since the start; it stands still when the worker hangs.
+        item_age_s: Age of the item in work; 0 when idle.
+        queued: Items that wait here.
+        epochs: Epochs that are loaded.
+    """
+
+    boot: str
+    progress: int
+    item_age_s: float
+    queued: int
+    state: str
+    resident_bytes: int = 0
+    epochs: tuple[int, ...] = ()
+
+
+HEARTBEAT_S = 0.1
+"""Seconds between heartbeats."""
+
+ControlMessage = (
+    Hello
+    | Welcome
+    | Fault
+    | Want
+    | Have
+    | Chunk
+    | Taken
+    | Load
+    | Progress
+    | Loaded
+    | Unload
+    | Done
+    | Measure
+    | Measured
+    | MeasureLink
+    | LinkMeasured
+    | StatusRequest
+    | AgentStatus
+    | Drain
+    | Heartbeat
+)
