@@ -12,9 +12,11 @@
     ├── NoRoute                  no plan can exist; the message names the limit
     ├── AgentUnreachable         nobody answers at an agent's address
     ├── AgentFault               an agent answered that it failed
+    ├── DispatcherUnreachable    nobody answers at the dispatcher's address
     ├── ProtocolMismatch         the other side speaks another version, or not our protocol
     ├── RequestFailed            an accepted request ended without a result
     │   ├── DeadlineExceeded
+    │   ├── AgentLost            a device of its route is dead or out of reach
     │   └── Cancelled
     ├── Overloaded               refused before it was accepted; try again later
     ├── NotReady                 the deployment is still loading, or there is none
@@ -32,6 +34,8 @@
 Errors of the rooms (`partitioner`, `router`, `node_agent`, `models`) and of libraries become one of these in
 `translate`, and only there. Rooms are recognised by the `code` they carry, so that none is imported for it.
 """
+
+# ruff: noqa: N818 - the names say what happened; the base class says that it is an error.
 
 from __future__ import annotations
 
@@ -68,9 +72,11 @@ OUTCOMES: Final[dict[str, Outcome]] = {
     "no-route": Outcome(69, 409),
     "agent-unreachable": Outcome(69, 503),
     "agent-fault": Outcome(69, 502),
+    "dispatcher-unreachable": Outcome(69, 503),
     "protocol-mismatch": Outcome(76, 502),
     "request-failed": Outcome(69, 502),
     "deadline-exceeded": Outcome(75, 504),
+    "agent-lost": Outcome(75, 503),
     "cancelled": Outcome(130, 499),
     "overloaded": Outcome(75, 429),
     "not-ready": Outcome(75, 503),
@@ -192,6 +198,12 @@ class AgentFault(DeferError):
     code = "agent-fault"
 
 
+class DispatcherUnreachable(DeferError):
+    """Nobody answers at the dispatcher's address."""
+
+    code = "dispatcher-unreachable"
+
+
 class ProtocolMismatch(DeferError):
     """The other side speaks another protocol version, or not our protocol."""
 
@@ -208,6 +220,12 @@ class DeadlineExceeded(RequestFailed):
     """The request's time was over before its result was there."""
 
     code = "deadline-exceeded"
+
+
+class AgentLost(RequestFailed):
+    """A device of the request's route died or went out of reach while it was in flight."""
+
+    code = "agent-lost"
 
 
 class Cancelled(RequestFailed):
