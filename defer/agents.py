@@ -1,0 +1,393 @@
+"""The control connections to the agents: one thread, one DEALER per agent that is dialled, one ROUTER for the rest.
+
+`AgentPool` executes what `defer.agents_core` decides. Its public methods may be called from any thread; they put a
+command on a queue, wake the control thread, and wait on a future, always with a deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket as sockets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from defer.agents_core import AgentsCore, Instruction, Liveness, Notify, Report, Send, Settle, with_id
+from defer.errors import AgentUnreachable, PortInUse, ProtocolMismatch, from_code
+from node_agent import messages as m
+from node_agent.frames import decode_control, encode_control
+from node_agent.link import open_socket
+
+TICK_S = 0.1
+"""Longest that the control thread sleeps, and so the grain of every deadline it watches."""
+
+ApiHandler = Callable[[bytes, list[bytes]], None]
+EventHandler = Callable[[str, str, str], None]
+ProgressHandler = Callable[[m.Progress], None]
+
+
+class AgentPool:
+    """The agents of one dispatcher, by device name.
+
+    Args:
+        name: How the dispatcher introduces itself.
+        listen: `tcp://host:port` of the api ROUTER, where agents that dial out register and admin clients ask; None
+            for a pool that only dials.
+        on_api: Called in the control thread with every message on the ROUTER that is not from a registered agent.
+        on_event: Called in the control thread with (kind, agent, detail); see `defer.agents_core.Notify`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        listen: str | None = None,
+        on_api: ApiHandler | None = None,
+        on_event: EventHandler | None = None,
+    ) -> None:
+        self._core = AgentsCore(name)
+        self._listen = listen
+        self._on_api = on_api
+        self._on_event = on_event
+        self._commands: deque[Callable[[], None]] = deque()
+        self._waiting: dict[int, tuple[Future[m.ControlMessage], ProgressHandler | None]] = {}
+        self._dealers: dict[str, zmq.Socket[bytes]] = {}
+        self._monitors: dict[str, zmq.Socket[bytes]] = {}
+        self._identities: dict[str, bytes] = {}
+        self._router: zmq.Socket[bytes] | None = None
+        self._thread: threading.Thread | None = None
+        self._changed = threading.Condition()
+        self._closing = False
+        self.endpoint = ""
+        """Where the ROUTER is bound, the port resolved."""
+
+    # ---------------------------------------------------------------------------------------------- life cycle
+
+    def start(self) -> None:
+        """Start the control thread and bind the ROUTER.
+
+        Raises:
+            PortInUse: The address of `listen` cannot be bound.
+        """
+        self._wake_read, self._wake_write = sockets.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="defer-control", daemon=True)
+        self._thread.start()
+        try:
+            started.result(timeout=10)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the thread and close every socket; open questions end as unreachable."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._closing = True
+        self._wake()
+        thread.join(timeout=10)
+        self._wake_read.close()
+        self._wake_write.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------- any thread's
+
+    def connect(self, name: str, endpoint: str, *, timeout: float = 5.0) -> m.Offer:
+        """Reach an agent and learn what it offers.
+
+        Args:
+            name: Device name of the agent.
+            endpoint: `tcp://host:port` of its control endpoint; empty for an agent that dials us.
+            timeout: Seconds to wait for it.
+
+        Raises:
+            AgentUnreachable: It did not answer in time.
+            ProtocolMismatch: It speaks no protocol version that we do.
+        """
+        if endpoint:
+            self._call(lambda: self._dial(name, endpoint))
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                known = self._core.agents.get(name)
+                if known is not None and known.state == "alive" and known.offer is not None:
+                    return known.offer
+                if known is not None and known.state == "refused":
+                    raise ProtocolMismatch(f"agent {name!r} at {endpoint} refused: {known.refusal}")
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise _unreachable(name, endpoint, timeout)
+                self._changed.wait(left)
+
+    def submit(
+        self,
+        name: str,
+        message: m.ControlMessage,
+        *,
+        frame: bytes | memoryview | None = None,
+        timeout: float,
+        on_progress: ProgressHandler | None = None,
+    ) -> Future[m.ControlMessage]:
+        """Ask an agent something without waiting; see `ask`, whose errors the future raises."""
+        future: Future[m.ControlMessage] = Future()
+        deadline = time.monotonic() + timeout
+
+        def put() -> None:
+            number, todo = self._core.ask(name, lambda n: with_id(message, n), deadline, frame)
+            self._waiting[number] = (future, on_progress)
+            self._execute(todo)
+
+        if self._thread is None:
+            raise AgentUnreachable(f"agent {name!r} cannot be asked: the connection pool is closed")
+        self._commands.append(put)
+        self._wake()
+        return future
+
+    def ask(
+        self,
+        name: str,
+        message: m.ControlMessage,
+        *,
+        frame: bytes | memoryview | None = None,
+        timeout: float,
+        on_progress: ProgressHandler | None = None,
+    ) -> m.ControlMessage:
+        """Ask an agent something and wait for its answer.
+
+        Args:
+            name: Device name of the agent.
+            message: The question; its `id` is filled in here.
+            frame: Raw frame behind a `Chunk`.
+            timeout: Seconds to wait.
+            on_progress: Called in the control thread with each `Progress` before the answer.
+
+        Raises:
+            AgentFault: The agent answered that it cannot.
+            AgentUnreachable: It did not answer in time, or its connection closed.
+        """
+        return self.result(
+            self.submit(name, message, frame=frame, timeout=timeout, on_progress=on_progress), name, timeout
+        )
+
+    def result(self, future: Future[m.ControlMessage], name: str, timeout: float) -> m.ControlMessage:
+        """The answer that a future of `submit` brings, with the errors of `ask`."""
+        try:
+            # The control thread settles each question at its deadline; the margin is for a stalled machine only.
+            answer = future.result(timeout + 10)
+        except FutureTimeout:
+            raise AgentUnreachable(f"agent {name!r} did not answer within {timeout:g} s") from None
+        if isinstance(answer, m.Fault):
+            raise from_code(answer.code, f"agent {name!r}: {answer.message}", answer.hint)
+        return answer
+
+    def liveness(self, name: str) -> Liveness | None:
+        """What is known of an agent; None for one never heard of."""
+        return self._core.agents.get(name)
+
+    def agents(self) -> dict[str, Liveness]:
+        """What is known of every agent."""
+        return dict(self._core.agents)
+
+    def reply(self, identity: bytes, frames: list[bytes]) -> None:
+        """Answer a caller of the api."""
+        self._commands.append(lambda: self._route(identity, frames))
+        self._wake()
+
+    # --------------------------------------------------------------------------------------- control thread's
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError, OSError):
+            self._wake_write.send(b"\0")
+
+    def _call(self, action: Callable[[], None]) -> None:
+        self._commands.append(action)
+        self._wake()
+
+    def _run(self, started: Future[None]) -> None:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context = context
+        try:
+            self._poller = zmq.Poller()
+            self._poller.register(self._wake_read, zmq.POLLIN)
+            if self._listen is not None:
+                self._bind(self._listen)
+            started.set_result(None)
+            while not self._closing:
+                self._turn()
+        except Exception as error:  # noqa: BLE001 - the starter re-raises what stopped the thread
+            if started.done():
+                raise
+            started.set_exception(error)
+        finally:
+            for future, _ in self._waiting.values():
+                future.set_exception(
+                    AgentUnreachable("the connection pool closed while it waited for an answer")
+                )
+            self._waiting.clear()
+            for name in list(self._dealers):
+                self._hang_up(name)
+            if self._router is not None:
+                self._router.close(linger=200)
+            context.term()
+
+    def _turn(self) -> None:
+        ready = dict(self._poller.poll(int(TICK_S * 1000)))
+        if self._wake_read.fileno() in ready:
+            with contextlib.suppress(BlockingIOError):
+                self._wake_read.recv(4096)
+        for name, dealer in list(self._dealers.items()):
+            if dealer in ready:
+                self._drain(partial(self._heard, name), dealer)
+        for name, monitor in list(self._monitors.items()):
+            if monitor in ready and recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED:
+                self._execute(self._core.disconnected(name, time.monotonic()))
+        if self._router is not None and self._router in ready:
+            self._drain(self._heard_on_router, self._router)
+        while self._commands:
+            self._commands.popleft()()
+        self._execute(self._core.tick(time.monotonic()))
+
+    def _drain(self, handle: Callable[[list[bytes]], None], socket: zmq.Socket[bytes]) -> None:
+        for _ in range(64):  # a flood on one socket does not starve the others
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            handle(frames)
+
+    def _bind(self, endpoint: str) -> None:
+        router = open_socket(self._context, zmq.ROUTER)
+        try:
+            router.bind(endpoint)
+        except zmq.ZMQError as error:
+            router.close(linger=0)
+            raise PortInUse(
+                f"cannot listen on {endpoint}: {error.strerror}", hint="choose another port with --listen"
+            ) from error
+        self._router = router
+        self.endpoint = router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._poller.register(router, zmq.POLLIN)
+
+    def _dial(self, name: str, endpoint: str) -> None:
+        known = self._core.agents.get(name)
+        if known is not None and known.endpoint == endpoint and name in self._dealers:
+            return
+        if name in self._dealers:
+            self._execute(self._core.forget(name))
+            self._hang_up(name)
+        dealer = open_socket(self._context, zmq.DEALER)
+        monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        dealer.connect(endpoint)
+        self._dealers[name], self._monitors[name] = dealer, monitor
+        self._poller.register(dealer, zmq.POLLIN)
+        self._poller.register(monitor, zmq.POLLIN)
+        self._execute(self._core.dial(name, endpoint, time.monotonic()))
+
+    def _hang_up(self, name: str) -> None:
+        dealer, monitor = self._dealers.pop(name), self._monitors.pop(name)
+        self._poller.unregister(dealer)
+        self._poller.unregister(monitor)
+        dealer.disable_monitor()
+        monitor.close(linger=0)
+        dealer.close(linger=200)
+
+    def _heard(self, name: str, frames: list[bytes]) -> None:
+        message = _decode(frames)
+        if message is not None:
+            self._execute(self._core.received(name, message, time.monotonic()))
+
+    def _heard_on_router(self, frames: list[bytes]) -> None:
+        identity, *rest = frames
+        message = _decode(rest)
+        if isinstance(message, m.Hello) and message.role == "agent":
+            self._identities[message.name] = identity
+            self._execute(self._core.registered(message, time.monotonic()))
+            return
+        name = next((n for n, known in self._identities.items() if known == identity), None)
+        if name is not None and message is not None:
+            self._execute(self._core.received(name, message, time.monotonic()))
+        elif name is None and self._on_api is not None:
+            self._on_api(identity, rest)
+
+    def _route(self, identity: bytes, frames: list[bytes]) -> None:
+        if self._router is not None:
+            with contextlib.suppress(zmq.ZMQError):  # the caller has gone
+                self._router.send_multipart([identity, *frames], zmq.NOBLOCK)
+
+    def _execute(self, instructions: list[Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Send(name, message, frame):
+                    self._send(name, message, frame)
+                case Settle(number, answer, problem):
+                    self._settle(number, answer, problem)
+                case Report(number, progress):
+                    handler = self._waiting[number][1] if number in self._waiting else None
+                    if handler is not None:
+                        handler(progress)
+                case Notify(kind, name, detail):
+                    if self._on_event is not None:
+                        self._on_event(kind, name, detail)
+        if instructions:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _send(self, name: str, message: m.ControlMessage, frame: bytes | memoryview | None) -> None:
+        body = [encode_control(message)] if frame is None else [encode_control(message), frame]
+        # EAGAIN: its queue is full because it does not read; the question then ends at its deadline.
+        with contextlib.suppress(zmq.ZMQError):
+            if name in self._dealers:
+                self._dealers[name].send_multipart(body, zmq.NOBLOCK)
+            elif name in self._identities and self._router is not None:
+                self._router.send_multipart([self._identities[name], *body], zmq.NOBLOCK)
+
+    def _settle(self, number: int, answer: m.ControlMessage | None, problem: str) -> None:
+        future, _ = self._waiting.pop(number, (None, None))
+        if future is None:
+            return
+        if answer is not None:
+            future.set_result(answer)
+        elif problem == "timeout":
+            future.set_exception(AgentUnreachable("an agent did not answer in time"))
+        else:
+            future.set_exception(AgentUnreachable("an agent's connection closed before it answered"))
+
+
+def _decode(frames: list[bytes]) -> m.ControlMessage | None:
+    try:
+        return decode_control(frames[0])
+    except Exception:  # whatever a peer sends, the thread that watches the others goes on
+        return None
+
+
+def _unreachable(name: str, endpoint: str, timeout: float) -> AgentUnreachable:
+    if endpoint:
+        return AgentUnreachable(
+            f"agent {name!r} did not answer at {endpoint} within {timeout:g} s",
+            hint=f"start it there with `defer agent --name {name} --listen {endpoint.removeprefix('tcp://')}`, "
+            "or correct its address in the cluster file",
+        )
+    return AgentUnreachable(
+        f"agent {name!r} has not dialled in within {timeout:g} s",
+        hint=f"start it on its box with `defer agent --name {name} --dial tcp://THIS_HOST:PORT`",
+    )

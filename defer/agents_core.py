@@ -1,0 +1,231 @@
+"""What the dispatcher knows of its agents and of the questions it has asked them: plain data in, plain data out.
+
+`AgentsCore` holds no socket, thread or clock. Its methods take an event and the time (seconds on any monotonic clock)
+and return instructions, which `defer.agents` executes. An agent is known by its device name.
+
+States of an agent:
+
+    connecting ── Welcome ──▶ alive ── silence or disconnect ──▶ lost ── Welcome, same boot ──▶ alive   ("back")
+        │                                                          └──── Welcome, other boot ─▶ alive   ("restarted")
+        └── Fault (protocol, refused) ──▶ refused
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import msgspec
+
+from node_agent import messages as m
+
+HELLO_EVERY_S = 0.5
+"""Seconds between greetings to an agent that does not answer."""
+
+SILENCE_S = 3.0
+"""An agent that has sent nothing for this long is lost; a closed connection says so at once."""
+
+State = Literal["connecting", "alive", "lost", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """What is known of one agent; times are on the caller's monotonic clock."""
+
+    name: str
+    endpoint: str
+    state: State = "connecting"
+    version: int = 0
+    boot: str = ""
+    offer: m.Offer | None = None
+    heartbeat: m.Heartbeat | None = None
+    heard_at: float = 0.0
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send `message` to the agent, with `frame` behind it where there is one."""
+
+    name: str
+    message: m.ControlMessage
+    frame: bytes | memoryview | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The question `id` has its answer, or ended without one (`answer` None: `problem` says why)."""
+
+    id: int
+    answer: m.ControlMessage | None
+    problem: Literal["", "lost", "timeout"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The question `id` is being worked on."""
+
+    id: int
+    progress: m.Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Something happened to an agent that others may want to know."""
+
+    kind: Literal["alive", "lost", "back", "restarted", "refused"]
+    name: str
+    detail: str = ""
+
+
+Instruction = Send | Settle | Report | Notify
+
+
+@dataclass(slots=True)
+class _Question:
+    name: str
+    deadline: float
+
+
+@dataclass(slots=True)
+class AgentsCore:
+    """The dispatcher's side of every control connection.
+
+    Args:
+        name: How the dispatcher introduces itself.
+    """
+
+    name: str
+    agents: dict[str, Liveness] = field(default_factory=dict)
+    _questions: dict[int, _Question] = field(default_factory=dict)
+    _next_id: int = 1
+    _next_hello: dict[str, float] = field(default_factory=dict)
+
+    # -------------------------------------------------------------------------------------------- connections
+
+    def dial(self, name: str, endpoint: str, now: float) -> list[Instruction]:
+        """Start greeting the agent at `endpoint`."""
+        self.agents[name] = Liveness(name, endpoint, heard_at=now)
+        return self._greet(name, now)
+
+    def registered(self, hello: m.Hello, now: float) -> list[Instruction]:
+        """An agent that dials out has said who it is; it is greeted, so that it answers like any other."""
+        known = self.agents.get(hello.name)
+        if known is None or known.state != "alive" or known.boot != hello.boot:
+            self.agents[hello.name] = known or Liveness(hello.name, "", heard_at=now)
+            return self._greet(hello.name, now)
+        return []
+
+    def forget(self, name: str) -> list[Instruction]:
+        """Stop talking to an agent; open questions to it end as lost."""
+        self.agents.pop(name, None)
+        self._next_hello.pop(name, None)
+        return self._drop_questions(name)
+
+    def disconnected(self, name: str, now: float) -> list[Instruction]:
+        """The connection to the agent closed: its process ended or the link went."""
+        return self._lose(name, "its connection closed", now)
+
+    # ---------------------------------------------------------------------------------------------- questions
+
+    def ask(
+        self,
+        name: str,
+        build: Callable[[int], m.ControlMessage],
+        deadline: float,
+        frame: bytes | memoryview | None = None,
+    ) -> tuple[int, list[Instruction]]:
+        """Ask an agent something; `build` makes the message with the id it is given."""
+        number = self._take_id()
+        liveness = self.agents.get(name)
+        if liveness is None or liveness.state != "alive":
+            return number, [Settle(number, None, "lost")]
+        self._questions[number] = _Question(name, deadline)
+        return number, [Send(name, build(number), frame)]
+
+    def received(self, name: str, message: m.ControlMessage, now: float) -> list[Instruction]:
+        """A message came from the agent."""
+        known = self.agents.get(name)
+        if known is None:
+            return []
+        known = self.agents[name] = replace(known, heard_at=now)
+        match message:
+            case m.Heartbeat():
+                self.agents[name] = replace(known, heartbeat=message)
+                # A heartbeat of another start of the process, or one after silence: it must be greeted anew.
+                stale = known.state == "lost" or (known.boot and known.boot != message.boot)
+                return self._greet(name, now) if stale and now >= self._next_hello.get(name, 0) else []
+            case m.Welcome():
+                return self._welcomed(known, message)
+            case m.Fault() if message.id not in self._questions and known.state == "connecting":
+                self.agents[name] = replace(known, state="refused", refusal=message.message)
+                return [Notify("refused", name, message.message)]
+            case m.Progress():
+                return [Report(message.id, message)] if message.id in self._questions else []
+            case _:
+                if self._questions.pop(message.id, None) is None:
+                    return []  # an answer after its deadline
+                return [Settle(message.id, message)]
+
+    def tick(self, now: float) -> list[Instruction]:
+        """Let time pass: greet again, end what waited too long, notice silence."""
+        instructions: list[Instruction] = []
+        for name, liveness in list(self.agents.items()):
+            if liveness.state == "alive" and now - liveness.heard_at > SILENCE_S:
+                instructions += self._lose(name, f"it has been silent for {SILENCE_S:g} s", now)
+            elif liveness.state in ("connecting", "lost") and now >= self._next_hello.get(name, 0):
+                instructions += self._greet(name, now)
+        for number, question in list(self._questions.items()):
+            if now >= question.deadline:
+                del self._questions[number]
+                instructions.append(Settle(number, None, "timeout"))
+        return instructions
+
+    # ------------------------------------------------------------------------------------------------- inside
+
+    def _take_id(self) -> int:
+        number, self._next_id = self._next_id, self._next_id + 1
+        return number
+
+    def _greet(self, name: str, now: float) -> list[Instruction]:
+        self._next_hello[name] = now + HELLO_EVERY_S
+        hello = m.Hello(self._take_id(), m.PROTOCOL_MINIMUM, m.PROTOCOL_VERSION, self.name, "dispatcher")
+        return [Send(name, hello)]
+
+    def _welcomed(self, known: Liveness, welcome: m.Welcome) -> list[Instruction]:
+        fresh = not known.boot
+        same = known.boot == welcome.boot
+        self.agents[known.name] = replace(
+            known,
+            state="alive",
+            version=welcome.version,
+            boot=welcome.boot,
+            offer=welcome.offer or known.offer,
+        )
+        if fresh:
+            return [Notify("alive", known.name)]
+        if not same:
+            # What the old process held is gone, and so are its answers.
+            return [*self._drop_questions(known.name), Notify("restarted", known.name)]
+        return [Notify("back", known.name)] if known.state == "lost" else []
+
+    def _lose(self, name: str, why: str, now: float) -> list[Instruction]:
+        known = self.agents.get(name)
+        if known is None or known.state != "alive":
+            return []
+        self.agents[name] = replace(known, state="lost")
+        self._next_hello[name] = now
+        return [*self._drop_questions(name), Notify("lost", name, why)]
+
+    def _drop_questions(self, name: str) -> list[Instruction]:
+        dropped = [number for number, question in self._questions.items() if question.name == name]
+        for number in dropped:
+            del self._questions[number]
+        return [Settle(number, None, "lost") for number in dropped]
+
+
+def with_id(message: m.ControlMessage, number: int) -> m.ControlMessage:
+    """`message` with its id set; callers of the pool write 0 and never see ids."""
+    changed: m.ControlMessage = msgspec.structs.replace(message, id=number)
+    return changed

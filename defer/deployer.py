@@ -1,0 +1,185 @@
+"""A plan onto its agents: cut, ship what is missing, load everywhere at once, and say what the dispatcher must know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from defer.agents import AgentPool
+from defer.documents.cluster import Cluster
+from defer.documents.plan import Plan
+from defer.errors import AgentFault, UnknownDevice
+from defer.hops import Layout, Place, lay_out
+from defer.parts import WrittenPart
+from defer.shipping import ship
+from node_agent import messages as m
+
+LOAD_TIMEOUT_S = 600.0
+"""Compiling an engine takes minutes; loading for ONNX Runtime takes seconds."""
+
+Step = Callable[[str, str, float], None]
+"""Called with (agent, what is being done, fraction 0–1), from several threads."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A plan that its agents have loaded.
+
+    Attributes:
+        model: Name it is served under.
+        epoch: Its number; items carry it.
+        plan: What it was made from.
+        layout: Its hops and the dispatcher's neighbours.
+        inputs: The model's inputs.
+        outputs: The model's outputs.
+        warm_up: The inputs with every dimension bound: the canary's shapes.
+        sent_bytes: Bytes shipped to all agents.
+        load_seconds: Per agent, seconds it took to load.
+    """
+
+    model: str
+    epoch: int
+    plan: Plan
+    layout: Layout
+    inputs: tuple[m.TensorSpec, ...]
+    outputs: tuple[m.TensorSpec, ...]
+    warm_up: tuple[m.TensorSpec, ...]
+    sent_bytes: int
+    load_seconds: Mapping[str, float]
+
+
+def place_of(pool: AgentPool, cluster: Cluster, device: str) -> Place:
+    """Where a connected agent is reached on the data plane.
+
+    Raises:
+        UnknownDevice: The cluster has no such device, or no agent of that name is connected.
+    """
+    described = cluster.device(device)
+    known = pool.liveness(device)
+    if known is None or known.offer is None:
+        raise UnknownDevice(
+            f"the plan uses device {device!r}, which has no connected agent",
+            hint=f"devices with agents: {', '.join(d.name for d in cluster.agents)}",
+        )
+    if described.dials:
+        return Place(device, "", "", dials=True)
+    host = described.address.rpartition(":")[0]
+    return Place(device, f"tcp://{host}:{known.offer.data_port}", f"tcp://{host}:{known.offer.fetch_port}")
+
+
+def deploy(
+    pool: AgentPool,
+    cluster: Cluster,
+    plan: Plan,
+    parts: Sequence[WrittenPart],
+    signature: tuple[Sequence[m.TensorSpec], Sequence[m.TensorSpec], Sequence[m.TensorSpec]],
+    dispatcher: Place,
+    *,
+    epoch: int,
+    name: str,
+    on_step: Step | None = None,
+) -> Deployment:
+    """Ship and load a plan's partitions; when this returns every agent is warm.
+
+    Args:
+        pool: Connections to the agents, all connected.
+        cluster: Where the devices are.
+        plan: Which blocks run where.
+        parts: The stages' partitions on disk, in order.
+        signature: The model's inputs, outputs, and inputs with every dimension bound.
+        dispatcher: Where the dispatcher's data sockets are reached.
+        epoch: Number of this deployment, never used before by this dispatcher.
+        name: Name the model is served under.
+        on_step: Told of progress.
+
+    Raises:
+        AgentFault: An agent could not store or load its part; the others are told to unload it.
+        AgentUnreachable: An agent stopped answering.
+        UnknownDevice: The plan names a device without an agent.
+    """
+    devices = sorted({device for transfer in plan.transfers for device in transfer.path} & _agents(plan))
+    places = {device: place_of(pool, cluster, device) for device in devices}
+    layout = lay_out(plan, [part.part for part in parts], places, dispatcher)
+    engines = {device.name: device.engine for device in cluster.devices}
+    files: dict[str, dict[m.FileRef, Path]] = {device: {} for device in layout.hops}
+    for stage, part in zip(plan.stages, parts, strict=True):
+        files[stage.device].update(part.files)
+
+    def bring(device: str) -> tuple[int, m.Loaded]:
+        sent = _ship(pool, device, files[device], on_step)
+        return sent, _load(pool, device, m.Load(0, epoch, name, layout.hops[device], engines[device]), on_step)
+
+    try:
+        brought = in_parallel(bring, list(layout.hops))
+    except BaseException:
+        retire(pool, layout.hops, epoch)
+        raise
+    inputs, outputs, warm_up = signature
+    return Deployment(
+        model=name,
+        epoch=epoch,
+        plan=plan,
+        layout=layout,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        warm_up=tuple(warm_up),
+        sent_bytes=sum(sent for sent, _ in brought.values()),
+        load_seconds={device: loaded.seconds for device, (_, loaded) in brought.items()},
+    )
+
+
+def retire(pool: AgentPool, devices: Mapping[str, object], epoch: int) -> None:
+    """Tell agents to forget an epoch; one that is gone has forgotten it already."""
+    asked = [
+        pool.submit(device, m.Unload(0, epoch), timeout=30.0)
+        for device in devices
+        if (known := pool.liveness(device)) is not None and known.state == "alive"
+    ]
+    wait(asked, timeout=40.0)
+
+
+def in_parallel(action: Callable[[str], T], names: Sequence[str]) -> dict[str, T]:
+    """`action` for every name at once; the first error is raised when the others have ended."""
+    if not names:
+        return {}
+    with ThreadPoolExecutor(max_workers=len(names), thread_name_prefix="defer-deploy") as executor:
+        futures = {name: executor.submit(action, name) for name in names}
+        wait(futures.values(), return_when=FIRST_EXCEPTION)
+    return {name: future.result() for name, future in futures.items()}
+
+
+def _agents(plan: Plan) -> set[str]:
+    """Devices that must have an agent: those that run a stage, and relays in the middle of a path."""
+    relays = {device for transfer in plan.transfers for device in transfer.path[1:-1]}
+    return relays | {stage.device for stage in plan.stages}
+
+
+def _ship(pool: AgentPool, device: str, files: Mapping[m.FileRef, Path], on_step: Step | None) -> int:
+    total = sum(file.nbytes for file in files)
+    sent = 0
+
+    def count(size: int) -> None:
+        nonlocal sent
+        sent += size
+        if on_step is not None:
+            on_step(device, "shipping", sent / total)
+
+    return ship(pool, device, files, on_sent=count)
+
+
+def _load(pool: AgentPool, device: str, load: m.Load, on_step: Step | None) -> m.Loaded:
+    def report(progress: m.Progress) -> None:
+        if on_step is not None:
+            on_step(device, progress.what, progress.fraction)
+
+    answer = pool.ask(device, load, timeout=LOAD_TIMEOUT_S, on_progress=report)
+    if not isinstance(answer, m.Loaded):
+        raise AgentFault(f"agent {device!r} answered {type(answer).__name__} to Load")
+    if on_step is not None:
+        on_step(device, "ready", 1.0)
+    return answer

@@ -1,0 +1,126 @@
+"""From a plan to what each agent is told: the hops of a route, numbered from 0, and who dials whom between them.
+
+Pure: names, endpoints and files in, `HopSpec`s out. Every device on a transfer's path becomes a hop: those in the middle
+relay, the last one runs the next stage. The hop after the last is the dispatcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from defer.documents.plan import Plan
+from defer.errors import NoRoute
+from node_agent.messages import FileRef, HopSpec, PeerRef, TensorSpec
+
+DISPATCHER = "@dispatcher"
+"""The dispatcher's name on data connections; no device may be called so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How a process is reached on the data plane.
+
+    Attributes:
+        name: Its device name.
+        data: `tcp://host:port` where peers that dial hand items over.
+        fetch: `tcp://host:port` where peers that dial fetch items.
+        dials: It cannot be dialled (NAT), so it dials both its neighbours.
+    """
+
+    name: str
+    data: str
+    fetch: str
+    dials: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One stage's partition as files and tensors; `warm_up` has every dimension bound."""
+
+    graph: FileRef
+    weights: tuple[FileRef, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    warm_up: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Every agent's hops, and the dispatcher's two neighbours.
+
+    Attributes:
+        hops: Per device, its hops in order.
+        count: Number of hops; results come back as hop `count`.
+        first: Peer that hop 0 runs on, as the dispatcher sees it.
+        last: Peer that results come from, as the dispatcher sees it.
+    """
+
+    hops: Mapping[str, tuple[HopSpec, ...]]
+    count: int
+    first: PeerRef
+    last: PeerRef
+
+
+def lay_out(plan: Plan, parts: Sequence[Part], places: Mapping[str, Place], dispatcher: Place) -> Layout:
+    """Number the hops of a plan and decide who dials whom.
+
+    Args:
+        plan: The plan; its transfers' paths start and end at the dispatcher's device.
+        parts: One per stage.
+        places: Every device on the route, by name.
+        dispatcher: Where the dispatcher is reached; its name is `DISPATCHER`.
+
+    Raises:
+        NoRoute: Two neighbours both can only dial.
+    """
+    sequence: list[tuple[Place, int | None, int]] = []  # place, stage that runs there (None relays), incoming transfer
+    for number, transfer in enumerate(plan.transfers):
+        relays = transfer.path[1:-1]
+        sequence += [(places[device], None, number) for device in relays]
+        if number < len(plan.stages):
+            sequence.append((places[plan.stages[number].device], number, number))
+    chain = [dispatcher, *(place for place, _, _ in sequence), dispatcher]
+    for left, right in zip(chain, chain[1:], strict=False):
+        if left.dials and right.dials:
+            raise NoRoute(
+                f"{left.name!r} and {right.name!r} cannot exchange data: both can only dial",
+                hint="put a device that can be dialled between them, or remove `dials` from one",
+            )
+    hops: dict[str, list[HopSpec]] = {}
+    for index, (place, stage, _) in enumerate(sequence):
+        previous, following = chain[index], chain[index + 2]
+        common = HopSpec(hop=index, previous=_upstream(place, previous), next=_downstream(place, following))
+        hops.setdefault(place.name, []).append(common if stage is None else _compute(common, plan, stage, parts[stage]))
+    return Layout(
+        hops={device: tuple(specs) for device, specs in hops.items()},
+        count=len(sequence),
+        first=_downstream(dispatcher, chain[1]),
+        last=_upstream(dispatcher, chain[-2]),
+    )
+
+
+def _compute(common: HopSpec, plan: Plan, stage: int, part: Part) -> HopSpec:
+    leaving = plan.transfers[stage + 1]
+    return HopSpec(
+        hop=common.hop,
+        previous=common.previous,
+        next=common.next,
+        graph=part.graph,
+        weights=part.weights,
+        inputs=part.inputs,
+        outputs=part.outputs,
+        send=tuple(leaving.tensors),
+        codec=leaving.codec,
+        warm_up=part.warm_up,
+    )
+
+
+def _downstream(sender: Place, receiver: Place) -> PeerRef:
+    """How `sender` reaches the one it hands items to: it dials its data port, unless that one must dial."""
+    return PeerRef(receiver.name, "" if receiver.dials else receiver.data)
+
+
+def _upstream(receiver: Place, sender: Place) -> PeerRef:
+    """How `receiver` reaches the one that hands items to it: only when it must dial, at the fetch port."""
+    return PeerRef(sender.name, sender.fetch if receiver.dials else "")

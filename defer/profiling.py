@@ -1,0 +1,284 @@
+"""What the blocks cost on each device and the links between them, measured on the agents themselves.
+
+The blocks are measured in the model's order, each as a partition of its own, so that a device that could never hold the
+whole model is measured too: it loads one block, runs it on the activations of the one before, and drops it. Devices
+with equal fingerprints (one machine, one engine, the same threads) are measured once. Block times are cached on disk
+by model, positions, bound shapes, fingerprint and engine; links are measured each time, because they change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+import partitioner
+from defer.agents import AgentPool
+from defer.deployer import Place, in_parallel, place_of
+from defer.documents.cluster import Cluster
+from defer.documents.profile import CodecProfile, CostProfile, DeviceProfile, LinkProfile
+from defer.errors import AgentFault
+from defer.link_probe import measure_link
+from defer.parts import WrittenPart, bind, write_parts
+from defer.shipping import ship
+from node_agent import messages as m
+
+MEASURE_TIMEOUT_S = 300.0
+"""One block: shipping is done before; this is load, warm-up and the timed runs."""
+
+LINK_BUDGET_S = 0.25
+"""Seconds of probing per direction of a link."""
+
+STAGE_OVERHEAD_S = 0.3e-3
+"""Dispatch of one request through an agent's three threads, before anything is copied or run."""
+
+Step = Callable[[str, str, float], None]
+"""Called with (device, what is being done, fraction 0–1), from several threads."""
+
+
+class BlockCosts(msgspec.Struct, frozen=True):
+    """What was measured of a chain's blocks on one kind of device; the cached document."""
+
+    version: int
+    engine: str
+    block_seconds: tuple[float, ...]
+    block_resident: tuple[int, ...]
+    codecs: dict[str, CodecProfile]
+    ratios: dict[str, tuple[float, ...]]
+
+
+def profile(
+    pool: AgentPool,
+    cluster: Cluster,
+    model: Path,
+    chain: partitioner.BlockChain,
+    *,
+    dispatcher: Place,
+    work: Path,
+    cache: Path,
+    fresh: bool = False,
+    on_step: Step | None = None,
+) -> CostProfile:
+    """Measure a model's blocks on a cluster's devices, and the links between them.
+
+    Args:
+        pool: Connections to the agents, all connected.
+        cluster: The devices and which of them may talk.
+        model: The ONNX file.
+        chain: Its blocks, coarse enough to be measured one by one.
+        dispatcher: Where the dispatcher's data socket answers probes.
+        work: Directory for the blocks' partition files.
+        cache: Directory of earlier measurements.
+        fresh: Measure again what the cache holds.
+        on_step: Told of progress.
+
+    Raises:
+        AgentFault: An agent could not load or run a block.
+        AgentUnreachable: An agent stopped answering.
+    """
+    positions = tuple(boundary.position for boundary in chain.boundaries)
+    parts = write_parts(model, positions[1:-1], chain, work)
+    computing = [d for d in cluster.agents if d.computes and _offer(pool, d.name) is not None]
+    representatives: dict[tuple[str, str], str] = {}
+    for device in computing:
+        representatives.setdefault((_fingerprint(pool, device.name), device.engine), device.name)
+
+    def costs_on(name: str) -> BlockCosts:
+        engine = next(d.engine for d in computing if d.name == name)
+        path = cache / f"{_cache_key(chain, positions, _fingerprint(pool, name), engine)}.json"
+        known = None if fresh else _cached(path)
+        if known is None:
+            known = _measure_blocks(pool, name, engine, chain, parts, on_step)
+            _remember(path, known)
+        elif on_step is not None:
+            on_step(name, "measured before", 1.0)
+        return known
+
+    measured = in_parallel(costs_on, list(representatives.values()))
+    devices = {
+        device.name: _device_profile(pool, device.name, measured[representatives[_fingerprint(pool, device.name), device.engine]])
+        for device in computing
+    }
+    return CostProfile(
+        model=chain.model,
+        digest=chain.digest,
+        positions=positions,
+        bindings=dict(chain.bindings),
+        devices=devices,
+        links=tuple(_measure_links(pool, cluster, dispatcher, on_step)),
+        codecs=_worst_ratios(measured.values()),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ blocks
+
+
+def _measure_blocks(
+    pool: AgentPool,
+    name: str,
+    engine: str,
+    chain: partitioner.BlockChain,
+    parts: Sequence[WrittenPart],
+    on_step: Step | None,
+) -> BlockCosts:
+    seconds: list[float] = []
+    resident: list[int] = []
+    produced: dict[str, m.TensorStats] = {}
+    session = f"{chain.digest[:16]}-{name}"
+    for index, written in enumerate(parts):
+        if on_step is not None:
+            on_step(name, f"measuring block {index + 1} of {len(parts)}", index / len(parts))
+        ship(pool, name, written.files)
+        request = m.Measure(
+            0,
+            session,
+            written.part.graph,
+            written.part.weights,
+            written.part.warm_up,
+            tuple(chain.boundaries[index + 1].tensors) if index + 1 < len(parts) else (),
+            engine=engine,
+        )
+        answer = pool.ask(name, request, timeout=MEASURE_TIMEOUT_S)
+        if not isinstance(answer, m.Measured):
+            raise AgentFault(f"agent {name!r} answered {type(answer).__name__} to Measure")
+        # The median: one run that the machine interrupted says nothing about the block.
+        seconds.append(median(answer.seconds))
+        resident.append(answer.resident_bytes)
+        produced.update({stats.name: stats for stats in answer.outputs})
+    codecs, ratios = _codec_costs(chain, produced)
+    return BlockCosts(1, engine, tuple(seconds), tuple(resident), codecs, ratios)
+
+
+def _codec_costs(
+    chain: partitioner.BlockChain, produced: Mapping[str, m.TensorStats]
+) -> tuple[dict[str, CodecProfile], dict[str, tuple[float, ...]]]:
+    """Per codec and boundary: seconds to encode and decode all its tensors, and how much smaller they get.
+
+    A model's inputs are not produced by any block; they count as incompressible and cost nothing to encode.
+    """
+    names = {codec for stats in produced.values() for codec in stats.codecs}
+    codecs: dict[str, CodecProfile] = {}
+    ratios: dict[str, tuple[float, ...]] = {}
+    for codec in sorted(names):
+        encode: list[float] = []
+        decode: list[float] = []
+        ratio: list[float] = []
+        for boundary in chain.boundaries:
+            known = [produced[t].codecs[codec] for t in boundary.tensors if t in produced and codec in produced[t].codecs]
+            small = sum(row[0] for row in known)
+            large = sum(produced[t].nbytes for t in boundary.tensors if t in produced and codec in produced[t].codecs)
+            other = boundary.nbytes - large
+            encode.append(sum(row[1] for row in known))
+            decode.append(sum(row[2] for row in known))
+            ratio.append(boundary.nbytes / (small + other) if small + other > 0 else 1.0)
+        codecs[codec] = CodecProfile(encode_s=tuple(encode), decode_s=tuple(decode))
+        ratios[codec] = tuple(ratio)
+    return codecs, ratios
+
+
+def _worst_ratios(measured: Iterable[BlockCosts]) -> dict[str, tuple[float, ...]]:
+    """The least ratio over the devices: they measured the same tensors up to rounding."""
+    worst: dict[str, tuple[float, ...]] = {}
+    for costs in measured:
+        for codec, ratios in costs.ratios.items():
+            worst[codec] = tuple(map(min, worst[codec], ratios)) if codec in worst else ratios
+    return worst
+
+
+def _device_profile(pool: AgentPool, name: str, costs: BlockCosts) -> DeviceProfile:
+    return DeviceProfile(
+        fingerprint=_fingerprint(pool, name),
+        engine=costs.engine,
+        method="measured",
+        block_seconds=costs.block_seconds,
+        block_resident=costs.block_resident,
+        stage_overhead_s=STAGE_OVERHEAD_S,
+        codecs=costs.codecs,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- links
+
+
+def _measure_links(
+    pool: AgentPool, cluster: Cluster, dispatcher: Place, on_step: Step | None
+) -> list[LinkProfile]:
+    """Both directions between every two endpoints that may talk, one at a time so that they do not share a wire."""
+    source = cluster.dispatcher.device
+    places = {d.name: place_of(pool, cluster, d.name) for d in cluster.agents if _offer(pool, d.name) is not None}
+    wanted = [
+        link
+        for link in cluster.directed_links()
+        if link.bandwidth is None and {link.source, link.target} <= places.keys() | {source}
+    ]
+    links: list[LinkProfile] = []
+    for number, link in enumerate(wanted):
+        if on_step is not None:
+            on_step(f"{link.source} → {link.target}", "measuring link", number / len(wanted))
+        rate = _measure_one(pool, link.source, link.target, source, places, dispatcher)
+        if rate is not None:
+            bandwidth, delay = rate
+            links.append(
+                LinkProfile(
+                    source=link.source, target=link.target, bandwidth=bandwidth, delay=delay, method="measured"
+                )
+            )
+    return links
+
+
+def _measure_one(
+    pool: AgentPool, left: str, right: str, source: str, places: Mapping[str, Place], dispatcher: Place
+) -> tuple[float, float] | None:
+    """Bandwidth and delay of one direction; None where nobody can dial or the sender cannot dial the receiver.
+
+    Probes go the way that items go. Where the receiver is the one that dials, the other direction's figure would be a
+    guess, and the planner falls back to the cluster file's.
+    """
+    if left == source and left not in places:
+        target = places[right]
+        return None if target.dials else measure_link(target.data, budget_s=LINK_BUDGET_S)
+    peer = dispatcher if right == source and right not in places else places[right]
+    if peer.dials:
+        return None
+    question = m.MeasureLink(0, m.PeerRef(peer.name, peer.data), budget_s=LINK_BUDGET_S)
+    answer = pool.ask(left, question, timeout=30.0)
+    if not isinstance(answer, m.LinkMeasured):
+        raise AgentFault(f"agent {left!r} answered {type(answer).__name__} to MeasureLink")
+    return answer.bandwidth, answer.delay
+
+
+# ------------------------------------------------------------------------------------------------------------- cache
+
+
+def _cache_key(chain: partitioner.BlockChain, positions: Sequence[int], fingerprint: str, engine: str) -> str:
+    identity = [chain.digest, list(positions), sorted(chain.bindings.items()), fingerprint, engine]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+
+def _cached(path: Path) -> BlockCosts | None:
+    try:
+        known = msgspec.json.decode(path.read_bytes(), type=BlockCosts)
+    except (OSError, msgspec.MsgspecError):
+        return None  # absent or from another version: measured again
+    return known if known.version == 1 else None
+
+
+def _remember(path: Path, costs: BlockCosts) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_bytes(msgspec.json.encode(costs))
+    partial.replace(path)
+
+
+def _offer(pool: AgentPool, name: str) -> m.Offer | None:
+    known = pool.liveness(name)
+    return None if known is None else known.offer
+
+
+def _fingerprint(pool: AgentPool, name: str) -> str:
+    offer = _offer(pool, name)
+    return "" if offer is None else offer.fingerprint

@@ -1,0 +1,38 @@
+"""Every test ends with the threads and child processes that it began with."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+GRACE_S = 3.0
+"""A thread that was told to end may need a moment; one that was not told never ends."""
+
+
+def _children() -> set[int]:
+    """Process ids whose parent is this process; empty where /proc does not say."""
+    listing = Path(f"/proc/self/task/{os.getpid()}/children")
+    return {int(pid) for pid in listing.read_text().split()} if listing.exists() else set()
+
+
+def _threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("pytest-timeout")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail the test that leaves a thread or a process running."""
+    threads, children = _threads(), _children()
+    yield
+    deadline = time.monotonic() + GRACE_S
+    while time.monotonic() < deadline and (_threads() - threads or _children() - children):
+        time.sleep(0.01)
+    left = [thread.name for thread in _threads() - threads]
+    assert not left, f"threads left running: {left}"
+    orphans = _children() - children
+    assert not orphans, f"processes left running: {orphans}"

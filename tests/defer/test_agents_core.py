@@ -1,0 +1,124 @@
+"""The dispatcher's knowledge of its agents: events in, instructions out, no clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from defer.agents_core import HELLO_EVERY_S, SILENCE_S, AgentsCore, Notify, Report, Send, Settle
+from node_agent import messages as m
+
+OFFER = m.Offer((m.EngineInfo("cpu"),), 1 << 30, 2.0, 1, "same", 7701, 7702)
+
+
+def welcome(number: int, boot: str = "a") -> m.Welcome:
+    return m.Welcome(number, 1, "box", boot, OFFER)
+
+
+def beat(boot: str = "a", progress: int = 0) -> m.Heartbeat:
+    return m.Heartbeat(boot, progress, 0.0, 0, "serving")
+
+
+@pytest.fixture
+def core() -> AgentsCore:
+    core = AgentsCore("@dispatcher")
+    [hello] = core.dial("box", "tcp://127.0.0.1:7700", 0.0)
+    assert isinstance(hello, Send)
+    assert core.received("box", welcome(hello.message.id), 0.1) == [Notify("alive", "box")]
+    return core
+
+
+def ask(core: AgentsCore, deadline: float) -> int:
+    number, todo = core.ask("box", lambda n: m.StatusRequest(n), deadline)
+    assert todo == [Send("box", m.StatusRequest(number), None)]
+    return number
+
+
+def test_greets_until_welcomed() -> None:
+    core = AgentsCore("@dispatcher")
+    assert len(core.dial("box", "tcp://127.0.0.1:7700", 0.0)) == 1
+    assert core.tick(HELLO_EVERY_S / 2) == []
+    [again] = core.tick(HELLO_EVERY_S)
+    assert isinstance(again, Send)
+    assert isinstance(again.message, m.Hello)
+    core.received("box", welcome(again.message.id), HELLO_EVERY_S)
+    assert core.tick(2 * HELLO_EVERY_S) == []
+    assert core.agents["box"].offer == OFFER
+
+
+def test_refused_hello_is_final() -> None:
+    core = AgentsCore("@dispatcher")
+    core.dial("box", "tcp://127.0.0.1:7700", 0.0)
+    fault = m.Fault(1, "protocol-mismatch", "I speak versions 2 to 3, you speak 1")
+    assert core.received("box", fault, 0.1) == [Notify("refused", "box", fault.message)]
+    assert core.tick(10.0) == []
+
+
+def test_answer_settles_its_question_once(core: AgentsCore) -> None:
+    number = ask(core, 5.0)
+    assert core.received("box", m.Progress(number, "loading", 0.5), 1.0) == [
+        Report(number, m.Progress(number, "loading", 0.5))
+    ]
+    assert core.received("box", m.Done(number), 1.0) == [Settle(number, m.Done(number))]
+    assert core.received("box", m.Done(number), 1.1) == []
+    assert Settle(number, None, "timeout") not in core.tick(1.2)
+
+
+def test_question_ends_at_its_deadline_and_a_late_answer_is_ignored(core: AgentsCore) -> None:
+    number = ask(core, 1.0)
+    core.received("box", beat(), 0.9)
+    assert core.tick(1.0) == [Settle(number, None, "timeout")]
+    assert core.received("box", m.Done(number), 1.1) == []
+
+
+def test_unknown_agent_cannot_be_asked(core: AgentsCore) -> None:
+    number, todo = core.ask("nobody", lambda n: m.Done(n), 1.0)
+    assert todo == [Settle(number, None, "lost")]
+
+
+def test_silence_loses_the_agent_and_its_questions(core: AgentsCore) -> None:
+    number = ask(core, 100.0)
+    todo = core.tick(0.2 + SILENCE_S)
+    assert todo[0] == Settle(number, None, "lost")
+    assert isinstance(todo[1], Notify)
+    assert (todo[1].kind, todo[1].name) == ("lost", "box")
+
+
+def test_heartbeats_keep_it_alive(core: AgentsCore) -> None:
+    for tenth in range(1, 100):
+        assert core.received("box", beat(), tenth / 10) == []
+        assert core.tick(tenth / 10) == []
+
+
+@pytest.mark.parametrize(("boot", "kind"), [("a", "back"), ("b", "restarted")])
+def test_comes_back_as_the_same_process_or_another(core: AgentsCore, boot: str, kind: str) -> None:
+    number = ask(core, 100.0)
+    assert core.disconnected("box", 1.0)[0] == Settle(number, None, "lost")
+    [hello] = core.tick(1.0)
+    assert isinstance(hello, Send)
+    todo = core.received("box", welcome(hello.message.id, boot), 1.5)
+    assert todo == [Notify(kind, "box")]  # type: ignore[arg-type]
+    assert core.agents["box"].state == "alive"
+
+
+def test_restart_without_a_noticed_disconnect(core: AgentsCore) -> None:
+    number = ask(core, 100.0)
+    [hello] = core.received("box", beat("b"), 1.0)
+    assert isinstance(hello, Send)
+    todo = core.received("box", welcome(hello.message.id, "b"), 1.1)
+    assert todo == [Settle(number, None, "lost"), Notify("restarted", "box")]
+
+
+def test_agent_that_dials_is_greeted_when_it_registers() -> None:
+    core = AgentsCore("@dispatcher")
+    hello = m.Hello(0, 1, 1, "nat", "agent", OFFER, "z")
+    [send] = core.registered(hello, 0.0)
+    assert isinstance(send, Send)
+    core.received("nat", m.Welcome(send.message.id, 1, "nat", "z", OFFER), 0.1)
+    assert core.agents["nat"].state == "alive"
+    assert core.registered(hello, 0.2) == []
+
+
+def test_forgotten_agent_leaves_no_question(core: AgentsCore) -> None:
+    number = ask(core, 100.0)
+    assert core.forget("box") == [Settle(number, None, "lost")]
+    assert core.received("box", m.Done(number), 1.0) == []
