@@ -1,8 +1,8 @@
 """Human units in files and on screen, SI units inside: `"4 GiB"` is 4294967296 bytes, `"2 ms"` is 0.002 s.
 
-Parsing is exact: a text is read as a decimal number times the unit's factor, and rounded once, to the nearest value of
-the result's type. `format_*` write the shortest text that reads back as the same value; `show_*` round to three digits
-for tables and diagrams.
+Parsing is exact: a text is read as a decimal number times the unit's factor, and rounded once, to the nearest
+value of the result's type. `format_*` write a short text that reads back as the same value; `show_*` round to
+three digits for tables and diagrams.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Quantity:
     Attributes:
         name: What is measured, for messages.
         base: Unit of the SI value that parsing returns.
-        factors: Unit → how many base units it is; insertion order is the order in messages, first the usual ones.
+        factors: Unit → how many base units it is; messages list them in this order.
         example: A good value, for messages.
         whole: Whether only whole base units make sense (bytes).
         steps: Units to write values in, ascending.
@@ -108,8 +108,8 @@ def parse(text: str, quantity: Quantity) -> float:
     """The SI value of a text such as `"100 Mbit/s"`.
 
     Args:
-        text: A number ≥ 0 and a unit, with or without spaces between them. Units are case-sensitive, because Mbit and
-            mbit, or MB and Mb, differ by what people get wrong.
+        text: A number ≥ 0 and a unit, with or without spaces between them. Units are case-sensitive, because
+            MB and Mb differ by what people get wrong.
         quantity: What is expected.
 
     Returns:
@@ -191,8 +191,8 @@ def _step(value: Fraction, quantity: Quantity) -> str:
 
 
 def _format(value: float, quantity: Quantity) -> str:
-    # repr is the shortest decimal that reads back as this float; try the value in its unit as a float first, because
-    # 0.002 s is "2 ms" and not "2.0000000000000000416 ms", and fall back to the base unit, which is always exact.
+    # repr is the shortest decimal that reads back as this float. Scaled and rounded it nearly always
+    # still does ("2 ms"); where it does not, the base unit is exact.
     unit = _step(Fraction(value), quantity)
     number = _plain(float(Fraction(repr(float(value))) / quantity.factors[unit]))
     text = f"{number} {unit}"

@@ -1,0 +1,192 @@
+"""What a cluster file must not say, beyond types. Every error names the place and the way out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from defer import units
+from defer.documents.address import parse_address
+from defer.errors import DeferError, InvalidCluster
+
+if TYPE_CHECKING:
+    from defer.documents.cluster import Cluster, Device
+
+
+def check_cluster(cluster: Cluster) -> None:
+    """Finds the first contradiction.
+
+    Raises:
+        InvalidCluster: A name twice or unknown, an address that nobody can dial, a wrong unit, or a link that
+            cannot be.
+    """
+    _check_devices(cluster)
+    _check_dispatcher(cluster)
+    _check_links(cluster)
+    _check_network(cluster)
+
+
+def check_serving(cluster: Cluster) -> None:
+    """Checks what a dispatcher needs that starts on this file, and planning does not.
+
+    Raises:
+        InvalidCluster: Agents on other machines could not hand results back.
+    """
+    listen = parse_address(cluster.dispatcher.listen, "dispatcher.listen")
+    if cluster.device(cluster.dispatcher.device).dials:
+        return
+    away = [
+        device.name
+        for device in cluster.agents
+        if device.address and not parse_address(device.address, "address").is_loopback
+    ]
+    if listen.is_loopback and away:
+        raise InvalidCluster(
+            f"the dispatcher listens on {listen.host}, where {away[0]!r} cannot reach it",
+            where="dispatcher.listen",
+            hint='write listen = "0.0.0.0:7600" and advertise = "this machine\'s address"',
+        )
+    if listen.is_wildcard and not cluster.dispatcher.advertise and away:
+        raise InvalidCluster(
+            "the dispatcher listens on all interfaces and does not say at which one agents reach it",
+            where="dispatcher.advertise",
+            hint='write advertise = "this machine\'s address"',
+        )
+
+
+def _check_devices(cluster: Cluster) -> None:
+    seen: dict[str, int] = {}
+    for number, device in enumerate(cluster.devices):
+        place = f"device[{number}]"
+        _check_name(device.name, f"{place}.name")
+        if device.name in seen:
+            raise InvalidCluster(
+                f"the name {device.name!r} is taken by device[{seen[device.name]}]",
+                where=f"{place}.name",
+                hint="give each device its own name",
+            )
+        seen[device.name] = number
+        _check_address(cluster, device, place)
+        _parsed(units.SIZE, device.memory, f"{place}.memory", least=1)
+        _parsed(units.SPEED, device.speed, f"{place}.speed", least=1)
+    if not any(device.computes for device in cluster.devices):
+        raise InvalidCluster(
+            "no device computes",
+            where="device",
+            hint='add [[device]] with a name and an address = "host:port"',
+        )
+
+
+def _check_address(cluster: Cluster, device: Device, place: str) -> None:
+    if device.address and device.dials:
+        raise InvalidCluster(
+            f"{device.name!r} has an address and dials out as well",
+            where=f"{place}.address",
+            hint="remove `address` if nobody can dial it, or `dials` if the dispatcher can",
+        )
+    if device.address:
+        address = parse_address(device.address, f"{place}.address")
+        if address.port == 0:
+            raise InvalidCluster(
+                "port 0 means any port, which nobody can dial",
+                where=f"{place}.address",
+                hint="name the port that the agent prints when it starts",
+            )
+        if address.is_wildcard:
+            raise InvalidCluster(
+                f"{address.host} is an address to listen on, not one to dial",
+                where=f"{place}.address",
+                hint="name the device's own address",
+            )
+    home = device.name == cluster.dispatcher.device and not device.computes
+    if not device.has_agent and not home:
+        raise InvalidCluster(
+            f"{device.name!r} has no address",
+            where=place,
+            hint='add address = "host:port" of its agent, or dials = true if its agent dials out'
+            + (", or computes = false" if device.name == cluster.dispatcher.device else ""),
+        )
+
+
+def _check_dispatcher(cluster: Cluster) -> None:
+    if cluster.dispatcher.device not in cluster.names:
+        raise InvalidCluster(
+            f"no [[device]] is named {cluster.dispatcher.device!r}",
+            where="dispatcher.device",
+            hint=f'add [[device]] with name = "{cluster.dispatcher.device}" and computes = false',
+        )
+    parse_address(cluster.dispatcher.listen, "dispatcher.listen")
+    if cluster.dispatcher.advertise:
+        parse_address(f"{cluster.dispatcher.advertise}:1", "dispatcher.advertise")
+
+
+def _check_links(cluster: Cluster) -> None:
+    seen: dict[tuple[str, str], int] = {}
+    for number, link in enumerate(cluster.links):
+        place = f"link[{number}]"
+        if (link.between is None) == (not link.source and not link.target) or (
+            link.between is None and not (link.source and link.target)
+        ):
+            raise InvalidCluster(
+                "say either between = [a, b] or from = a and to = b",
+                where=place,
+                hint='for example between = ["desk", "jetson"]',
+            )
+        for pair in link.pairs:
+            _check_pair(cluster, pair, place)
+            if pair in seen:
+                raise InvalidCluster(
+                    f"the link {pair[0]} → {pair[1]} is described by link[{seen[pair]}] already",
+                    where=place,
+                    hint="keep one of them",
+                )
+            seen[pair] = number
+        _parsed(units.BANDWIDTH, link.bandwidth, f"{place}.bandwidth", least=1)
+        _parsed(units.DURATION, link.delay, f"{place}.delay")
+
+
+def _check_pair(cluster: Cluster, pair: tuple[str, str], place: str) -> None:
+    for name in pair:
+        if name not in cluster.names:
+            raise InvalidCluster(
+                f"no [[device]] is named {name!r}",
+                where=place,
+                hint=f"devices are {', '.join(cluster.names)}",
+            )
+    if pair[0] == pair[1]:
+        raise InvalidCluster(f"a link from {pair[0]!r} to itself", where=place, hint="name two devices")
+    if cluster.device(pair[0]).dials and cluster.device(pair[1]).dials:
+        raise InvalidCluster(
+            f"{pair[0]!r} and {pair[1]!r} both dial out, so neither can reach the other",
+            where=place,
+            hint="remove the link, or give one of them an address",
+        )
+
+
+def _check_network(cluster: Cluster) -> None:
+    _parsed(units.BANDWIDTH, cluster.network.bandwidth, "network.bandwidth", least=1)
+    _parsed(units.DURATION, cluster.network.delay, "network.delay")
+    if not cluster.network.codec:
+        raise InvalidCluster(
+            "the codec has no name", where="network.codec", hint="for example 'auto' or 'raw'"
+        )
+
+
+def _check_name(name: str, place: str) -> None:
+    good = 0 < len(name) <= 63 and all(c.isalnum() or c in "-_." for c in name) and name[0].isalnum()
+    if not good:
+        raise InvalidCluster(
+            f"{name!r:.80} is not a name",
+            where=place,
+            hint="use 1 to 63 letters, digits, '-', '_' and '.', a letter or digit first",
+        )
+
+
+def _parsed(quantity: units.Quantity, text: str | None, place: str, least: float = 0.0) -> None:
+    if text is None:
+        return
+    try:
+        value = units.parse(text, quantity)
+    except DeferError as exc:
+        raise InvalidCluster(exc.message, where=place, hint=exc.hint) from exc
+    if value < least:
+        raise InvalidCluster(f"{text!r} is too small", where=place, hint=f"for example {quantity.example!r}")
