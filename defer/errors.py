@@ -326,6 +326,14 @@ EXTRAS: Final[dict[str, str]] = {
 }
 """Which extra installs a top-level module."""
 
+_ALIASES: Final[dict[str, str]] = {
+    "model-not-found": "file-missing",
+    "invalid-cut": "usage",
+    "invalid-problem": "usage",
+    "output": "file-problem",
+}
+"""Codes of rooms that mean the same as one of ours under another name; finer ones are found by their base class."""
+
 _ROOMS: Final[dict[str, type[DeferError]]] = {
     "partitioner": InvalidModel,
     "router": NoRoute,
@@ -366,10 +374,7 @@ def translate(exc: BaseException) -> DeferError:
         return exc
     if isinstance(exc, BaseExceptionGroup):
         return translate(exc.exceptions[0])
-    code = getattr(exc, "code", None)
-    room = type(exc).__module__.partition(".")[0]
-    if isinstance(code, str) and (room in _ROOMS or code in _BY_CODE):
-        known = _BY_CODE.get(code) or _ROOMS[room]
+    if (known := _of_room(exc)) is not None:
         return known(_sentence(exc), hint=str(getattr(exc, "hint", "") or ""))
     if isinstance(exc, KeyboardInterrupt | asyncio.CancelledError):
         return Cancelled("interrupted")
@@ -390,6 +395,24 @@ def translate(exc: BaseException) -> DeferError:
         f"{type(exc).__name__}: {_sentence(exc)}",
         hint="this is a fault of defer; DEFER_DEBUG=1 shows where it happened, please report it",
     )
+
+
+def _of_room(exc: BaseException) -> type[DeferError] | None:
+    """What an error of a room is here: its own code, else the nearest base class's, else the room's."""
+    room = type(exc).__module__.partition(".")[0]
+    if room not in _ROOMS or not isinstance(getattr(exc, "code", None), str):
+        return None
+    for kind in type(exc).__mro__:
+        code = getattr(kind, "code", "")
+        if (code := _ALIASES.get(code, code)) in _BY_CODE:
+            found = _BY_CODE[code]
+            break
+    else:
+        found = _ROOMS[room]
+    cause = exc.__cause__
+    if found is FileProblem and isinstance(cause, OSError) and cause.errno in _SYSTEM:
+        return _SYSTEM[cause.errno][0]  # a room says that writing failed, its cause says why
+    return found
 
 
 def _sentence(exc: BaseException) -> str:

@@ -67,7 +67,7 @@ class BlocksDocument(Document, frozen=True, kw_only=True):
         boundaries: Boundary i comes before block i.
         tensors: Every tensor on any boundary.
         tensor_bytes: Size of each of them in bytes.
-        initializer_bytes: Size of each initializer that a block reads, so that shared ones count once.
+        weight_sizes: Bytes of each weight that a block reads, so that shared ones count once.
     """
 
     KIND: ClassVar[str] = "blocks"
@@ -79,6 +79,7 @@ class BlocksDocument(Document, frozen=True, kw_only=True):
     outputs: tuple[TensorEntry, ...]
     bindings: dict[str, int]
     weight_bytes: int
+    weight_sizes: dict[str, int]
     blocks: tuple[BlockEntry, ...]
     boundaries: tuple[BoundaryEntry, ...]
     tensors: tuple[TensorEntry, ...]
@@ -96,6 +97,7 @@ class BlocksDocument(Document, frozen=True, kw_only=True):
                 where="boundaries",
                 hint=f"`{self.MADE_BY}`",
             )
+        self._check_weights()
         known = {tensor.name for tensor in self.tensors}
         for number, block in enumerate(self.blocks):
             ends = (self.boundaries[number].position, self.boundaries[number + 1].position)
@@ -118,3 +120,82 @@ class BlocksDocument(Document, frozen=True, kw_only=True):
     def positions(self) -> tuple[int, ...]:
         """Op positions of the boundaries, 0 first."""
         return tuple(boundary.position for boundary in self.boundaries)
+
+    def _check_weights(self) -> None:
+        for number, block in enumerate(self.blocks):
+            for name in block.weights:
+                if name not in self.weight_sizes:
+                    raise InvalidDocument(
+                        f"the size of the weight {name!r} is missing",
+                        where=f"blocks[{number}].weights",
+                        hint=f"`{self.MADE_BY}`",
+                    )
+
+    @classmethod
+    def from_chain(cls, chain: BlockChain) -> BlocksDocument:
+        """The document of a chain."""
+        return cls(
+            model=chain.model,
+            digest=chain.digest,
+            inputs=tuple(map(_entry, chain.inputs)),
+            outputs=tuple(map(_entry, chain.outputs)),
+            bindings=dict(chain.bindings),
+            weight_bytes=chain.weight_bytes,
+            weight_sizes=dict(chain.weight_sizes),
+            blocks=tuple(
+                BlockEntry(
+                    start=block.start,
+                    stop=block.stop,
+                    name=block.name,
+                    op_types=block.op_types,
+                    flops=block.flops,
+                    weights=block.weights,
+                    weight_bytes=block.weight_bytes,
+                    activation_bytes=block.activation_bytes,
+                )
+                for block in chain.blocks
+            ),
+            boundaries=tuple(
+                BoundaryEntry(position=b.position, tensors=b.tensors, nbytes=b.nbytes)
+                for b in chain.boundaries
+            ),
+            tensors=tuple(map(_entry, chain.tensors.values())),
+            tensor_bytes=dict(chain.tensor_bytes),
+        )
+
+    def to_chain(self) -> BlockChain:
+        """The partitioner's chain again; needs the extra `planner`."""
+        import partitioner
+
+        def spec(entry: TensorEntry) -> partitioner.TensorSpec:
+            return partitioner.TensorSpec(entry.name, entry.dtype, entry.shape)
+
+        return partitioner.BlockChain(
+            model=self.model,
+            digest=self.digest,
+            inputs=tuple(map(spec, self.inputs)),
+            outputs=tuple(map(spec, self.outputs)),
+            blocks=tuple(
+                partitioner.Block(
+                    start=block.start,
+                    stop=block.stop,
+                    name=block.name,
+                    op_types=block.op_types,
+                    flops=block.flops,
+                    weights=block.weights,
+                    weight_bytes=block.weight_bytes,
+                    activation_bytes=block.activation_bytes,
+                )
+                for block in self.blocks
+            ),
+            boundaries=tuple(partitioner.Boundary(b.position, b.tensors, b.nbytes) for b in self.boundaries),
+            tensors={entry.name: spec(entry) for entry in self.tensors},
+            tensor_bytes=dict(self.tensor_bytes),
+            bindings=dict(self.bindings),
+            weight_sizes=dict(self.weight_sizes),
+            weight_bytes=self.weight_bytes,
+        )
+
+
+def _entry(spec: TensorSpec) -> TensorEntry:
+    return TensorEntry(spec.name, spec.dtype, spec.shape)

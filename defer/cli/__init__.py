@@ -1,0 +1,202 @@
+"""The command line. Verbs are loaded when used, so `defer infer` runs without the planner's packages.
+
+Every verb's module has a click command named `command`. What goes wrong in any of them ends here: one line
+that says what, one that says what to do, and the exit code of the table in `defer.errors`; with `--json` the
+same as one JSON object, also on standard error, so that standard output holds a result or nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+import click
+
+from defer.cli.output import report
+from defer.errors import Cancelled, DeferError, MissingExtra, UsageError, translate
+
+VERBS: Final[dict[str, tuple[str, str]]] = {
+    "analyze": (
+        "defer.cli.analyze:command",
+        "Show a model's blocks: FLOPs, weights, and bytes at each boundary.",
+    ),
+    "partition": ("defer.cli.partition:command", "Split a model into ONNX files; needs no cluster."),
+    "plan": ("defer.cli.plan:command", "Decide which device runs which blocks."),
+    "models": ("defer.cli.models:command", "List or build the reference networks."),
+    "schema": ("defer.cli.schema:command", "Print the JSON Schema of a document."),
+    "doctor": ("defer.cli.doctor:command", "Check this installation, and say what is missing."),
+    "agent": ("defer.cli.agent:command", "Run an agent on this device."),
+    "profile": ("defer.cli.profile:command", "Measure a model's blocks and the links on the agents."),
+    "serve": (
+        "defer.cli.serve:command",
+        "Run the dispatcher; with a model and a cluster, deploy and serve it.",
+    ),
+    "deploy": ("defer.cli.deploy:command", "Deploy a model through a running dispatcher."),
+    "undeploy": ("defer.cli.undeploy:command", "Take a deployment down."),
+    "status": ("defer.cli.status:command", "Show the dispatcher's deployments, agents and requests."),
+    "infer": ("defer.cli.infer:command", "Send inputs from .npy or .npz files, and save the outputs."),
+    "demo": (
+        "defer.cli.demo:command",
+        "Four agents on this machine, one model, measured against one device.",
+    ),
+}
+"""Every verb: where its command is, and its line in `defer --help`."""
+
+BROKEN_PIPE: Final = 128 + signal.SIGPIPE
+"""Exit code when the reader of standard output went away, as a shell reports it."""
+
+
+class VerbGroup(click.Group):
+    """A group that imports a verb when it is called, and turns every error into one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """All verbs, in the order of the table."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The verb's command, or one that says which extra it needs."""
+        if cmd_name not in VERBS:
+            return None
+        target, summary = VERBS[cmd_name]
+        module, _, attribute = target.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except ImportError as exc:
+            return _stand_in(cmd_name, summary, translate(exc))
+        if not isinstance(found, click.Command):
+            raise TypeError(f"{target} is not a click command")
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """The list of verbs from the table: no verb is imported for it."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in VERBS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with a suggestion for a verb that does not exist."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], VERBS, 1)
+            raise UsageError(
+                f"there is no command {args[0]!r}" + (f", did you mean {close[0]!r}?" if close else ""),
+                hint="`defer --help` lists the commands",
+            )
+        return super().resolve_command(ctx, args)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = "defer",
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs the command line; in standalone mode ends the process with the exit code of what happened."""
+        words = list(sys.argv[1:] if args is None else args)
+        call = super().main
+        if not standalone_mode:
+            return call(words, prog_name, complete_var, standalone_mode=False, **extra)
+        try:
+            code = call(words, prog_name, complete_var, standalone_mode=False, **extra)
+            sys.stdout.flush()
+        except (BrokenPipeError, click.exceptions.Exit) as exc:
+            sys.exit(_quiet_end(exc))
+        except BaseException as exc:
+            if isinstance(exc, SystemExit | GeneratorExit):
+                raise
+            _fail(exc, words)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stand_in(name: str, summary: str, error: DeferError) -> click.Command:
+    """A verb whose module cannot be imported: it has help, and any use of it says what to install."""
+
+    def fail(**_: Any) -> NoReturn:
+        raise error
+
+    needs = f"Not available here: {error.message}. {error.hint}"
+    return click.Command(
+        name,
+        help=f"{summary}\n\n{needs}",
+        callback=fail,
+        params=[click.Argument(["rest"], nargs=-1, type=click.UNPROCESSED)],
+        context_settings={"ignore_unknown_options": True},
+    )
+
+
+def _quiet_end(exc: BaseException) -> int:
+    if isinstance(exc, click.exceptions.Exit):
+        return exc.exit_code
+    # Nobody reads on: keep the interpreter from failing once more when it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
+
+
+def _fail(exc: BaseException, words: Sequence[str]) -> NoReturn:
+    """Reports an error and ends the process."""
+    error = _from_click(exc)
+    debug = "--debug" in words or os.environ.get("DEFER_DEBUG", "") not in ("", "0")
+    if debug and not isinstance(exc, click.ClickException | KeyboardInterrupt | click.Abort):
+        import traceback
+
+        traceback.print_exception(exc, file=sys.stderr)
+    report(error, as_json="--json" in words)
+    sys.exit(error.exit_code)
+
+
+def _from_click(exc: BaseException) -> DeferError:
+    if isinstance(exc, click.Abort):
+        return Cancelled("interrupted")
+    if isinstance(exc, click.FileError):
+        return translate(OSError(exc.message))
+    if isinstance(exc, click.UsageError):
+        path = exc.ctx.command_path if exc.ctx else "defer"
+        return UsageError(exc.format_message().rstrip("."), hint=f"`{path} --help` shows how it is used")
+    if isinstance(exc, click.ClickException):
+        return UsageError(exc.format_message())
+    return translate(exc)
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        import defer
+
+        click.echo(f"defer {defer.__version__}")
+        ctx.exit()
+
+
+@click.command(cls=VerbGroup, name="defer", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Print the version and leave.",
+)
+def group() -> None:
+    r"""Split an ONNX model over edge boxes, and serve it through a pipeline of agents.
+
+    \b
+    Examples:
+      defer models build resnet50 -o resnet50.onnx
+      defer analyze resnet50.onnx
+      defer plan resnet50.onnx --cluster cluster.toml --plot plan.svg
+      defer serve --model resnet50.onnx --cluster cluster.toml
+
+    Each command has --json for programs and --debug for a traceback. Exit codes follow sysexits.h.
+    """
+
+
+def main() -> None:
+    """The console command `defer`."""
+    group.main()
+
+
+__all__ = ["VERBS", "MissingExtra", "VerbGroup", "group", "main"]
