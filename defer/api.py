@@ -1,0 +1,276 @@
+"""What clients of the dispatcher say on its api socket: admin verbs, as typed values.
+
+The same rules as in `node_agent.messages`: a request carries an `id`, its answer the same; new fields go last
+and have a default; `Fault` answers what failed and `Progress` comes before the answer of what takes long. A
+model travels by content with the agents' own `Want`/`Have`/`Chunk`/`Taken`.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import msgspec
+
+from defer.errors import InvalidModel, ProtocolMismatch
+from node_agent.messages import (
+    Chunk,
+    Done,
+    Fault,
+    FileRef,
+    Have,
+    Hello,
+    Progress,
+    Taken,
+    TensorSpec,
+    Want,
+    Welcome,
+)
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """A model that clients may ask for.
+
+    Attributes:
+        name: Its name.
+        state: `announced`, `ready`, `lost`.
+        reason: Why it is not ready.
+        epoch: Number of its deployment; 0 where there is none yet.
+        inputs: Its inputs; a free dimension is a string.
+        outputs: Its outputs.
+    """
+
+    name: str
+    state: str
+    reason: str = ""
+    epoch: int = 0
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+
+
+class StageInfo(msgspec.Struct, frozen=True):
+    """A stage of a deployment and, where its agent answered, what it counts.
+
+    Attributes:
+        device: Where it runs.
+        start: First block.
+        stop: Block after the last.
+        items: Requests it has finished.
+        queued: Requests that wait there.
+        run_s: Mean seconds of a run.
+        bytes_out: Bytes handed on in all.
+    """
+
+    device: str
+    start: int
+    stop: int
+    items: int = 0
+    queued: int = 0
+    run_s: float = 0.0
+    bytes_out: int = 0
+
+
+class DeploymentInfo(msgspec.Struct, frozen=True):
+    """A deployment and its traffic; rates in requests per second, latencies in seconds."""
+
+    model: str
+    epoch: int
+    state: str
+    reason: str = ""
+    waiting: int = 0
+    in_flight: int = 0
+    accepted: int = 0
+    answered: int = 0
+    failed: int = 0
+    rate: float = 0.0
+    p50_s: float = 0.0
+    p99_s: float = 0.0
+    predicted_latency_s: float = 0.0
+    predicted_period_s: float = 0.0
+    stages: tuple[StageInfo, ...] = ()
+
+
+class DeviceInfo(msgspec.Struct, frozen=True):
+    """A device's agent as its heartbeats show it."""
+
+    name: str
+    state: str
+    endpoint: str = ""
+    heard_s: float = 0.0
+    """Seconds since it was last heard."""
+    progress: int = 0
+    item_age_s: float = 0.0
+    queued: int = 0
+    resident_bytes: int = 0
+    memory_bytes: int = 0
+    engine: str = ""
+    epochs: tuple[int, ...] = ()
+    reason: str = ""
+
+
+class GetStatus(msgspec.Struct, frozen=True, tag="get_status", tag_field="t"):
+    """Asks for `ServerStatus`."""
+
+    id: int
+
+
+class ServerStatus(msgspec.Struct, frozen=True, tag="server_status", tag_field="t"):
+    """Answers `GetStatus`.
+
+    Attributes:
+        name: The dispatcher's name.
+        version: defer's version there.
+        uptime_s: Seconds since it started.
+        models: What clients may ask for.
+        deployments: What is loaded, retired ones included.
+        devices: The cluster's agents.
+        held_requests: Accepted and unanswered requests.
+        held_bytes: Their input bytes.
+        refused: Requests never accepted, by code.
+        failed: Accepted requests that ended with an error, by code.
+        repeated: Requests that clients sent again and that did not run again.
+        stale: Results of requests that had ended.
+    """
+
+    id: int
+    name: str
+    version: str
+    uptime_s: float
+    models: tuple[ModelInfo, ...] = ()
+    deployments: tuple[DeploymentInfo, ...] = ()
+    devices: tuple[DeviceInfo, ...] = ()
+    held_requests: int = 0
+    held_bytes: int = 0
+    refused: dict[str, int] = {}
+    failed: dict[str, int] = {}
+    repeated: int = 0
+    stale: int = 0
+
+
+class ListModels(msgspec.Struct, frozen=True, tag="list_models", tag_field="t"):
+    """Asks for `Models`."""
+
+    id: int
+
+
+class Models(msgspec.Struct, frozen=True, tag="models", tag_field="t"):
+    """Answers `ListModels`; `data_port` is where requests go, on the host that the api was reached at."""
+
+    id: int
+    data_port: int
+    models: tuple[ModelInfo, ...] = ()
+
+
+class ModelFile(msgspec.Struct, frozen=True):
+    """A file of a model: its path relative to the model's folder, and its content."""
+
+    path: str
+    file: FileRef
+
+
+class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
+    """Plan and load a model, whose files the dispatcher already holds, and serve it; answered by `Deployed`.
+
+    Attributes:
+        name: Name to serve it under; a model already served under it is replaced without a gap.
+        files: The ONNX file first, then the files of its external data.
+        plan: A plan document in JSON; empty to make one.
+        profile: A profile document in JSON; empty to measure.
+        objective: `latency` or `throughput`, where a plan is made.
+        shapes: Input shapes that bind free dimensions for costs and warm-up.
+    """
+
+    id: int
+    name: str
+    files: tuple[ModelFile, ...]
+    plan: str = ""
+    profile: str = ""
+    objective: str = "latency"
+    shapes: dict[str, tuple[int, ...]] = {}
+
+
+class Deployed(msgspec.Struct, frozen=True, tag="deployed", tag_field="t"):
+    """Answers `Deploy`: a canary went through the whole pipeline, and the model is served.
+
+    Attributes:
+        model: As clients now see it.
+        plan: The plan document in JSON.
+        sent_bytes: Bytes shipped to agents.
+        seconds: From the request to ready.
+        canary_s: Seconds that the canary took.
+    """
+
+    id: int
+    model: ModelInfo
+    plan: str
+    sent_bytes: int
+    seconds: float
+    canary_s: float
+
+
+class Undeploy(msgspec.Struct, frozen=True, tag="undeploy", tag_field="t"):
+    """Stop serving a model: finish what is in flight, then free the agents. Answered by `Done`."""
+
+    id: int
+    name: str
+    drain_s: float = 30.0
+
+
+ApiMessage = (
+    Hello
+    | Welcome
+    | Fault
+    | Progress
+    | Done
+    | Want
+    | Have
+    | Chunk
+    | Taken
+    | GetStatus
+    | ServerStatus
+    | ListModels
+    | Models
+    | Deploy
+    | Deployed
+    | Undeploy
+)
+
+MAX_MESSAGE = 8 << 20
+"""Bytes of one api message at most, a chunk's frame aside; a plan takes kilobytes, a profile some hundred."""
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(ApiMessage)
+
+
+def encode(message: ApiMessage) -> bytes:
+    """A message as one msgpack map."""
+    return _encoder.encode(message)
+
+
+def decode(data: bytes | memoryview) -> ApiMessage:
+    """A message from its frame.
+
+    Raises:
+        ProtocolMismatch: It is none of ours, or too long.
+    """
+    if len(data) > MAX_MESSAGE:
+        raise ProtocolMismatch(f"an api message of {len(data)} bytes is over the limit of {MAX_MESSAGE}")
+    try:
+        message: ApiMessage = _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise ProtocolMismatch(f"not a message of defer's api: {exc}") from exc
+    return message
+
+
+def check_model_path(path: str) -> PurePosixPath:
+    """The path of a model's file, sure to stay inside the model's folder.
+
+    Raises:
+        InvalidModel: It is absolute, or climbs out.
+    """
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path:
+        raise InvalidModel(
+            f"the model's external data path {path!r} leaves the model's folder",
+            hint="save the model with its weights beside it",
+        )
+    return pure

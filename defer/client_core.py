@@ -1,0 +1,315 @@
+"""What a client of the dispatcher does with its requests: events in, instructions out, no socket or clock.
+
+A request keeps its 16-byte id until it is answered. When the connection breaks it is sent again under the
+same id as soon as there is a new one; the dispatcher never runs it twice.
+
+    Submit ──connected──▶ sent ──Result──▶ Resolve
+       │                   │ ▲
+       └─ waits for the ───┘ └── connection back, or (patient) after a pause when it was overloaded
+          connection             Rejection, deadline ──▶ Fail
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from defer.api import ModelInfo
+from defer.errors import WrongInput
+from defer.signature import input_problem, output_problem, specs_text
+from node_agent.messages import NO_DEADLINE, Infer, Rejection, Result, TensorHeader
+
+Array = npt.NDArray[np.generic]
+Inputs = Mapping[str, npt.ArrayLike] | npt.ArrayLike
+"""Arrays by input name, or one array for a model with one input."""
+
+GRACE_S = 0.25
+"""The dispatcher's own answer to a passed deadline says more than ours: we wait this much longer for it."""
+
+PAUSE_S = 0.02
+PAUSE_LIMIT_S = 1.0
+"""First and longest pause before a patient request is sent again to an overloaded dispatcher."""
+
+_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A new request.
+
+    Attributes:
+        request: Its id, 16 random bytes.
+        model: Name of the model; empty where there is only one.
+        outputs: Which outputs are wanted; empty for all.
+        tensors: Headers of its inputs.
+        frames: Their frames.
+        deadline: When it must be answered, on the clock of `handle`; infinity for never.
+        patient: Try again where the dispatcher is overloaded.
+    """
+
+    request: bytes
+    model: str
+    outputs: tuple[str, ...]
+    tensors: tuple[TensorHeader, ...]
+    frames: Sequence[object]
+    deadline: float
+    patient: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The dispatcher answered the greeting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection broke."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultArrived:
+    """A result with its frames."""
+
+    result: Result
+    frames: Sequence[object]
+
+
+@dataclass(frozen=True, slots=True)
+class RejectionArrived:
+    """An error in place of a result."""
+
+    rejection: Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The dispatcher will not talk to us: every request ends."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The client is closed: every request ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = Submit | Connected | Disconnected | ResultArrived | RejectionArrived | Refused | Closed | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class SendInfer:
+    """Send a request."""
+
+    infer: Infer
+    frames: Sequence[object]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """A request has its result."""
+
+    request: bytes
+    tensors: tuple[TensorHeader, ...]
+    frames: Sequence[object]
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """A request ended without a result."""
+
+    request: bytes
+    code: str
+    message: str
+    hint: str = ""
+
+
+Instruction = SendInfer | Resolve | Fail
+
+
+@dataclass(slots=True)
+class _Pending:
+    submit: Submit
+    submitted: float
+    tries: int = 0
+    again_at: float = math.inf
+
+
+class ClientCore:
+    """The client's decisions.
+
+    Args:
+        address: The dispatcher's, for messages.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.connected = False
+        self.late = 0
+        self._ever = False
+        self._wake = math.inf
+        self._pending: dict[bytes, _Pending] = {}
+
+    @property
+    def unanswered(self) -> int:
+        """Requests under way."""
+        return len(self._pending)
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """Take in one event at `now` (seconds, monotonic) and say what to do."""
+        match event:
+            case ResultArrived(result, frames):
+                if self._pending.pop(result.request, None) is None:
+                    self.late += 1
+                    return []
+                return [Resolve(result.request, result.tensors, frames)]
+            case Submit():
+                pending = self._pending[event.request] = _Pending(event, now)
+                self._wake = min(self._wake, event.deadline + (GRACE_S if self.connected else 0.0))
+                return [self._send(pending, now)] if self.connected else []
+            case RejectionArrived(rejection):
+                return self._rejected(rejection, now)
+            case Connected():
+                self.connected = self._ever = True
+                return [self._send(pending, now) for pending in self._pending.values()]
+            case Disconnected():
+                self.connected = False
+                self._wake = now  # without a connection the grace is void
+                return []
+            case Refused(code, message):
+                return self._fail_all(code, message)
+            case Closed():
+                return self._fail_all("cancelled", "the client was closed before the answer came")
+            case Tick():
+                return self._tick(now)
+
+    def next_wake(self) -> float:
+        """When `Tick` is due next, perhaps with nothing to do; infinity when nothing waits."""
+        return self._wake
+
+    def _send(self, pending: _Pending, now: float) -> SendInfer:
+        submit = pending.submit
+        pending.again_at = math.inf
+        left = NO_DEADLINE if submit.deadline == math.inf else max(1, int((submit.deadline - now) * _S))
+        return SendInfer(
+            Infer(submit.request, submit.model, left, submit.tensors, submit.outputs), submit.frames
+        )
+
+    def _rejected(self, rejection: Rejection, now: float) -> list[Instruction]:
+        pending = self._pending.get(rejection.request)
+        if pending is None:
+            self.late += 1
+            return []
+        if rejection.code == "overloaded" and pending.submit.patient:
+            pause = min(PAUSE_LIMIT_S, PAUSE_S * 2**pending.tries)
+            pending.tries += 1
+            pending.again_at = now + pause
+            self._wake = min(self._wake, pending.again_at)
+            return []
+        del self._pending[rejection.request]
+        return [Fail(rejection.request, rejection.code, rejection.message)]
+
+    def _tick(self, now: float) -> list[Instruction]:
+        out: list[Instruction] = []
+        self._wake = math.inf
+        for request, pending in list(self._pending.items()):
+            limit = pending.submit.deadline + (GRACE_S if self.connected else 0.0)
+            if now >= limit:
+                del self._pending[request]
+                out.append(self._overdue(request, pending))
+                continue
+            if now >= pending.again_at and self.connected:
+                out.append(self._send(pending, now))
+            again = pending.again_at if self.connected else math.inf
+            self._wake = min(self._wake, limit, again)
+        return out
+
+    def _overdue(self, request: bytes, pending: _Pending) -> Fail:
+        took = pending.submit.deadline - pending.submitted
+        if self.connected:
+            return Fail(
+                request,
+                "deadline-exceeded",
+                f"the dispatcher at {self.address} did not answer within {took:.3g} s",
+            )
+        what = "the connection was lost" if self._ever else "nobody answers there"
+        return Fail(
+            request,
+            "dispatcher-unreachable",
+            f"no dispatcher at {self.address} within {took:.3g} s: {what}",
+            "start one with `defer serve`, or correct the address",
+        )
+
+    def _fail_all(self, code: str, message: str) -> list[Instruction]:
+        failed: list[Instruction] = [Fail(request, code, message) for request in self._pending]
+        self._pending.clear()
+        return failed
+
+
+# ------------------------------------------------------------------------------------------ before it is sent
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def as_arrays(inputs: Inputs, model: ModelInfo) -> dict[str, Array]:
+    """The caller's inputs as contiguous arrays by name, checked against the model.
+
+    A plain number or list takes the input's element type, an array must have it already.
+
+    Raises:
+        WrongInput: A name, element type or shape that the model does not take.
+    """
+    if not isinstance(inputs, Mapping):
+        if len(model.inputs) != 1:
+            raise WrongInput(
+                f"model {model.name!r} has {len(model.inputs)} inputs, one array was given: "
+                f"{specs_text(model.inputs)}",
+                hint="give a mapping from input name to array",
+            )
+        inputs = {model.inputs[0].name: inputs}
+    types = {spec.name: spec.dtype for spec in model.inputs}
+    arrays = {str(name): _as_array(str(name), value, types.get(str(name))) for name, value in inputs.items()}
+    given = [_Given(name, array.dtype.name, array.shape) for name, array in arrays.items()]
+    problem = input_problem(model.inputs, given)
+    if problem is not None:
+        raise WrongInput(f"model {model.name!r}: {problem}")
+    return {spec.name: arrays[spec.name] for spec in model.inputs}
+
+
+def check_outputs(outputs: Sequence[str], model: ModelInfo) -> tuple[str, ...]:
+    """The wanted outputs, sure to exist.
+
+    Raises:
+        WrongInput: The model has no such output.
+    """
+    problem = output_problem(model.outputs, outputs)
+    if problem is not None:
+        raise WrongInput(f"model {model.name!r}: {problem}")
+    return tuple(outputs)
+
+
+def _as_array(name: str, value: npt.ArrayLike, dtype: str | None) -> Array:
+    if isinstance(value, np.ndarray) or dtype is None or dtype == "string":
+        array: Array = np.asarray(value)
+    else:
+        try:
+            array = np.asarray(value, dtype=None if hasattr(value, "dtype") else np.dtype(dtype))
+        except (TypeError, ValueError) as exc:
+            raise WrongInput(f"input {name!r} cannot be made an array of {dtype}: {exc}") from exc
+    if array.dtype.hasobject and dtype != "string":
+        raise WrongInput(f"input {name!r} holds Python objects, expected {dtype or 'numbers'}")
+    return np.ascontiguousarray(array) if array.ndim else array

@@ -1,0 +1,241 @@
+"""What the dispatcher's core is told (events) and what it asks for (instructions), as plain values.
+
+Frames are opaque here: the core holds a reference to them, and never looks inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from node_agent.messages import Credit, Failure, Infer, Item, Rejection, Result, TensorSpec
+
+Frames = Sequence[object]
+"""The tensor frames of one message, in the order of its header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the dispatcher holds at most.
+
+    Attributes:
+        requests: Accepted and unanswered requests of one deployment.
+        nbytes: Input bytes of all accepted and unanswered requests, in bytes.
+        answers: Answers kept for clients that ask again.
+        answer_bytes: Bytes of those answers.
+        longest_s: A request that names no deadline ends after this many seconds.
+    """
+
+    requests: int = 1024
+    nbytes: int = 1 << 30
+    answers: int = 1024
+    answer_bytes: int = 64 << 20
+    longest_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A plan as the data path sees it.
+
+    Attributes:
+        model: Name that clients ask for.
+        epoch: Number of this deployment; never used twice.
+        inputs: The model's inputs.
+        outputs: The model's outputs.
+        link: Key of the connection to the first hop; several routes may share one.
+        hops: Number of hops; what comes back carries this as its hop.
+        devices: Every device that a request passes, relays included.
+    """
+
+    model: str
+    epoch: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    link: str
+    hops: int
+    devices: tuple[str, ...]
+
+
+# ---------------------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class InferArrived:
+    """A client asks; `epoch` is set where the asker means one deployment (the canary of a new one)."""
+
+    client: bytes
+    infer: Infer
+    frames: Frames
+    epoch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemReturned:
+    """The last hop handed over what it made of a request."""
+
+    item: Item
+    frames: Frames
+
+
+@dataclass(frozen=True, slots=True)
+class FailureReturned:
+    """A request ended on the way."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class CreditArrived:
+    """The first hop behind `link` takes so many more items and bytes."""
+
+    link: str
+    credit: Credit
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """The peer behind `link` answered the greeting; earlier credits are void."""
+
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The connection behind `link` is gone, perhaps for a moment."""
+
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLost:
+    """A device is dead or out of reach: what was on it will not come back."""
+
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBack:
+    """A lost device answers again, with everything it had loaded (the same process)."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnnounced:
+    """A model is on its way: until it is ready, asking for it is answered with `reason`."""
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouteLoaded:
+    """Every hop of the route is loaded; only requests that name its epoch run on it."""
+
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class RouteReady:
+    """From now on the requests for the route's model run on it; an older route of the model drains."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRetired:
+    """Take no more requests on this route; `Drained` follows when its last one is answered."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouteDropped:
+    """The route is no more: what is in flight on it ends with an error that gives `reason`."""
+
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelForgotten:
+    """Nobody may ask for this model any more."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """The dispatcher is about to stop: new requests are refused, accepted ones still end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    InferArrived
+    | ItemReturned
+    | FailureReturned
+    | CreditArrived
+    | LinkUp
+    | LinkDown
+    | DeviceLost
+    | DeviceBack
+    | ModelAnnounced
+    | RouteLoaded
+    | RouteReady
+    | RouteRetired
+    | RouteDropped
+    | ModelForgotten
+    | Closing
+    | Tick
+)
+
+# ---------------------------------------------------------------------------------------------- instructions
+
+
+@dataclass(frozen=True, slots=True)
+class SendItem:
+    """Send a request to the first hop behind `link`."""
+
+    link: str
+    item: Item
+    frames: Frames
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Answer a client with a result."""
+
+    client: bytes
+    result: Result
+    frames: Frames
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Answer a client with an error."""
+
+    client: bytes
+    rejection: Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """Nothing is in flight on a retired route: it may be unloaded."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutLink:
+    """The peer behind `link` breaks the rules: close the connection and open another."""
+
+    link: str
+    reason: str
+
+
+Instruction = SendItem | Deliver | Reject | Drained | CutLink
