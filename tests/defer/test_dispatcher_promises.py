@@ -6,7 +6,7 @@ from collections import Counter
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from defer.dispatcher import events as e
 from defer.dispatcher.core import DispatcherCore
@@ -34,6 +34,13 @@ class Dispatcher(RuleBasedStateMachine):
         self.credit: Counter[str] = Counter()
         self.up: set[str] = set()
         self.epoch = 0
+
+    @initialize()
+    def start_serving(self) -> None:
+        for first, model in enumerate("mn"):
+            self.deploy(model, first, True)
+            self.link_up(f"L{first}")
+            self.grant(f"L{first}", 3)
 
     def feed(self, event: e.Event) -> None:
         before = {request.infer.request for request in self.core.requests.values()}
@@ -108,7 +115,9 @@ class Dispatcher(RuleBasedStateMachine):
             case "failure":
                 self.feed(e.FailureReturned(Failure(epoch, number, 1, "run-failed", "boom", "a")))
             case "wrong epoch":
+                before = sum(self.delivered.values())
                 self.feed(e.ItemReturned(Item(epoch + 7, number, 1, NO_DEADLINE, (y,)), (b"y",)))
+                assert sum(self.delivered.values()) == before, "a result of another epoch was delivered"
             case "wrong hop":
                 self.feed(e.ItemReturned(Item(epoch, number, 3, NO_DEADLINE, (y,)), (b"y",)))
 
