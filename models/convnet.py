@@ -13,11 +13,8 @@ from models import filters, signals
 from models.graph import Dimensions, Graph, Recipe, Value
 from models.signals import Moments, Signal
 
-_EFFECTIVE = 0.75
-"""Share of a small pooling window's values that tell something of their own; neighbours are correlated."""
-
-_EFFECTIVE_GLOBAL = 0.25
-"""The same for a whole map, whose values share what the image is like."""
+_MAXIMUM_OF, _AVERAGE_OF, _GLOBAL_OF = 0.9, 0.45, 0.7
+"""Neighbours are correlated: pooling n of them is like pooling n to this power that are independent."""
 
 Pair = int | tuple[int, int]
 
@@ -50,11 +47,14 @@ class ConvNet:
         name: Name of the graph.
         seed: Seed of its weights.
         batch: The batch dimension; free unless a number.
+        surprise: By what factor the variance before a batch norm exceeds what is foretold. Small errors in the
+            foretold means add up over the layers; this factor, found by running the network, keeps them down.
     """
 
-    def __init__(self, name: str, seed: int, batch: int | str = "batch") -> None:
+    def __init__(self, name: str, seed: int, batch: int | str = "batch", *, surprise: float = 1.0) -> None:
         self.graph = Graph(name, seed)
         self.batch = batch
+        self.surprise = surprise
 
     def image(self, size: int, channels: int = 3, name: str = "input") -> Feature:
         """Declare an input of standardised images."""
@@ -136,7 +136,7 @@ class ConvNet:
         rng = self.graph.rng(name)
         gamma = (scale * np.exp(0.2 * rng.standard_normal(x.channels))).astype(np.float32)
         beta = (scale * (bias + 0.2 * rng.standard_normal(x.channels))).astype(np.float32)
-        mean, var = x.signal.mean.astype(np.float32), x.signal.var.astype(np.float32)
+        mean, var = x.signal.mean.astype(np.float32), (self.surprise * x.signal.var).astype(np.float32)
         inputs = [
             x.value,
             self.graph.weight(f"{name}.weight", gamma),
@@ -164,13 +164,13 @@ class ConvNet:
     def max_pool(self, x: Feature, kernel: int, stride: int, *, name: str, padding: int = 0) -> Feature:
         """Max pooling."""
         value = self._pool("MaxPool", x, kernel, stride, padding, name, ceil_mode=0)
-        window = round(_EFFECTIVE * kernel * kernel)
+        window = round((kernel * kernel) ** _MAXIMUM_OF)
         return Feature(value, x.signal.pooled(lambda v: v.max(axis=0), window))
 
     def average_pool(self, x: Feature, kernel: int, stride: int, *, name: str, padding: int = 0) -> Feature:
         """Average pooling that counts the padding, PyTorch's default."""
         value = self._pool("AveragePool", x, kernel, stride, padding, name, ceil_mode=0, count_include_pad=1)
-        window = round(_EFFECTIVE * kernel * kernel)
+        window = round((kernel * kernel) ** _AVERAGE_OF)
         return Feature(value, x.signal.pooled(lambda v: v.mean(axis=0), window))
 
     def add(self, parts: Sequence[Feature], *, name: str, output: str | None = None) -> Feature:
@@ -197,7 +197,7 @@ class ConvNet:
     def global_pool(self, x: Feature, *, name: str) -> Feature:
         """Average over all positions, and flat."""
         height, width = x.size
-        window = max(1, round(_EFFECTIVE_GLOBAL * height * width))
+        window = round((height * width) ** _GLOBAL_OF)
         shape = (self.batch, x.channels, 1, 1)
         value = self.graph.op("GlobalAveragePool", [x.value], name=name, shape=shape)
         return self.flatten(

@@ -105,8 +105,8 @@ def _with_places(made: Recipe, location: str) -> tuple[onnx.ModelProto, list[tup
 def _write_embedded(made: Recipe, file: IO[bytes]) -> None:
     """Write what `made.to_proto()` would serialise to, with one weight in memory at a time.
 
-    Protobuf puts fields in the order of their numbers and a length before each, so the message is written
-    in pieces: the model's fields before its graph, the graph's before its initializers, each of these, the rest.
+    Protobuf puts fields in the order of their numbers and a length before each, so the message is
+    written in pieces: what precedes the graph, what precedes its initializers, each of these, and the rest.
     """
     before, after = _parted(made.model, _MODEL_GRAPH, drop="graph")
     graph_before, graph_after = _parted(made.model.graph, _GRAPH_INITIALIZER)

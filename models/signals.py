@@ -4,9 +4,9 @@ Weights drawn without care make a deep network useless as a test object: activat
 image gives the same output, because the positive mean behind each ReLU adds up until it drowns what differs.
 Trained networks are kept from this by batch norm, whose statistics were measured. Here they are *foretold*:
 every tensor carries a few hundred sample values per channel; what leaves a convolution is normal, with a mean
-and variance that follow from its weights, and everything else is applied to the samples as it is to the tensor.
-So weights, batch-norm statistics and gains can be chosen to fit. Unlike a calibration run this needs no engine,
-takes milliseconds, and gives the same bytes whatever the number of threads.
+and variance that follow from its weights, and everything else is applied to the samples as it is to the
+tensor. So weights, batch-norm statistics and gains can be chosen to fit. Unlike a calibration run this needs no
+engine, takes milliseconds, and gives the same bytes whatever the number of threads.
 
 The ideas are those of He et al. 2015 (arXiv:1502.01852: keep the variance), and of Brock et al. 2021
 (arXiv:2101.08692: remove the mean that a filter would pass on, and know the moments beforehand).

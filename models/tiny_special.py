@@ -1,4 +1,4 @@
-"""Tiny networks of special ops and types: control flow, functions, computed shapes, integers, halves, int8."""
+"""Tiny networks of special ops and types: control flow, functions, computed shapes, int64, float16, int8."""
 
 from __future__ import annotations
 
