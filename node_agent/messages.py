@@ -3,10 +3,10 @@
 Two families share one rule for growing: a new field goes last and has a default, so that a peer one protocol
 version older reads what it knows and leaves the rest (msgspec skips unknown fields and fills missing ones).
 
-* **Data headers** (`Item`, `Failure`, `Credit`, …) are the first frame of a message on a data socket; an `Item` is
-  followed by one frame per tensor. They are encoded as msgpack arrays: small and fast.
-* **Control messages** (`Hello`, `Load`, `Heartbeat`, …) travel on control sockets as msgpack maps. A request carries an
-  `id`; its answer carries the same. `Chunk` alone is followed by one raw frame.
+* **Data headers** (`Item`, `Failure`, `Credit`, …) are the first frame of a message on a data socket; an
+  `Item` is followed by one frame per tensor. They are encoded as msgpack arrays: small and fast.
+* **Control messages** (`Hello`, `Load`, `Heartbeat`, …) travel on control sockets as msgpack maps. A request
+  carries an `id`; its answer carries the same. `Chunk` alone is followed by one raw frame.
 
 See docs/wire.md for the sockets and the order in which these are said.
 """
@@ -25,7 +25,7 @@ NO_DEADLINE = -1
 """`remaining_ns` of a request that may take for ever."""
 
 
-# ------------------------------------------------------------------------------------------------ data sockets
+# ------------------------------------------------------------------------------------------------ data socket
 
 
 class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
@@ -61,8 +61,8 @@ class Item(msgspec.Struct, frozen=True, array_like=True, tag="item"):
         epoch: Deployment this request runs under; an agent that does not hold it drops the item.
         request: The dispatcher's number for the request, unique under its epoch.
         hop: Index into the plan's hops; the last hop + 1 is the dispatcher itself.
-        remaining_ns: Time left until the deadline when this was sent; `NO_DEADLINE` for none. Each process subtracts
-            its own monotonic time, because clocks on edge boxes are wrong.
+        remaining_ns: Time left until the deadline when this was sent; `NO_DEADLINE` for none. Each process
+            subtracts its own monotonic time, because clocks on edge boxes are wrong.
         tensors: One header per tensor frame that follows, in order.
         trace: W3C trace context, empty when the request is not traced.
     """
@@ -76,7 +76,7 @@ class Item(msgspec.Struct, frozen=True, array_like=True, tag="item"):
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, tag="fail"):
-    """A request that ended without a result; travels the rest of the hops to the dispatcher in the item's place."""
+    """A request that ended without a result; travels on to the dispatcher in the item's place."""
 
     epoch: int
     request: int
@@ -87,14 +87,21 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, tag="fail"):
 
 
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag="credit"):
-    """Permission to send `items` more items and `nbytes` more tensor bytes on this connection; both add up."""
+    """Permission to send `items` more items and `nbytes` more tensor bytes on this connection; both add up.
+
+    An `Item` or `Failure` takes one item credit and as many byte credits as its tensor frames have bytes; it
+    may be sent while both are above zero. See node_agent/flow.py.
+    """
 
     items: int
     nbytes: int
 
 
 class Probe(msgspec.Struct, frozen=True, array_like=True, tag="probe"):
-    """A measurement of the link: followed by one frame of `nbytes`, answered by `ProbeEcho` and never queued."""
+    """A measurement of the link: followed by one frame of `nbytes`, answered by `ProbeEcho`, never queued.
+
+    It takes no credit and needs no greeting; every data-in ROUTER answers it.
+    """
 
     id: int
     nbytes: int
@@ -142,19 +149,17 @@ class Result(msgspec.Struct, frozen=True, array_like=True, tag="result"):
 
 
 class Rejection(msgspec.Struct, frozen=True, array_like=True, tag="reject"):
-    """The dispatcher's answer to an `Infer` that got no result: one code from the error table, one sentence."""
+    """The dispatcher's answer to an `Infer` without a result: one code from the error table, one sentence."""
 
     request: bytes
     code: str
     message: str
 
 
-DataHeader = (
-    Greeting | Item | Failure | Credit | Probe | ProbeEcho | Refusal | Infer | Result | Rejection
-)
+DataHeader = Greeting | Item | Failure | Credit | Probe | ProbeEcho | Refusal | Infer | Result | Rejection
 
 
-# --------------------------------------------------------------------------------------------- control sockets
+# --------------------------------------------------------------------------------------------- control socket
 
 
 class FileRef(msgspec.Struct, frozen=True):
@@ -188,11 +193,12 @@ class Offer(msgspec.Struct, frozen=True):
 
     Attributes:
         engines: What can run here, the default first.
-        memory_bytes: Memory that partitions may take in all: the operator's limit, the cgroup's, or the machine's.
+        memory_bytes: Memory that partitions may take in all: the operator's limit, the cgroup's, or the
+            machine's.
         cores: CPU cores that this agent may use, a fraction under a cgroup quota.
         threads: Threads that its engine will use.
-        fingerprint: Equal for two agents whose block times may be taken as the same (one machine, one engine, the same
-            threads and quota); the cache key of a profile.
+        fingerprint: Equal for two agents whose block times may be taken as the same (one machine, one engine,
+            the same threads and quota); the cache key of a profile.
         data_port: Port of the data endpoint on the host that the control endpoint was reached at.
         fetch_port: Port where peers that must dial (NAT) fetch this agent's output; see docs/wire.md.
         software: Versions by distribution name.
@@ -231,8 +237,8 @@ class HopSpec(msgspec.Struct, frozen=True):
         weights: Files that the graph's external data names.
         inputs: The partition's inputs.
         outputs: The partition's outputs.
-        send: Names of the tensors to hand on: outputs of this partition, or tensors that came with the item and are
-            needed further down (those go on undecoded when their codec is the same).
+        send: Names of the tensors to hand on: outputs of this partition, or tensors that came with the item
+            and are needed further down (those go on undecoded when their codec is the same).
         codec: Encoding of what this hop hands on.
         warm_up: Shapes for the warm-up run, inputs' free dimensions bound.
     """
@@ -250,7 +256,16 @@ class HopSpec(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="t"):
-    """Opens a control connection; from the dispatcher, or from an agent that dials out (`register` holds its offer)."""
+    """Opens a control connection; from the dispatcher, or from an agent that dials out.
+
+    Attributes:
+        minimum: Oldest protocol version that the sender understands.
+        version: Newest one.
+        name: Who it is: a device's name, or the dispatcher's.
+        role: `dispatcher` or `agent`.
+        register: The offer of an agent that dials out.
+        boot: Changes with each start of the sender's process.
+    """
 
     id: int
     minimum: int
@@ -262,7 +277,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="t"):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="t"):
-    """Answers `Hello`: the version both will speak, who answers, since which start of its process, and its offer."""
+    """Answers `Hello`: the version both will speak, who answers, which start of its process, its offer."""
 
     id: int
     version: int
@@ -288,14 +303,17 @@ class Want(msgspec.Struct, frozen=True, tag="want", tag_field="t"):
 
 
 class Have(msgspec.Struct, frozen=True, tag="have", tag_field="t"):
-    """Answers `Want`: per file the offset to send from; equal to its size when the file is complete and verified."""
+    """Answers `Want`: per file the offset to send from; its size when the file is complete and verified."""
 
     id: int
     offsets: tuple[int, ...]
 
 
 class Chunk(msgspec.Struct, frozen=True, tag="chunk", tag_field="t"):
-    """A piece of a file, in the frame that follows. The piece that completes the file is checked against its sha256."""
+    """A piece of a file, in the frame that follows; the last one is checked against the sha256.
+
+    At most `CHUNK_BYTES` each, and at most `CHUNK_WINDOW` unanswered on a connection.
+    """
 
     id: int
     file: FileRef
@@ -310,7 +328,7 @@ class Taken(msgspec.Struct, frozen=True, tag="taken", tag_field="t"):
 
 
 class Load(msgspec.Struct, frozen=True, tag="load", tag_field="t"):
-    """Load partitions and take part in a plan. Answered by `Loaded` once every partition here is loaded and warm."""
+    """Load partitions and take part in a plan. Answered by `Loaded` once every partition is warm."""
 
     id: int
     epoch: int
@@ -354,9 +372,10 @@ class Done(msgspec.Struct, frozen=True, tag="done", tag_field="t"):
 class Measure(msgspec.Struct, frozen=True, tag="measure", tag_field="t"):
     """Time one block on this device, on real activations.
 
-    The blocks of a model are measured in order under one `session`: the outputs of each are kept and are the inputs of
-    the next, so that times and codec ratios are taken on what the model really produces. Inputs that the session does
-    not hold are generated from a seed. A new session name, or `Done` with it, drops what is held.
+    The blocks of a model are measured in order under one `session`: the outputs of each are kept and are the
+    inputs of the next, so that times and codec ratios are taken on what the model really produces. Inputs
+    that the session does not hold are generated from a seed. A new session name, or `Done` with it, drops
+    what is held.
 
     Attributes:
         graph: The block as a partition.
@@ -389,7 +408,7 @@ class TensorStats(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True, tag="measured", tag_field="t"):
-    """Answers `Measure`: wall seconds of each timed run, of the load, and the memory that the session took."""
+    """Answers `Measure`: wall seconds of each timed run and of the load, and memory that the session took."""
 
     id: int
     seconds: tuple[float, ...]
@@ -408,7 +427,7 @@ class MeasureLink(msgspec.Struct, frozen=True, tag="measure_link", tag_field="t"
 
 
 class LinkMeasured(msgspec.Struct, frozen=True, tag="link_measured", tag_field="t"):
-    """Answers `MeasureLink`: bytes per second one way, and one-way delay in seconds (half the least round trip)."""
+    """Answers `MeasureLink`: bytes per second one way, and one-way delay (s), half the least round trip."""
 
     id: int
     bandwidth: float
@@ -454,6 +473,8 @@ class AgentStatus(msgspec.Struct, frozen=True, tag="agent_status", tag_field="t"
     memory_bytes: int
     store_bytes: int
     hops: tuple[HopStatus, ...] = ()
+    stale: int = 0
+    """Items dropped since the start because their epoch or hop was not loaded."""
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain", tag_field="t"):
@@ -484,6 +505,12 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat", tag_field="t"):
 
 HEARTBEAT_S = 0.1
 """Seconds between heartbeats."""
+
+CHUNK_BYTES = 1024 * 1024
+"""Most bytes of a file in one `Chunk`."""
+
+CHUNK_WINDOW = 16
+"""Most `Chunk`s that may be unanswered on one connection; more are answered with `Fault`."""
 
 ControlMessage = (
     Hello
