@@ -331,8 +331,11 @@ _ALIASES: Final[dict[str, str]] = {
     "invalid-cut": "usage",
     "invalid-problem": "usage",
     "output": "file-problem",
+    "unwritable-path": "file-problem",
+    "wrong-argument": "usage",
+    "missing-package": "missing-extra",
 }
-"""Codes of rooms that mean the same as one of ours under another name; finer ones are found by their base class."""
+"""Codes of rooms that are ours under another name; finer ones are found by their base class."""
 
 _ROOMS: Final[dict[str, type[DeferError]]] = {
     "partitioner": InvalidModel,

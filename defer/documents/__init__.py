@@ -13,7 +13,7 @@ from defer.documents.cluster import (
     loads_cluster,
 )
 from defer.documents.files import read_bytes, write_bytes
-from defer.documents.plan import Objective, Plan, PlanStage, PlanTerm, PlanTransfer
+from defer.documents.plan import Objective, Plan, PlanAlternative, PlanStage, PlanTerm, PlanTransfer
 from defer.documents.profile import CodecProfile, CostProfile, Created, DeviceProfile, LinkProfile
 from defer.documents.schema import DOCUMENTS, schema
 
@@ -37,6 +37,7 @@ __all__ = [
     "Network",
     "Objective",
     "Plan",
+    "PlanAlternative",
     "PlanStage",
     "PlanTerm",
     "PlanTransfer",

@@ -17,7 +17,7 @@ VERSION = 1
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
-    """Base of the documents. Each names its `KIND`, which its file repeats so that files are not mixed up."""
+    """Base of the documents. Each has a `KIND`, which its file repeats, so that files are not mixed up."""
 
     KIND: ClassVar[str]
     MADE_BY: ClassVar[str]
@@ -37,7 +37,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         """Reads the document from a file, or from standard input for `-`.
 
         Raises:
-            InvalidDocument: Another kind or version, a missing or wrong field, or a contradiction; says where.
+            InvalidDocument: Another kind or version, a missing or wrong field, a contradiction; says where.
             FileMissing, PermissionDenied, FileProblem: From the file system.
         """
         return decode(cls, read_bytes(path), name_of(path))

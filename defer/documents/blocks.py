@@ -10,7 +10,7 @@ from defer.documents.base import Document
 from defer.errors import InvalidDocument
 
 if TYPE_CHECKING:
-    pass
+    from partitioner import BlockChain, TensorSpec
 
 
 class TensorEntry(msgspec.Struct, frozen=True):

@@ -68,6 +68,13 @@ class PlanTerm(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 0
 
 
+class PlanAlternative(msgspec.Struct, frozen=True, kw_only=True):
+    """What the whole model on one device would take."""
+
+    latency_s: float
+    period_s: float
+
+
 class Plan(Document, frozen=True, kw_only=True):
     """A route of one model through the cluster; `transfers[i]` leads into `stages[i]`, the last to the sink.
 
@@ -86,7 +93,9 @@ class Plan(Document, frozen=True, kw_only=True):
         stages: In order of the blocks.
         transfers: One more than stages.
         terms: Where the latency comes from.
-        alternatives: Latency of the whole model on each single device that can hold it.
+        alternatives: The whole model on each single device that can hold it.
+        by_hand: Whether an operator placed the blocks; `optimal` and `bound_s` then hold for that placement.
+        notes: What planning assumed or left out, one sentence each.
     """
 
     KIND: ClassVar[str] = "plan"
@@ -106,12 +115,33 @@ class Plan(Document, frozen=True, kw_only=True):
     stages: tuple[PlanStage, ...]
     transfers: tuple[PlanTransfer, ...]
     terms: tuple[PlanTerm, ...] = ()
-    alternatives: dict[str, float] = msgspec.field(default_factory=dict)
+    alternatives: dict[str, PlanAlternative] = msgspec.field(default_factory=dict)
+    by_hand: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def cuts(self) -> tuple[int, ...]:
         """Op positions to split the model at."""
         return tuple(stage.ops[0] for stage in self.stages[1:])
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds of the longest stage or transfer: the scale of a drawing."""
+        return max(max(stage.seconds for stage in self.stages), max(each.seconds for each in self.transfers))
+
+    @property
+    def value_s(self) -> float:
+        """What the objective made least: the latency or the period."""
+        return self.latency_s if self.objective == "latency" else self.period_s
+
+    @property
+    def best_alternative(self) -> tuple[str, float] | None:
+        """The best single device and its value of the objective; None where no device can hold the model."""
+        values = {
+            name: each.latency_s if self.objective == "latency" else each.period_s
+            for name, each in self.alternatives.items()
+        }
+        return min(values.items(), key=lambda item: item[1]) if values else None
 
     @property
     def source(self) -> str:

@@ -1,0 +1,119 @@
+"""What verbs that read a model have in common: `--input`, `--blocks`, and a block chain from what was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from defer.cli.output import progress
+from defer.documents.blocks import BlocksDocument
+from defer.documents.profile import CostProfile
+from defer.errors import UsageError, translate
+
+if TYPE_CHECKING:
+    from partitioner import BlockChain
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PLANNING_BLOCKS: Final = 32
+"""Blocks that planning works with unless told otherwise: fine enough for the plans, few enough to measure each."""
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def input_option(command: F) -> F:
+    """Adds `--input NAME=1,3,224,224` (argument `inputs`, a dict of shapes)."""
+    return click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="NAME=1,3,224,224",
+        callback=lambda _ctx, _param, values: parse_shapes(values),
+        help="Shape of an input, to bind its free dimensions. Repeat for several inputs.",
+    )(command)
+
+
+def blocks_option(name: str = "--blocks") -> Callable[[F], F]:
+    """Adds `--blocks N` (argument `blocks`), under another name where that one is taken."""
+    return click.option(
+        name,
+        "blocks",
+        type=click.IntRange(min=1),
+        default=PLANNING_BLOCKS,
+        show_default=True,
+        help="Most blocks to divide the model into.",
+    )
+
+
+def parse_shapes(values: tuple[str, ...]) -> Shapes:
+    """Shapes from `NAME=1,3,224,224`.
+
+    Raises:
+        UsageError: Not of that form, a name twice, or a dimension that is no positive whole number.
+    """
+    shapes: Shapes = {}
+    hint = "write --input NAME=1,3,224,224 (NAME= for a scalar)"
+    for value in values:
+        name, equals, dims = value.rpartition("=")
+        if not equals or not name:
+            raise UsageError(f"--input {value!r} has no name or no shape", hint=hint)
+        if name in shapes:
+            raise UsageError(f"--input {name!r} is given twice", hint="give each input one shape")
+        parts = [part.strip() for part in dims.replace("x", ",").split(",")] if dims.strip() else []
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise UsageError(f"--input {value!r}: {dims!r} is not a shape", hint=hint)
+        shapes[name] = tuple(int(part) for part in parts)
+    return shapes
+
+
+def analyze(model: Path, inputs: Shapes, *, as_json: bool) -> BlockChain:
+    """The chain of a model, one block per op; progress on standard error."""
+    import partitioner
+
+    with progress(f"analyzing {model.name}", as_json=as_json) as step:
+        step("reading", 0.1)
+        try:
+            return partitioner.analyze(model, inputs or None)
+        except partitioner.PartitionerError as exc:
+            raise located(exc, model) from exc
+
+
+def located(exc: Exception, model: Path) -> Exception:
+    """The error with the name of the model's file, unless it is there already."""
+    error = translate(exc)
+    if model.name not in error.message and not error.where:
+        error.where = str(model)
+    return error
+
+
+def read_chain(model: Path | None, blocks_file: str | None, inputs: Shapes, *, as_json: bool) -> BlockChain:
+    """The chain of whichever was given, a model or a `blocks.json`.
+
+    Raises:
+        UsageError: Neither or both.
+    """
+    if (model is None) == (blocks_file is None):
+        raise UsageError(
+            "give a model or --blocks blocks.json, not both"
+            if model
+            else "give a model, or --blocks blocks.json"
+        )
+    if blocks_file is not None:
+        if inputs:
+            raise UsageError("--input has no meaning with --blocks, whose shapes are bound already")
+        return BlocksDocument.load(blocks_file).to_chain()
+    assert model is not None
+    return analyze(model, inputs, as_json=as_json)
+
+
+def planning_chain(chain: BlockChain, blocks: int, profile: CostProfile | None) -> BlockChain:
+    """The chain with the blocks of the profile, or else with at most `blocks`."""
+    import partitioner
+    from defer.planning import regroup
+
+    if profile is not None and profile.digest == chain.digest:
+        return regroup(chain, profile.positions)
+    return chain if len(chain.blocks) <= blocks else partitioner.coarsen(chain, blocks)

@@ -1,0 +1,84 @@
+"""What the drawings of a plan say: the same words in the terminal and in the SVG."""
+
+from __future__ import annotations
+
+from defer import units
+from defer.documents.plan import Plan, PlanStage, PlanTransfer
+
+
+def headline(plan: Plan) -> str:
+    """What the plan is of, and how large."""
+    stages, devices = len(plan.stages), len({stage.device for stage in plan.stages})
+    return f"{plan.model}: {_count(stages, 'stage')} on {_count(devices, 'device')}"
+
+
+def verdict(plan: Plan) -> str:
+    """What the plan promises, and how sure that is."""
+    rate = f"{1 / plan.period_s:.3g} requests/s" if plan.period_s > 0 else "∞ requests/s"
+    goal = "latency" if plan.objective == "latency" else "period"
+    if plan.by_hand:
+        proof = "placed by hand"
+    elif plan.optimal:
+        proof = f"least {goal}, proven"
+    elif plan.bound_s > 0:
+        proof = f"{goal} at most {plan.value_s / plan.bound_s - 1:.1%} above the best"
+    else:
+        proof = f"{goal} not proven best"
+    costs = {"measured": "measured costs", "static": "static costs", "mixed": "costs partly measured"}[
+        plan.method
+    ]
+    return f"{units.show_duration(plan.latency_s)} per request · {rate} when full · {proof} · {costs}"
+
+
+def stage_facts(stage: PlanStage) -> str:
+    """What a stage holds."""
+    blocks = (
+        f"blocks {stage.start}–{stage.stop - 1}" if stage.stop - stage.start > 1 else f"block {stage.start}"
+    )
+    return f"{blocks} · {units.show_flops(stage.flops)} · {units.show_size(stage.weight_bytes)} weights"
+
+
+def transfer_facts(transfer: PlanTransfer) -> str:
+    """What moves between two stages, and how."""
+    if len(transfer.path) == 1:
+        return f"{units.show_size(transfer.nbytes)} stay on {transfer.path[0]}"
+    size = units.show_size(transfer.nbytes)
+    if transfer.codec == "raw":
+        size = f"{size} raw"
+    else:
+        size = f"{size} as {units.show_size(transfer.wire_bytes)} {transfer.codec}"
+    via = f" via {', '.join(transfer.path[1:-1])}" if len(transfer.path) > 2 else ""
+    return f"{size}{via}"
+
+
+def tensor_names(transfer: PlanTransfer) -> str:
+    """The tensors that move."""
+    return ", ".join(transfer.tensors)
+
+
+def first_tensor(transfer: PlanTransfer, most: int) -> str:
+    """The first tensor that moves, in at most `most` characters or so, and how many more there are."""
+    if not transfer.tensors:
+        return ""
+    more = f" and {len(transfer.tensors) - 1} more" if len(transfer.tensors) > 1 else ""
+    return shortened(transfer.tensors[0], most - len(more)) + more
+
+
+def is_bottleneck(plan: Plan, part: PlanStage | PlanTransfer) -> bool:
+    """Whether this part is what sets the plan's period."""
+    if isinstance(part, PlanStage):
+        return plan.bottleneck == f"device {part.device}"
+    hops = zip(part.path, part.path[1:], strict=False)
+    return any(plan.bottleneck == f"link {source} -> {target}" for source, target in hops)
+
+
+def shortened(text: str, most: int) -> str:
+    """At most `most` characters, cut in the middle: both ends of a tensor's or device's name say something."""
+    if len(text) <= most:
+        return text
+    head = (most - 1) * 2 // 3
+    return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
