@@ -1,1 +1,63 @@
-"""."""
+"""Which device runs which blocks, over which links, with which codec.
+
+Numbers and names only: no sockets, threads, clocks or files. Inside, seconds, bytes, joules and money.
+
+>>> from router import Cluster, Device, Link, Problem, solve, explain
+>>> cluster = Cluster(
+...     devices=[Device("server", computes=False), Device("a", memory=600), Device("b", memory=600)],
+...     links=[Link(u, v, bandwidth=1e6, delay=0.001)
+...            for u in ("server", "a", "b") for v in ("server", "a", "b") if u != v],
+... )
+>>> problem = Problem(
+...     cluster=cluster, source="server", sink="server",
+...     block_seconds={"a": [0.010, 0.010], "b": [0.020, 0.010]},
+...     block_memory=[500, 500],
+...     boundary_bytes=[1000, 2000, 100],
+... )
+>>> best = solve(problem, "throughput")
+>>> [(stage.device, stage.start, stage.stop) for stage in best.route.stages], best.period, best.optimal
+([('a', 0, 1), ('b', 1, 2)], 0.01, True)
+>>> round(sum(term.seconds for term in explain(problem, best.route)), 4)   # = best.latency
+0.0261
+
+`solve(problem, objective)` finds the best plan, `place(problem, stages)` checks an operator's own,
+`evaluate(problem, route)` predicts latency, period and loads, `explain(problem, route)` lists every addend of
+the latency. A plan that cannot exist raises `NoRoute`, whose message names the limit that forbids it.
+`docs/planning.md` states the model.
+"""
+
+from router.cluster import Cluster, Device, Link
+from router.errors import InvalidProblem, NoRoute, RouterError
+from router.evaluation import evaluate, explain
+from router.placing import place
+from router.problem import OBJECTIVES, RAW, Buffers, CodecCost, Load, Objective, Pins, Problem
+from router.route import Evaluation, Route, Share, Solution, Stage, Term, Transfer
+from router.solver import solve
+
+__all__ = [
+    "OBJECTIVES",
+    "RAW",
+    "Buffers",
+    "Cluster",
+    "CodecCost",
+    "Device",
+    "Evaluation",
+    "InvalidProblem",
+    "Link",
+    "Load",
+    "NoRoute",
+    "Objective",
+    "Pins",
+    "Problem",
+    "Route",
+    "RouterError",
+    "Share",
+    "Solution",
+    "Stage",
+    "Term",
+    "Transfer",
+    "evaluate",
+    "explain",
+    "place",
+    "solve",
+]

@@ -1,0 +1,170 @@
+"""Why no plan exists, in the words of the limit that forbids it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import networkx as nx
+import numpy as np
+
+from router import additive
+from router.errors import NoRoute
+from router.instance import Instance
+from router.layers import Network, potentials
+from router.limits import SLACK, size
+from router.problem import Objective, Pins, Problem
+
+FeasibleTest = Callable[[Problem, Objective], bool]
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def check_blocks(instance: Instance) -> None:
+    """Refuse a problem of which one block alone can run nowhere.
+
+    Raises:
+        NoRoute: names the block and the reason: no device, no way to or from the device, or no memory.
+    """
+    problem = instance.problem
+    graph = problem.cluster.graph()
+    graph.remove_nodes_from(problem.pins.banned)
+    ahead = nx.descendants(graph, problem.source) | {problem.source}
+    behind = nx.ancestors(graph, problem.sink) | {problem.sink}
+    if problem.sink not in ahead:
+        raise NoRoute(
+            f"sink {problem.sink!r} cannot be reached from source {problem.source!r}",
+            limit="reachability",
+            hint="add a link, or lift a ban",
+        )
+    for block in range(instance.blocks):
+        able = np.flatnonzero(np.isfinite(instance.block[:, block]))
+        if not able.size:
+            raise _no_device(problem, block)
+        names = [instance.names[u] for u in able]
+        reached = [name for name in names if name in ahead and name in behind]
+        if not reached:
+            raise NoRoute(
+                f"block {block} can run only on {_listed(names)}, which cannot be reached from "
+                f"{problem.source!r} or cannot reach {problem.sink!r}",
+                limit="reachability",
+                hint="add links to and from the device",
+            )
+        needed = float(instance.stage_bytes[block, block + 1])
+        largest = max(reached, key=lambda name: instance.memory[instance.index[name]])
+        if needed > instance.memory[instance.index[largest]]:
+            raise NoRoute(
+                f"block {block} alone needs {size(needed)}; of the devices that can run it, {largest!r} "
+                f"has the most memory: {size(float(instance.memory[instance.index[largest]]))}",
+                limit="memory",
+                hint="cut the model finer, or add a device with more memory",
+            )
+
+
+def _no_device(problem: Problem, block: int) -> NoRoute:
+    measured = [name for name, seconds in problem.block_seconds.items() if math.isfinite(seconds[block])]
+    able = [name for name in measured if problem.cluster.device(name).computes]
+    if able:
+        pinned = problem.pins.blocks.get(block)
+        why = f"the pin to {pinned!r}" if pinned is not None else "pins"
+        return NoRoute(
+            f"{why} leaves no device for block {block}; {_listed(able)} could run it",
+            limit="pins",
+            hint="lift a pin",
+        )
+    return NoRoute(
+        f"no device can run block {block}", limit="block", hint="add a device whose engine has its ops"
+    )
+
+
+def _best(instance: Instance, name: str) -> float:
+    makers = {
+        "latency": additive.latency,
+        "cost": additive.cost,
+        "energy": additive.energy,
+        "error": additive.error,
+    }
+    return potentials(instance, makers[name](instance), Network(instance)).start
+
+
+def _lifted(objective: Objective, name: str) -> Objective:
+    values = {each.name: getattr(objective, each.name) for each in fields(objective)}
+    return Objective(**{**values, f"max_{name}": math.inf})
+
+
+def nothing_found(instance: Instance, objective: Objective, feasible: FeasibleTest) -> NoRoute:
+    """Explain an infeasible problem whose blocks can each run somewhere.
+
+    Limits are lifted one at a time, in the order in which an operator would; the first that makes a plan
+    possible is the one to name.
+
+    Args:
+        instance: the compiled problem.
+        objective: with its bounds.
+        feasible: says whether a problem and objective have any plan.
+    """
+    problem = instance.problem
+    bounds = {
+        "latency": objective.max_latency,
+        "cost": objective.max_cost,
+        "energy": objective.max_energy,
+        "error": objective.max_error,
+    }
+    for name, bound in bounds.items():
+        if math.isfinite(bound) and (least := _best(instance, name)) > bound * SLACK:
+            return NoRoute(
+                f"{name} bound {bound:.6g} cannot be kept: no route has less than {least:.6g}",
+                limit=name,
+                hint="raise the bound",
+            )
+    free = Objective("latency")
+    if feasible(problem, free):
+        for name in ("period", *bounds):
+            lifted = _lifted(objective, name)
+            if lifted != objective and feasible(problem, lifted):
+                bound = getattr(objective, f"max_{name}")
+                return NoRoute(
+                    f"no plan keeps the {name} bound {bound:.6g}", limit=name, hint="raise the bound"
+                )
+        return NoRoute("no plan keeps all bounds at once", limit="period", hint="raise a bound")
+    if problem.max_stages is not None and feasible(replace(problem, max_stages=None), free):
+        return NoRoute(
+            f"no plan with at most {problem.max_stages} stages fits the memory limits and pins",
+            limit="stages",
+            hint="allow more stages",
+        )
+    if problem.pins != Pins() and feasible(replace(problem, pins=Pins()), free):
+        return NoRoute("the pins conflict with the memory and stage limits", limit="pins", hint="lift a pin")
+    needed = float(sum(problem.block_memory))
+    able = [u for u in range(instance.n) if np.isfinite(instance.block[u]).any()]
+    there = float(sum(instance.memory[u] for u in able))
+    if needed > there:
+        return NoRoute(
+            f"the model's blocks need {size(needed)} of memory; the devices that may compute have "
+            f"{size(there)} together",
+            limit="memory",
+            hint="add a device",
+        )
+    roomy = replace(
+        problem.cluster, devices=[replace(device, memory=None) for device in problem.cluster.devices]
+    )
+    if feasible(replace(problem, cluster=roomy), free):
+        return NoRoute(
+            f"no assignment of contiguous blocks fits the memory of the devices ({size(needed)} of weights, "
+            f"{size(there)} in all)",
+            limit="memory",
+            hint="cut the model finer or add memory",
+        )
+    if problem.stages_per_device is not None and feasible(replace(problem, stages_per_device=None), free):
+        return NoRoute(
+            f"no plan with at most {problem.stages_per_device} stage(s) per device leads from source to sink",
+            limit="stages",
+            hint="allow more stages per device",
+        )
+    return NoRoute(
+        "no route can encode, carry and decode the tensors", limit="reachability", hint="check the codecs"
+    )
