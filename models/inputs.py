@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _CLS, _SEP, _FIRST_WORD, _VOCABULARY = 101, 102, 1000, 30_522
 _TINY_VOCABULARY = 100
+_LONGEST = 512
 
 
 def example_inputs(
@@ -90,4 +91,9 @@ def _bindings(description: Description, batch: int, seed: int, sizes: Mapping[st
     for dimension, length in bound.items():
         if length < 1:
             raise WrongArgumentError(f"the {dimension} of {name!r} is {length}", hint="give 1 or more")
+    if name == "bert_base" and bound["sequence"] > _LONGEST:
+        raise WrongArgumentError(
+            f"the sequence of {name!r} is {bound['sequence']}, and it takes at most {_LONGEST}",
+            hint="it has no more positions; give fewer tokens",
+        )
     return bound
