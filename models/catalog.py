@@ -214,7 +214,7 @@ _ALL = (
     _tiny(
         "tiny_quantized",
         "QuantizeLinear and DequantizeLinear around int8 convolutions",
-        924,
+        2_124,
         _IMAGE,
         _LOGITS,
         module="tiny_special",

@@ -178,9 +178,9 @@ def tiny_quantized(seed: int) -> Recipe:
         x = graph.op("Conv", [x, weight], name=name, shape=shape, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
         x = graph.op("Relu", [x], name=f"{name}.relu", shape=shape)
         x = _through_uint8(graph, x, f"{name}.q", low=0.0, high=6.0)
-    x = graph.op("GlobalAveragePool", [x], name="pool", shape=(1, 8, 1, 1))
-    x = graph.op("Flatten", [x], name="flatten", shape=(1, 8), axis=1)
-    weight = _int8_weight(graph, "fc.weight", (_CLASSES, 8), 0.5)
+    x = graph.op("MaxPool", [x], name="pool", shape=(1, 8, 4, 4), kernel_shape=[4, 4], strides=[4, 4])
+    x = graph.op("Flatten", [x], name="flatten", shape=(1, 128), axis=1)
+    weight = _int8_weight(graph, "fc.weight", (_CLASSES, 128), 0.1)
     graph.output(graph.op("Gemm", [x, weight], name="fc", shape=(1, _CLASSES), output="logits", transB=1))
     return graph.finish()
 
