@@ -27,6 +27,9 @@ Array = npt.NDArray[np.generic]
 Inputs = Mapping[str, npt.ArrayLike] | npt.ArrayLike
 """Arrays by input name, or one array for a model with one input."""
 
+CLIENT = "@client"
+"""What a client calls itself in its greeting; no device may be called so."""
+
 GRACE_S = 0.25
 """The dispatcher's own answer to a passed deadline says more than ours: we wait this much longer for it."""
 
@@ -158,6 +161,7 @@ class ClientCore:
         self._ever = False
         self._wake = math.inf
         self._pending: dict[bytes, _Pending] = {}
+        self._paused: dict[bytes, None] = {}
 
     @property
     def unanswered(self) -> int:
@@ -171,7 +175,7 @@ class ClientCore:
                 if self._pending.pop(result.request, None) is None:
                     self.late += 1
                     return []
-                return [Resolve(result.request, result.tensors, frames)]
+                return [Resolve(result.request, result.tensors, frames), *self._resume(now)]
             case Submit():
                 pending = self._pending[event.request] = _Pending(event, now)
                 self._wake = min(self._wake, event.deadline + (GRACE_S if self.connected else 0.0))
@@ -196,8 +200,18 @@ class ClientCore:
         """When `Tick` is due next, perhaps with nothing to do; infinity when nothing waits."""
         return self._wake
 
+    def _resume(self, now: float) -> list[Instruction]:
+        """The dispatcher has room again, as one of ours has left it: the one that was paused first may try."""
+        while self._paused and self.connected:
+            request = next(iter(self._paused))
+            del self._paused[request]
+            if request in self._pending:
+                return [self._send(self._pending[request], now)]
+        return []
+
     def _send(self, pending: _Pending, now: float) -> SendInfer:
         submit = pending.submit
+        self._paused.pop(submit.request, None)
         pending.again_at = math.inf
         left = NO_DEADLINE if submit.deadline == math.inf else max(1, int((submit.deadline - now) * _S))
         return SendInfer(
@@ -213,6 +227,7 @@ class ClientCore:
             pause = min(PAUSE_LIMIT_S, PAUSE_S * 2**pending.tries)
             pending.tries += 1
             pending.again_at = now + pause
+            self._paused[rejection.request] = None
             self._wake = min(self._wake, pending.again_at)
             return []
         del self._pending[rejection.request]
@@ -252,6 +267,7 @@ class ClientCore:
     def _fail_all(self, code: str, message: str) -> list[Instruction]:
         failed: list[Instruction] = [Fail(request, code, message) for request in self._pending]
         self._pending.clear()
+        self._paused.clear()
         return failed
 
 

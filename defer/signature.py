@@ -66,10 +66,10 @@ def input_problem(specs: Sequence[TensorSpec], given: Sequence[Described]) -> st
         return f"input {twice[0]!r} is given twice"
     for name in names:
         if name not in expected:
-            return f"the model has no input {name!r}; its inputs are {specs_text(specs)}"
+            return f"it has no input {name!r}; its inputs are {specs_text(specs)}"
     for spec in specs:
         if spec.name not in names:
-            return f"input {spec.name!r} is missing; the model's inputs are {specs_text(specs)}"
+            return f"input {spec.name!r} is missing; the inputs are {specs_text(specs)}"
     bound: dict[str, tuple[int, str]] = {}
     by_name = {tensor.name: tensor for tensor in given}
     for spec in specs:
@@ -104,7 +104,7 @@ def output_problem(outputs: Sequence[TensorSpec], wanted: Sequence[str]) -> str 
     names = [spec.name for spec in outputs]
     for name in wanted:
         if name not in names:
-            return f"the model has no output {name!r}; its outputs are {specs_text(outputs)}"
+            return f"it has no output {name!r}; its outputs are {specs_text(outputs)}"
     return None
 
 

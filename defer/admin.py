@@ -1,0 +1,132 @@
+"""Questions to a running dispatcher, one after the other, from one thread: what the command line's verbs use."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self, TypeVar
+
+import msgspec
+import zmq
+
+from defer import api
+from defer.documents.address import Address, parse_address
+from defer.errors import DispatcherUnreachable, Internal, ProtocolMismatch, from_code
+from node_agent.link import Context, open_socket
+from node_agent.messages import PROTOCOL_MINIMUM, PROTOCOL_VERSION, Fault, Hello, Progress, Welcome
+
+CONNECT_S = 5.0
+"""Seconds in which a dispatcher that runs answers."""
+
+M = TypeVar("M", bound=api.ApiMessage)
+OnProgress = Callable[[Progress], None]
+
+
+class Admin:
+    """A connection to a dispatcher's api; use it as a context manager and in one thread.
+
+    Args:
+        address: `host:port` of the dispatcher.
+        connect_s: Seconds to wait for its first answer.
+    """
+
+    def __init__(self, address: str | Address, *, connect_s: float = CONNECT_S) -> None:
+        self.address = parse_address(address) if isinstance(address, str) else address
+        self._connect_s = connect_s
+        self._next_id = 1
+        self._context: Context | None = None
+
+    def open(self) -> Welcome:
+        """Connect and agree on a protocol version.
+
+        Raises:
+            DispatcherUnreachable: Nobody answers.
+            ProtocolMismatch: Who answers speaks no version that we do.
+        """
+        self._context = zmq.Context()
+        self._socket = open_socket(self._context, zmq.DEALER, purpose="control")
+        # Before the connection stands there is nothing else to send, so the greeting may wait in the queue.
+        self._socket.setsockopt(zmq.IMMEDIATE, 0)
+        self._socket.connect(self.address.endpoint())
+        hello = Hello(0, PROTOCOL_MINIMUM, PROTOCOL_VERSION, "@client", "client")
+        try:
+            return self.ask(hello, Welcome, timeout=self._connect_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Hang up."""
+        context, self._context = self._context, None
+        if context is not None:
+            context.destroy(linger=0)
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def send(self, message: api.ApiMessage, frame: bytes | memoryview | None = None) -> int:
+        """Send a question without waiting; returns the id that its answer carries."""
+        number, self._next_id = self._next_id, self._next_id + 1
+        data = api.encode(msgspec.structs.replace(message, id=number))
+        self._socket.send_multipart([data] if frame is None else [data, frame])
+        return number
+
+    def answer(
+        self, number: int, kind: type[M], *, timeout: float, on_progress: OnProgress | None = None
+    ) -> M:
+        """Wait for the answer to the question `number`.
+
+        Args:
+            number: What `send` returned.
+            kind: The message that answers it.
+            timeout: Seconds without a sign of life after which we give up; progress is one.
+            on_progress: Called with each `Progress` before the answer.
+
+        Raises:
+            DispatcherUnreachable: No answer in time.
+            DeferError: What the dispatcher answered instead, by its code.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._socket.poll(math.ceil(left * 1000)):
+                raise self._silent(timeout)
+            message = api.decode(self._socket.recv_multipart()[0])
+            if getattr(message, "id", None) != number:
+                continue  # the answer to a question that we gave up on
+            if isinstance(message, Progress):
+                deadline = time.monotonic() + timeout
+                if on_progress is not None:
+                    on_progress(message)
+            elif isinstance(message, Fault):
+                raise _fault(message)
+            elif isinstance(message, kind):
+                return message
+            else:
+                raise Internal(f"the dispatcher answered {type(message).__name__} instead of {kind.__name__}")
+
+    def ask(
+        self, message: api.ApiMessage, kind: type[M], *, timeout: float, on_progress: OnProgress | None = None
+    ) -> M:
+        """Ask and wait; errors as in `answer`."""
+        return self.answer(self.send(message), kind, timeout=timeout, on_progress=on_progress)
+
+    def _silent(self, timeout: float) -> DispatcherUnreachable:
+        return DispatcherUnreachable(
+            f"no dispatcher answers at {self.address} within {timeout:.3g} s",
+            hint="start one with `defer serve`, or correct the address",
+        )
+
+
+def _fault(fault: Fault) -> Exception:
+    if fault.code == "incompatible-version":
+        return ProtocolMismatch(fault.message, hint=fault.hint)
+    return from_code(fault.code, fault.message, fault.hint)

@@ -1,0 +1,141 @@
+"""The asyncio client of a dispatcher: the same requests over the same connection, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+from defer.admin import CONNECT_S
+from defer.api import ModelInfo, ServerStatus
+from defer.client_core import Inputs, Submit
+from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
+from defer.client_session import Outputs
+from defer.errors import WrongInput
+
+
+class AsyncClient:
+    """Sends requests to a dispatcher from an event loop; arguments and errors are those of `Client`."""
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:7600",
+        *,
+        model: str = "",
+        timeout: float = DEFAULT_TIMEOUT_S,
+        codec: str = "raw",
+        connect_timeout: float = CONNECT_S,
+    ) -> None:
+        self._requests = Requests(
+            address, model=model, timeout=timeout, codec=codec, connect_timeout=connect_timeout
+        )
+
+    async def infer(
+        self, inputs: Inputs, *, model: str = "", outputs: Sequence[str] = (), timeout: float | None = None
+    ) -> Outputs:
+        """Run the model once; see `Client.infer`. Cancelling the task gives the request up."""
+        submit = await self._prepare(inputs, model, outputs, timeout, copy=False, patient=False)
+        return await (await self._launch(submit))
+
+    async def submit(
+        self, inputs: Inputs, *, model: str = "", outputs: Sequence[str] = (), timeout: float | None = None
+    ) -> asyncio.Future[Outputs]:
+        """Send a request and return a future for its outputs; see `Client.submit`."""
+        submit = await self._prepare(inputs, model, outputs, timeout, copy=True, patient=False)
+        return await self._launch(submit)
+
+    async def map(
+        self,
+        inputs: Iterable[Inputs] | AsyncIterable[Inputs],
+        *,
+        model: str = "",
+        outputs: Sequence[str] = (),
+        window: int = 16,
+        ordered: bool = True,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Outputs]:
+        """Run the model on each element with up to `window` requests under way; see `Client.map`."""
+        if window < 1:
+            raise ValueError(f"window must be at least 1, not {window}")
+        under_way: deque[asyncio.Future[Outputs]] = deque()
+        source = aiter(inputs) if isinstance(inputs, AsyncIterable) else _lifted(inputs)
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and len(under_way) < window:
+                    try:
+                        element = await anext(source)
+                    except StopAsyncIteration:
+                        exhausted = True
+                        break
+                    submit = await self._prepare(element, model, outputs, timeout, copy=True, patient=True)
+                    under_way.append(await self._launch(submit))
+                if not under_way:
+                    return
+                if ordered:
+                    yield await under_way.popleft()
+                    continue
+                done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                first = next(future for future in under_way if future in done)
+                under_way.remove(first)
+                yield await first
+        finally:
+            for future in under_way:
+                future.cancel()
+
+    async def models(self) -> tuple[ModelInfo, ...]:
+        """The models that are served; see `Client.models`."""
+        return await asyncio.to_thread(self._requests.refresh)
+
+    async def status(self) -> ServerStatus:
+        """How the dispatcher is; see `Client.status`."""
+        return await asyncio.to_thread(self._requests.status)
+
+    async def close(self) -> None:
+        """End the connection; requests without an answer end as cancelled."""
+        await asyncio.to_thread(self._requests.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _prepare(
+        self,
+        inputs: Inputs,
+        model: str,
+        outputs: Sequence[str],
+        timeout: float | None,
+        *,
+        copy: bool,
+        patient: bool,
+    ) -> Submit:
+        requests = self._requests
+        deadline = requests.deadline(timeout)
+        model = model or requests.model
+        info = requests.known(model)
+        if info is None:
+            info = await asyncio.to_thread(requests.signature, model)
+        try:
+            return requests.encode(info, inputs, outputs, deadline, copy=copy, patient=patient)
+        except WrongInput:
+            newer = await asyncio.to_thread(requests.newer, model, info)
+            if newer is None:
+                raise
+            return requests.encode(newer, inputs, outputs, deadline, copy=copy, patient=patient)
+
+    async def _launch(self, submit: Submit) -> asyncio.Future[Outputs]:
+        future = self._requests.try_launch(submit)
+        if future is None:  # many are under way: wait for room beside the event loop
+            future = await asyncio.to_thread(self._requests.launch, submit)
+        return asyncio.wrap_future(future)
+
+
+async def _lifted(inputs: Iterable[Inputs]) -> AsyncIterator[Inputs]:
+    for element in inputs:
+        yield element

@@ -1,0 +1,209 @@
+"""The blocking client of a dispatcher: numpy in, numpy out.
+
+with defer.Client("127.0.0.1:7600") as client:
+    outputs = client.infer({"input": image})
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import TimeoutError as FutureTimeout
+from types import TracebackType
+from typing import Self
+
+from defer.admin import CONNECT_S
+from defer.api import ModelInfo, ServerStatus
+from defer.async_client import AsyncClient
+from defer.client_core import GRACE_S, Array, Inputs
+from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
+from defer.client_session import Outputs
+from defer.errors import DeadlineExceeded
+
+__all__ = ["AsyncClient", "Client"]
+
+
+class Client:
+    """Sends requests to a dispatcher; safe to use from several threads.
+
+    It connects on first use, reconnects when the connection breaks, and sends unanswered requests again under the
+    same id, so that none runs twice. Nothing waits for ever.
+
+    Args:
+        address: `host:port` of the dispatcher.
+        model: Model that requests are for where they name none; may be empty where one model is served.
+        timeout: Seconds that a request may take where it says nothing else.
+        codec: How inputs are encoded on the wire: `raw` or `lz4`.
+        connect_timeout: Seconds in which a dispatcher must answer at all.
+
+    Raises:
+        InvalidCluster: The address is not `host:port`.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:7600",
+        *,
+        model: str = "",
+        timeout: float = DEFAULT_TIMEOUT_S,
+        codec: str = "raw",
+        connect_timeout: float = CONNECT_S,
+    ) -> None:
+        self._requests = Requests(
+            address, model=model, timeout=timeout, codec=codec, connect_timeout=connect_timeout
+        )
+
+    def infer(
+        self, inputs: Inputs, *, model: str = "", outputs: Sequence[str] = (), timeout: float | None = None
+    ) -> Outputs:
+        """Run the model once and wait for its outputs.
+
+        Args:
+            inputs: Arrays by input name; one array where the model has one input.
+            model: Which model; the client's own by default.
+            outputs: Which outputs are wanted; all by default.
+            timeout: Seconds until the request ends with `DeadlineExceeded`; the client's own by default.
+
+        Returns:
+            Arrays by output name.
+
+        Raises:
+            WrongInput: An input's name, element type or shape does not fit; nothing was sent.
+            UnknownModel: No such model is served.
+            NotReady: It is not ready; the message says why.
+            Overloaded: The dispatcher's queue is full.
+            DeadlineExceeded: No result in time.
+            AgentLost: A device of the pipeline was lost while the request was in flight.
+            DispatcherUnreachable: No connection to a dispatcher in time.
+        """
+        requests = self._requests
+        submit = requests.prepare(inputs, model, outputs, timeout, copy=False)
+        return _result(requests.launch(submit), submit.deadline)
+
+    def submit(
+        self, inputs: Inputs, *, model: str = "", outputs: Sequence[str] = (), timeout: float | None = None
+    ) -> Future[Outputs]:
+        """Run the model once without waiting for it.
+
+        The inputs are copied, so they may be changed at once. Waits only where very many requests are under way.
+
+        Returns:
+            A future that ends before the request's deadline: with arrays by output name, or an error of `infer`.
+
+        Raises:
+            WrongInput, UnknownModel, NotReady, DispatcherUnreachable: As in `infer`, before anything is sent.
+            Overloaded: Too many requests of this client were under way for the whole timeout.
+        """
+        requests = self._requests
+        return requests.launch(requests.prepare(inputs, model, outputs, timeout, copy=True))
+
+    def map(
+        self,
+        inputs: Iterable[Inputs],
+        *,
+        model: str = "",
+        outputs: Sequence[str] = (),
+        window: int = 16,
+        ordered: bool = True,
+        timeout: float | None = None,
+    ) -> Iterator[Outputs]:
+        """Run the model on each element of `inputs`, with up to `window` requests under way.
+
+        The iterable may be endless: it is read as results are taken, in the thread that takes them. Where the
+        dispatcher is overloaded a request is tried again until its deadline. The first error ends the iteration.
+
+        Args:
+            inputs: What `infer` takes, one after the other.
+            model: Which model.
+            outputs: Which outputs are wanted.
+            window: Requests under way at most.
+            ordered: Yield results in the order of the inputs; otherwise as they come.
+            timeout: Seconds that each request may take.
+
+        Yields:
+            Arrays by output name, one dictionary per element.
+        """
+        if window < 1:
+            raise ValueError(f"window must be at least 1, not {window}")
+        requests = self._requests
+        under_way: deque[tuple[Future[Outputs], float]] = deque()
+        source = iter(inputs)
+        exhausted = False
+        try:
+            while True:
+                while not exhausted and len(under_way) < window:
+                    try:
+                        element = next(source)
+                    except StopIteration:
+                        exhausted = True
+                        break
+                    submit = requests.prepare(element, model, outputs, timeout, copy=True, patient=True)
+                    under_way.append((requests.launch(submit), submit.deadline))
+                if not under_way:
+                    return
+                yield _result(*_next(under_way, ordered=ordered))
+        finally:
+            for future, _ in under_way:
+                future.cancel()
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """The models that are served, with their inputs and outputs.
+
+        Raises:
+            DispatcherUnreachable: Nobody answers at the address.
+        """
+        return self._requests.refresh()
+
+    def status(self) -> ServerStatus:
+        """What the dispatcher knows of itself, its deployments and its devices.
+
+        Raises:
+            DispatcherUnreachable: Nobody answers at the address.
+        """
+        return self._requests.status()
+
+    def close(self) -> None:
+        """End the connection; requests without an answer end as cancelled."""
+        self._requests.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _next(under_way: deque[tuple[Future[Outputs], float]], *, ordered: bool) -> tuple[Future[Outputs], float]:
+    if ordered:
+        return under_way.popleft()
+    done = next((entry for entry in under_way if entry[0].done()), None)
+    if done is None:
+        last = max(deadline for _, deadline in under_way)
+        wait(
+            [future for future, _ in under_way],
+            max(0.0, last - time.monotonic()) + _MARGIN_S,
+            FIRST_COMPLETED,
+        )
+        done = next((entry for entry in under_way if entry[0].done()), under_way[0])
+    under_way.remove(done)
+    return done
+
+
+_MARGIN_S = GRACE_S + 5.0
+"""The I/O thread ends every request at its deadline; this is for a machine that stalls."""
+
+
+def _result(future: Future[Outputs], deadline: float) -> dict[str, Array]:
+    try:
+        return future.result(max(0.0, deadline - time.monotonic()) + _MARGIN_S)
+    except FutureTimeout:
+        if future.done():
+            raise
+        future.cancel()
+        raise DeadlineExceeded(
+            "the client's own thread did not run in time: this machine is stalled"
+        ) from None

@@ -1,0 +1,260 @@
+"""What the blocking and the asyncio client share: the models' signatures, checks before sending, and the connection."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from defer import api
+from defer.admin import Admin
+from defer.client_core import Inputs, Submit, as_arrays, check_outputs
+from defer.client_session import Outputs, Session
+from defer.documents.address import parse_address
+from defer.errors import Cancelled, NotReady, Overloaded, UnknownModel, UsageError, WrongInput
+from node_agent.codecs import CODECS
+from node_agent.errors import AgentError
+from node_agent.frames import check_headers, pack_item
+
+DEFAULT_TIMEOUT_S = 30.0
+"""Seconds that a request may take where nothing else is said."""
+
+ANSWER_S = 10.0
+"""Seconds in which a dispatcher answers a question about itself."""
+
+MOST_REQUESTS = 1024
+MOST_BYTES = 512 << 20
+"""Requests of one client under way, and their input bytes."""
+
+
+class Room:
+    """How much may be under way; whoever wants more waits. A single request larger than all passes alone."""
+
+    def __init__(self, requests: int, nbytes: int) -> None:
+        self._requests, self._nbytes = requests, nbytes
+        self._used, self._bytes = 0, 0
+        self._changed = threading.Condition()
+
+    def take(self, nbytes: int, timeout: float) -> bool:
+        """Take room for one request; False when there was none for `timeout` seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._fits(nbytes), timeout):
+                return False
+            self._used += 1
+            self._bytes += nbytes
+            return True
+
+    def give(self, nbytes: int) -> None:
+        """Give the room of one request back."""
+        with self._changed:
+            self._used -= 1
+            self._bytes -= nbytes
+            self._changed.notify()
+
+    def _fits(self, nbytes: int) -> bool:
+        return self._used == 0 or (self._used < self._requests and self._bytes + nbytes <= self._nbytes)
+
+
+class Requests:
+    """The machinery behind a client.
+
+    Args:
+        address: `host:port` of the dispatcher.
+        model: Model of requests that name none.
+        timeout: Seconds of requests that name none.
+        codec: How inputs are encoded on the wire.
+        connect_timeout: Seconds in which a dispatcher must answer at all.
+    """
+
+    def __init__(
+        self, address: str, *, model: str, timeout: float, codec: str, connect_timeout: float
+    ) -> None:
+        if codec not in CODECS:
+            raise UsageError(f"codec {codec!r} is unknown", hint=f"known: {', '.join(CODECS)}")
+        self.address = parse_address(address)
+        self.model = model
+        self.timeout = timeout
+        self.codec = codec
+        self.connect_timeout = connect_timeout
+        self._room = Room(MOST_REQUESTS, MOST_BYTES)
+        self._lock = threading.Lock()
+        self._models: dict[str, api.ModelInfo] = {}
+        self._data_port = 0
+        self._session: Session | None = None
+        self._closed = False
+
+    # ---------------------------------------------------------------------------------------------- the api's
+
+    def refresh(self) -> tuple[api.ModelInfo, ...]:
+        """Ask the dispatcher what it serves."""
+        with Admin(self.address, connect_s=self.connect_timeout) as admin:
+            answer = admin.ask(api.ListModels(0), api.Models, timeout=ANSWER_S)
+        with self._lock:
+            self._models = {info.name: info for info in answer.models}
+            self._data_port = answer.data_port
+        return answer.models
+
+    def status(self) -> api.ServerStatus:
+        """Ask the dispatcher how it is."""
+        with Admin(self.address, connect_s=self.connect_timeout) as admin:
+            return admin.ask(api.GetStatus(0), api.ServerStatus, timeout=ANSWER_S)
+
+    def known(self, model: str) -> api.ModelInfo | None:
+        """The signature of a model as far as it was asked for; None when the dispatcher must be asked."""
+        models = self._models
+        if not model and len(models) == 1:
+            (info,) = models.values()
+        else:
+            info = models.get(model, _NOTHING)
+        return info if info.inputs else None
+
+    def signature(self, model: str) -> api.ModelInfo:
+        """The signature of a model, asked for where it is not known.
+
+        Raises:
+            UnknownModel: No such model, or several and none named.
+            NotReady: None is served yet.
+        """
+        info = self.known(model)
+        if info is not None:
+            return info
+        served = {info.name: info for info in self.refresh()}
+        if not served:
+            raise NotReady(
+                f"no model is deployed at {self.address}", hint="deploy one with `defer deploy MODEL`"
+            )
+        if not model and len(served) > 1:
+            raise UnknownModel(f"several models are served, say which: {', '.join(sorted(served))}")
+        found = served.get(model) if model else next(iter(served.values()))
+        if found is None:
+            raise UnknownModel(f"no model {model!r} is served; served: {', '.join(sorted(served))}")
+        if not found.inputs:
+            raise NotReady(f"model {found.name!r} is not ready: {found.reason}")
+        return found
+
+    # -------------------------------------------------------------------------------------------- one request
+
+    def prepare(
+        self,
+        inputs: Inputs,
+        model: str,
+        outputs: Sequence[str],
+        timeout: float | None,
+        *,
+        copy: bool,
+        patient: bool = False,
+    ) -> Submit:
+        """Check and encode a request.
+
+        Args:
+            inputs: The caller's arrays.
+            model: Model, or empty for the client's own.
+            outputs: Wanted outputs.
+            timeout: Seconds, or None for the client's own.
+            copy: Whether the caller may change its arrays before the answer.
+            patient: Try again where the dispatcher is overloaded.
+        """
+        deadline = self.deadline(timeout)
+        model = model or self.model
+        info = self.known(model) or self.signature(model)
+        try:
+            return self.encode(info, inputs, outputs, deadline, copy=copy, patient=patient)
+        except WrongInput:
+            newer = self.newer(model, info)
+            if newer is None:
+                raise
+            return self.encode(newer, inputs, outputs, deadline, copy=copy, patient=patient)
+
+    def deadline(self, timeout: float | None) -> float:
+        """When a request made now must have ended, on the monotonic clock.
+
+        Raises:
+            UsageError: The timeout is not positive.
+        """
+        seconds = self.timeout if timeout is None else timeout
+        if not seconds > 0:
+            raise UsageError(f"a timeout of {seconds} s leaves no time", hint="give a positive number")
+        return time.monotonic() + seconds
+
+    def newer(self, model: str, info: api.ModelInfo) -> api.ModelInfo | None:
+        """The signature where the model was replaced by one with another since `info`; None where it was not."""
+        self.refresh()
+        found = self.signature(model)
+        return found if (found.inputs, found.outputs) != (info.inputs, info.outputs) else None
+
+    def encode(
+        self,
+        info: api.ModelInfo,
+        inputs: Inputs,
+        outputs: Sequence[str],
+        deadline: float,
+        *,
+        copy: bool,
+        patient: bool,
+    ) -> Submit:
+        """Check a request against a signature and encode it; asks nobody."""
+        arrays, wanted = as_arrays(inputs, info), check_outputs(outputs, info)
+        if copy:
+            arrays = {name: array.copy() for name, array in arrays.items()}
+        dtypes = {spec.name: spec.dtype for spec in info.inputs}
+        try:
+            headers, frames = pack_item(arrays, self.codec, dtypes)
+            check_headers(headers)
+        except AgentError as error:
+            raise WrongInput(str(error), hint=error.hint) from error
+        return Submit(secrets.token_bytes(16), info.name, wanted, headers, frames, deadline, patient)
+
+    def launch(self, submit: Submit) -> Future[Outputs]:
+        """Send a prepared request; waits where too many are under way.
+
+        Raises:
+            Overloaded: Too many were under way until its deadline.
+            Cancelled: The client is closed.
+        """
+        left = submit.deadline - time.monotonic() if submit.deadline < math.inf else threading.TIMEOUT_MAX
+        future = self.try_launch(submit, wait=max(0.0, left))
+        if future is None:
+            raise Overloaded(f"{MOST_REQUESTS} requests of this client are under way, or {MOST_BYTES} bytes")
+        return future
+
+    def try_launch(self, submit: Submit, *, wait: float = 0.0) -> Future[Outputs] | None:
+        """Send a prepared request; None where too many are under way for `wait` seconds."""
+        nbytes = sum(header.nbytes for header in submit.tensors)
+        if not self._room.take(nbytes, wait):
+            return None
+        try:
+            future = self._running().launch(submit)
+        except BaseException:
+            self._room.give(nbytes)
+            raise
+        future.add_done_callback(lambda _: self._room.give(nbytes))
+        return future
+
+    def _running(self) -> Session:
+        session = self._session
+        if session is not None:
+            return session
+        with self._lock:
+            if self._closed:
+                raise Cancelled("the client is closed")
+            if self._session is None:
+                host = self.address.host
+                bracketed = f"[{host}]" if ":" in host else host
+                session = Session(f"tcp://{bracketed}:{self._data_port}", str(self.address))
+                session.start()
+                self._session = session
+            return self._session
+
+    def close(self) -> None:
+        """End the connection."""
+        with self._lock:
+            self._closed = True
+            session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+
+_NOTHING = api.ModelInfo("", "")

@@ -1,0 +1,179 @@
+"""The client's I/O thread: one data connection to the dispatcher, a future per request."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import zmq
+
+from defer import client_core as c
+from defer.dialled import Dialled
+from defer.errors import DeferError, Internal, from_code, translate
+from defer.socket_loop import SocketLoop
+from node_agent.connection import Handshake
+from node_agent.errors import FrameError
+from node_agent.frames import encode_header, unpack
+from node_agent.link import Sent, receive, send
+from node_agent.messages import Greeting, Infer, PeerRef, Refusal, Rejection, Result, TensorHeader
+
+Outputs = dict[str, c.Array]
+
+BURST = 64
+RETRY_S = 0.002
+"""How often a request that the connection's full queue did not take is tried again."""
+
+
+class Session:
+    """A connection that carries requests, and comes back when it breaks.
+
+    Args:
+        endpoint: `tcp://host:port` of the dispatcher's data socket.
+        address: The dispatcher's api address, for messages.
+    """
+
+    def __init__(self, endpoint: str, address: str) -> None:
+        self.endpoint = endpoint
+        self._core = c.ClientCore(address)
+        self._futures: dict[bytes, Future[Outputs]] = {}
+        self._unsent: deque[tuple[Infer, Sequence[Any]]] = deque()
+        self._crash: BaseException | None = None
+        self._loop = SocketLoop(
+            "defer-client",
+            opened=self._open,
+            next_wake=self._next_wake,
+            turned=self._turned,
+            closed=self._close,
+            on_crash=self._crashed,
+        )
+
+    def start(self) -> None:
+        """Start the thread; it connects by itself."""
+        self._loop.start()
+
+    def close(self) -> None:
+        """End the thread; requests that have no answer yet end as cancelled."""
+        self._loop.close()
+
+    def launch(self, submit: c.Submit) -> Future[Outputs]:
+        """Send a request, soon; from any thread."""
+        future: Future[Outputs] = Future()
+
+        def run() -> None:
+            self._futures[submit.request] = future
+            self._feed(submit)
+
+        if not self._loop.running:
+            future.set_exception(self._crash or Internal("the client is closed"))
+        else:
+            self._loop.enqueue(run)
+        return future
+
+    # ------------------------------------------------------------------------------------------ in the thread
+
+    def _open(self) -> None:
+        self._dialled = Dialled(
+            self._loop.context, PeerRef("dispatcher", self.endpoint), Handshake(c.CLIENT, dialled=True)
+        )
+        self._watch()
+
+    def _watch(self) -> None:
+        self._loop.watch(self._dialled.socket, self._on_data)
+        self._loop.watch(self._dialled.monitor.socket, self._on_monitor)
+
+    def _redial(self) -> None:
+        self._unsent.clear()  # whatever is unanswered is sent again on the next connection
+        self._loop.unwatch(self._dialled.socket)
+        self._loop.unwatch(self._dialled.monitor.socket)
+        self._dialled.close()
+        self._dialled.open()
+        self._watch()
+        self._feed(c.Disconnected())
+
+    def _close(self) -> None:
+        self._feed(c.Closed())
+        if hasattr(self, "_dialled"):
+            self._dialled.close()
+
+    def _crashed(self, error: BaseException) -> None:
+        self._crash = translate(error)
+
+    def _next_wake(self) -> float:
+        wake = self._core.next_wake()
+        return min(wake, time.monotonic() + RETRY_S) if self._unsent else wake
+
+    def _turned(self) -> None:
+        if self._core.next_wake() <= time.monotonic():
+            self._feed(c.Tick())
+        while (
+            self._unsent
+            and send(self._dialled.socket, encode_header(self._unsent[0][0]), self._unsent[0][1]) is Sent.YES
+        ):
+            self._unsent.popleft()
+
+    def _on_monitor(self) -> None:
+        for stands in self._dialled.happened():
+            if not stands:
+                self._redial()
+                return
+            self._dialled.say(self._dialled.handshake.opened())
+
+    def _on_data(self) -> None:
+        for _ in range(BURST):
+            try:
+                _, header, frames = receive(self._dialled.socket, routed=False)
+            except zmq.Again:
+                return
+            match header:
+                case Result():
+                    self._feed(c.ResultArrived(header, frames))
+                case Rejection():
+                    self._feed(c.RejectionArrived(header))
+                case Greeting():
+                    self._dialled.handshake.greeted(header)
+                    refused = self._dialled.handshake.state == "refused"
+                    reason = self._dialled.handshake.reason
+                    self._feed(c.Refused("protocol-mismatch", reason) if refused else c.Connected())
+                case Refusal(code, message):
+                    early = self._dialled.handshake.state != "ready"
+                    self._feed(c.Refused("protocol-mismatch" if early else code, message))
+                case FrameError():
+                    self._redial()  # what came is not ours: the bytes of this connection cannot be trusted
+                    return
+
+    def _feed(self, event: c.Event) -> None:
+        for instruction in self._core.handle(event, time.monotonic()):
+            match instruction:
+                case c.SendInfer(infer, frames):
+                    self._send(infer, frames)
+                case c.Resolve(request, tensors, frames):
+                    self._settle(request, partial(_decode, tensors, frames))
+                case c.Fail(request, code, message, hint):
+                    self._settle(request, partial(_raise, from_code(code, message, hint)))
+
+    def _send(self, infer: Infer, frames: Sequence[Any]) -> None:
+        if self._unsent or send(self._dialled.socket, encode_header(infer), frames) is not Sent.YES:
+            self._unsent.append((infer, frames))
+
+    def _settle(self, request: bytes, outcome: Any) -> None:
+        future = self._futures.pop(request)
+        if not future.set_running_or_notify_cancel():
+            return  # the caller has cancelled it
+        try:
+            future.set_result(outcome())
+        except Exception as error:
+            future.set_exception(translate(error))
+
+
+def _decode(tensors: Sequence[TensorHeader], frames: Sequence[Any]) -> Outputs:
+    arrays = unpack(tensors, frames)
+    # Small frames and decoded ones are `bytes`; the caller gets arrays that are its own to write to.
+    return {name: array if array.flags.writeable else array.copy() for name, array in arrays.items()}
+
+
+def _raise(error: DeferError) -> Outputs:
+    raise error

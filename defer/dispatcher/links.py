@@ -1,0 +1,85 @@
+"""The far ends of the dispatcher's data-in ROUTER: stages that hand over results, clients that get answers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from node_agent.connection import Handshake, ReceivingEnd
+from node_agent.link import Sent, Socket, send
+
+PEERS = 1024
+"""Greeted peers that a ROUTER remembers; the one that greeted longest ago goes first."""
+
+STALLED = 256
+"""Answers kept for a client that does not read; beyond them the oldest is dropped (it can ask again)."""
+
+
+@dataclass(slots=True)
+class Inbound:
+    """Peers that dialled a ROUTER and hand items over, by routing id, each with its window.
+
+    Args:
+        name: How this side introduces itself.
+    """
+
+    name: str
+    peers: OrderedDict[bytes, ReceivingEnd] = field(default_factory=OrderedDict)
+
+    def greet(self, identity: bytes) -> ReceivingEnd:
+        """The end for a peer that greets, new or known."""
+        end = self.peers.pop(identity, None)
+        if end is None:
+            end = ReceivingEnd(Handshake(self.name, dialled=False))
+            end.opened()
+        self.peers[identity] = end
+        if len(self.peers) > PEERS:
+            self.peers.popitem(last=False)
+        return end
+
+
+@dataclass(slots=True)
+class Outbox:
+    """Answers to clients whose queues are full, until they read again; bounded for each client.
+
+    Attributes:
+        waiting: Messages by routing id, the oldest first.
+        dropped: Messages that were given up: the client had gone, or did not read for too long.
+    """
+
+    waiting: dict[bytes, deque[tuple[bytes, Sequence[Any]]]] = field(default_factory=dict)
+    dropped: int = 0
+
+    def send(self, socket: Socket, identity: bytes, header: bytes, frames: Sequence[Any]) -> None:
+        """Send now, or keep the message where the client's queue is full."""
+        queue = self.waiting.get(identity)
+        if queue is None:
+            match send(socket, header, frames, identity):
+                case Sent.YES:
+                    return
+                case Sent.GONE:
+                    self.dropped += 1
+                    return
+            queue = self.waiting[identity] = deque()
+        queue.append((header, frames))
+        if len(queue) > STALLED:
+            queue.popleft()
+            self.dropped += 1
+
+    def retry(self, socket: Socket) -> None:
+        """Send what can be sent now."""
+        for identity, queue in list(self.waiting.items()):
+            while queue:
+                header, frames = queue[0]
+                sent = send(socket, header, frames, identity)
+                if sent is Sent.LATER:
+                    break
+                if sent is Sent.GONE:
+                    self.dropped += len(queue)
+                    queue.clear()
+                    break
+                queue.popleft()
+            if not queue:
+                del self.waiting[identity]

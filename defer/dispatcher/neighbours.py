@@ -1,0 +1,248 @@
+"""The dispatcher's neighbours on its routes: first stages that take items from it, last stages that hand results back.
+
+Who can be dialled is dialled, with a DEALER of its own for each route. A first stage that cannot be dialled comes to
+the fetch ROUTER; a last stage comes to the data-in ROUTER, unless it cannot dial.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import zmq
+
+from defer.dialled import Dialled
+from defer.dispatcher import events as e
+from defer.socket_loop import SocketLoop
+from node_agent.connection import Handshake, ReceivingEnd
+from node_agent.errors import FrameError, WireError
+from node_agent.frames import encode_header
+from node_agent.link import Sent, Socket, receive, send
+from node_agent.messages import (
+    Credit,
+    DataHeader,
+    Failure,
+    Greeting,
+    Item,
+    PeerRef,
+    Probe,
+    ProbeEcho,
+    Refusal,
+)
+
+logger = logging.getLogger("defer.dispatcher")
+
+BURST = 64
+"""Messages taken from one socket before the others get their turn."""
+
+Feed = Callable[[e.Event], None]
+Handler = Callable[[bytes, DataHeader | FrameError, list[Any]], None]
+
+
+def drain(socket: Socket, handle: Handler, *, routed: bool) -> None:
+    """Hand over what waits on a socket, up to a burst."""
+    for _ in range(BURST):
+        try:
+            identity, header, frames = receive(socket, routed=routed)
+        except zmq.Again:
+            return
+        handle(identity, header, frames)
+        if socket.closed:
+            return
+
+
+def take(
+    end: ReceivingEnd, header: Item | Failure, frames: Sequence[Any], feed: Feed
+) -> Credit | WireError | None:
+    """Take what a last stage handed over; the credit that it gets back, if it is time for some."""
+    nbytes = sum(len(frame) for frame in frames)
+    try:
+        end.window.receive(nbytes)
+    except WireError as error:
+        return error
+    feed(e.FailureReturned(header) if isinstance(header, Failure) else e.ItemReturned(header, frames))
+    return end.window.release(nbytes)
+
+
+def refuse(socket: Socket, identity: bytes, code: str, message: str) -> None:
+    """Tell a ROUTER's peer that its message was not accepted."""
+    send(socket, encode_header(Refusal(code, message)), (), identity)
+
+
+def link_of(epoch: int, first: PeerRef) -> str:
+    """Key of the connection that a route starts on; routes share the connection of a stage that fetches."""
+    return _to(epoch) if first.endpoint else _fetched_by(first.name)
+
+
+def _to(epoch: int) -> str:
+    return f"to {epoch}"
+
+
+def _from(epoch: int) -> str:
+    return f"from {epoch}"
+
+
+def _fetched_by(device: str) -> str:
+    return f"fetched by {device}"
+
+
+class Neighbours:
+    """Connections to first and last stages; used in the data thread alone.
+
+    Args:
+        name: How the dispatcher introduces itself.
+        loop: The data thread.
+        fetch: The fetch ROUTER.
+        feed: Takes events to the core.
+    """
+
+    def __init__(self, name: str, loop: SocketLoop, fetch: Socket, feed: Feed) -> None:
+        self._name = name
+        self._loop = loop
+        self._fetch = fetch
+        self._feed = feed
+        self._dialled: dict[str, Dialled] = {}
+        self._ends: dict[str, ReceivingEnd] = {}
+        self._fetchers: dict[str, bytes] = {}
+        self._fetching: dict[bytes, str] = {}
+        loop.watch(fetch, partial(drain, fetch, self._on_fetch, routed=True))
+
+    def open(self, epoch: int, first: PeerRef, last: PeerRef) -> None:
+        """Dial those neighbours of a route that can be dialled only."""
+        if first.endpoint:
+            self._dial(_to(epoch), first)
+        if last.endpoint:
+            self._dial(_from(epoch), last)
+
+    def close(self, epoch: int) -> None:
+        """Hang up on a route's neighbours."""
+        self._hang_up(_to(epoch))
+        self._hang_up(_from(epoch))
+
+    def close_all(self) -> None:
+        """Hang up on everyone."""
+        for key in list(self._dialled):
+            self._hang_up(key)
+
+    def send_item(self, link: str, item: Item, frames: e.Frames) -> None:
+        """Send an item to a first stage; where that fails the core learns that the connection is down."""
+        dialled = self._dialled.get(link)
+        if dialled is not None and dialled.handshake.state != "ready":
+            return  # it broke under an item before this one, and the core knows
+        if dialled is not None:
+            sent = send(dialled.socket, encode_header(item), frames)
+        elif link in self._fetchers:
+            sent = send(self._fetch, encode_header(item), frames, self._fetchers[link])
+        else:
+            sent = Sent.GONE
+        if sent is not Sent.YES:  # credits keep us below the queue's bound, so the connection is gone
+            self.redial(link)
+            self._feed(e.LinkDown(link))
+
+    def redial(self, key: str) -> None:
+        """Drop a connection with all that is queued on it, and open it anew."""
+        if key in self._fetchers:
+            self._fetching.pop(self._fetchers.pop(key), None)
+        elif key in self._dialled:
+            dialled = self._dialled[key]
+            self._unwatch(dialled)
+            dialled.close()
+            dialled.open()
+            self._watch(key, dialled)
+
+    # ------------------------------------------------------------------------------------------------- inside
+
+    def _dial(self, key: str, peer: PeerRef) -> None:
+        dialled = Dialled(self._loop.context, peer, Handshake(self._name, dialled=True))
+        self._dialled[key] = dialled
+        if key.startswith("from "):
+            self._ends[key] = ReceivingEnd(dialled.handshake)
+        self._watch(key, dialled)
+
+    def _watch(self, key: str, dialled: Dialled) -> None:
+        handle = partial(self._on_last if key in self._ends else self._on_first, key)
+        self._loop.watch(dialled.socket, partial(drain, dialled.socket, handle, routed=False))
+        self._loop.watch(dialled.monitor.socket, partial(self._on_monitor, key))
+
+    def _unwatch(self, dialled: Dialled) -> None:
+        self._loop.unwatch(dialled.socket)
+        self._loop.unwatch(dialled.monitor.socket)
+
+    def _hang_up(self, key: str) -> None:
+        dialled = self._dialled.pop(key, None)
+        self._ends.pop(key, None)
+        if dialled is not None:
+            self._unwatch(dialled)
+            dialled.close()
+
+    def _on_monitor(self, key: str) -> None:
+        dialled = self._dialled[key]
+        for stands in dialled.happened():
+            if stands:
+                dialled.say(self._ends[key].opened() if key in self._ends else dialled.handshake.opened())
+                continue
+            self.redial(key)
+            if key not in self._ends:
+                self._feed(e.LinkDown(key))
+            return  # what else was seen is of the connection that is gone
+
+    def _on_first(self, key: str, _: bytes, header: DataHeader | FrameError, __: list[Any]) -> None:
+        """A message from a first stage that we dialled."""
+        dialled = self._dialled[key]
+        match header:
+            case Greeting():
+                dialled.say(dialled.handshake.greeted(header))
+                if dialled.handshake.state == "ready":
+                    self._feed(e.LinkUp(key))
+            case Credit():
+                self._feed(e.CreditArrived(key, header))
+            case Refusal():
+                dialled.handshake.refused(header)
+                logger.error("device %r refused our connection: %s", dialled.peer.name, header.message)
+            case _:
+                logger.warning("device %r sent what has no place here: %s", dialled.peer.name, header)
+
+    def _on_last(self, key: str, _: bytes, header: DataHeader | FrameError, frames: list[Any]) -> None:
+        """A message from a last stage that we dialled, because it cannot dial us."""
+        dialled, end = self._dialled[key], self._ends[key]
+        try:
+            if isinstance(header, FrameError):
+                raise header
+            if isinstance(header, Item | Failure):
+                credit = take(end, header, frames, self._feed)
+                if isinstance(credit, WireError):
+                    raise credit
+                dialled.say([] if credit is None else [credit])
+            else:
+                dialled.say(end.handle(header))
+        except WireError as error:
+            logger.warning("device %r breaks the protocol: %s", dialled.peer.name, error)
+            if key in self._dialled:
+                self.redial(key)
+
+    def _on_fetch(self, identity: bytes, header: DataHeader | FrameError, _: list[Any]) -> None:
+        """A message from a first stage that dialled us."""
+        match header:
+            case Greeting():
+                handshake = Handshake(self._name, dialled=False, state="greeting")
+                for answer in handshake.greeted(header):
+                    send(self._fetch, encode_header(answer), (), identity)
+                if handshake.state == "ready":
+                    self._fetcher(_fetched_by(header.name), identity)
+            case Credit() if identity in self._fetching:
+                self._feed(e.CreditArrived(self._fetching[identity], header))
+            case Probe():
+                send(self._fetch, encode_header(ProbeEcho(header.id)), (), identity)
+            case FrameError():
+                refuse(self._fetch, identity, header.code, str(header))
+            case _:
+                refuse(self._fetch, identity, "bad-message", f"{type(header).__name__} has no place here")
+
+    def _fetcher(self, link: str, identity: bytes) -> None:
+        if link in self._fetchers:
+            self._fetching.pop(self._fetchers[link], None)
+            self._feed(e.LinkDown(link))
+        self._fetchers[link], self._fetching[identity] = identity, link
+        self._feed(e.LinkUp(link))

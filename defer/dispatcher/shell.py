@@ -1,0 +1,243 @@
+"""The dispatcher's data thread: it owns the data sockets, and executes what the core decides.
+
+Frames pass through by reference: nothing is decoded, and nothing of 64 KiB or more is copied. The data-in ROUTER takes
+clients' `Infer` and the results of last stages; the other sockets are in `defer.dispatcher.neighbours`. Other threads
+post events and callables. The thread never blocks but in `poll`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
+
+import zmq
+
+from defer.client_core import CLIENT
+from defer.dispatcher import events as e
+from defer.dispatcher.core import DispatcherCore
+from defer.dispatcher.links import Inbound, Outbox
+from defer.dispatcher.neighbours import Neighbours, drain, refuse, take
+from defer.errors import PortInUse, UsageError, from_code
+from defer.socket_loop import SocketLoop
+from node_agent.connection import Handshake
+from node_agent.errors import AddressInUseError, AddressInvalidError, FrameError, WireError
+from node_agent.frames import encode_header
+from node_agent.link import Socket, bind, open_socket, send
+from node_agent.messages import (
+    DataHeader,
+    Failure,
+    Greeting,
+    Infer,
+    Item,
+    PeerRef,
+    Probe,
+    ProbeEcho,
+    TensorHeader,
+)
+
+T = TypeVar("T")
+
+STALL_S = 0.005
+"""How often a client that does not read is tried again."""
+
+ID_BYTES = 16
+"""Length of a client's request id."""
+
+Answer = tuple[tuple[TensorHeader, ...], Sequence[Any], float]
+"""Headers and frames of a canary's result, and the seconds that it took."""
+
+
+class DataShell:
+    """The data thread.
+
+    Args:
+        name: How the dispatcher introduces itself to agents.
+        host: Address to bind.
+        data_port: Port of the data-in ROUTER; 0 takes a free one.
+        fetch_port: Port of the fetch ROUTER; 0 takes a free one.
+        limits: What is held at most.
+        on_drained: Called in the data thread with the epoch of a route on which nothing is in flight any more.
+        on_crash: Called when the thread ends by an error.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        host: str = "127.0.0.1",
+        data_port: int = 0,
+        fetch_port: int = 0,
+        *,
+        limits: e.Limits | None = None,
+        on_drained: Callable[[int], None] | None = None,
+        on_crash: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.data_port = data_port
+        self.fetch_port = fetch_port
+        self._host = host
+        self._on_drained = on_drained
+        self._core = DispatcherCore(limits)
+        self._inbound = Inbound(name)
+        self._outbox = Outbox()
+        self._canaries: dict[bytes, Future[Answer]] = {}
+        self._neighbours: Neighbours | None = None
+        self._loop = SocketLoop(
+            "defer-data",
+            opened=self._open,
+            next_wake=self._next_wake,
+            turned=self._turned,
+            closed=self._close,
+            on_crash=on_crash,
+        )
+
+    # ------------------------------------------------------------------------------------------- any thread's
+
+    def start(self) -> None:
+        """Bind the sockets and start the thread.
+
+        Raises:
+            PortInUse: Another process listens on one of the ports.
+            UsageError: This machine has no such address.
+        """
+        self._loop.start()
+
+    def close(self) -> None:
+        """End the thread and close every socket; unanswered requests are dropped."""
+        self._loop.close()
+
+    def post(self, event: e.Event) -> None:
+        """Feed an event to the core, soon."""
+        self._loop.enqueue(lambda: self._feed(event))
+
+    def call(self, action: Callable[[DispatcherCore, float], T]) -> Future[T]:
+        """Run `action(core, now)` in the data thread; for looking, not for long."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(action(self._core, time.monotonic()))
+            except Exception as error:
+                future.set_exception(error)
+
+        self._loop.enqueue(run)
+        return future
+
+    def open_route(self, route: e.Route, first: PeerRef, last: PeerRef) -> None:
+        """Connect to a loaded route's neighbours and let requests that name its epoch run on it."""
+
+        def run() -> None:
+            if self._neighbours is not None:
+                self._neighbours.open(route.epoch, first, last)
+            self._feed(e.RouteLoaded(route))
+
+        self._loop.enqueue(run)
+
+    def canary(
+        self, epoch: int, tensors: tuple[TensorHeader, ...], frames: Sequence[Any], timeout: float
+    ) -> Future[Answer]:
+        """Send one request of our own through the route `epoch`, served yet or not.
+
+        The future raises what a client would get as an error.
+        """
+        future: Future[Answer] = Future()
+        infer = Infer(secrets.token_bytes(ID_BYTES), "", int(timeout * 1e9), tensors)
+
+        def run() -> None:
+            self._canaries[infer.request] = future
+            self._feed(e.InferArrived(b"", infer, frames, epoch))
+
+        self._loop.enqueue(run)
+        return future
+
+    # ------------------------------------------------------------------------------------------ data thread's
+
+    def _open(self) -> None:
+        self._data: Socket = open_socket(self._loop.context, zmq.ROUTER, purpose="data")
+        fetch = open_socket(self._loop.context, zmq.ROUTER, purpose="data")
+        try:
+            self.data_port = bind(self._data, self._host, self.data_port)
+            self.fetch_port = bind(fetch, self._host, self.fetch_port)
+        except AddressInUseError as error:
+            raise PortInUse(str(error), hint=error.hint) from None
+        except AddressInvalidError as error:
+            raise UsageError(str(error), hint=error.hint) from None
+        self._loop.watch(self._data, partial(drain, self._data, self._on_data, routed=True))
+        self._neighbours = Neighbours(self.name, self._loop, fetch, self._feed)
+
+    def _close(self) -> None:
+        for future in self._canaries.values():
+            future.set_exception(from_code("not-ready", "the dispatcher is shutting down"))
+        self._canaries.clear()
+        if self._neighbours is not None:
+            self._neighbours.close_all()
+
+    def _next_wake(self) -> float:
+        deadline = self._core.next_deadline()
+        return min(deadline, time.monotonic() + STALL_S) if self._outbox.waiting else deadline
+
+    def _turned(self) -> None:
+        if self._core.next_deadline() <= time.monotonic():
+            self._feed(e.Tick())
+        if self._outbox.waiting:
+            self._outbox.retry(self._data)
+
+    def _feed(self, event: e.Event) -> None:
+        neighbours = self._neighbours
+        assert neighbours is not None
+        for instruction in self._core.handle(event, time.monotonic()):
+            match instruction:
+                case e.SendItem(link, item, frames):
+                    neighbours.send_item(link, item, frames)
+                case e.Deliver(client, result, frames):
+                    if client:
+                        self._outbox.send(self._data, client, encode_header(result), frames)
+                    elif (future := self._canaries.pop(result.request, None)) is not None:
+                        future.set_result((result.tensors, frames, result.seconds))
+                case e.Reject(client, rejection):
+                    if client:
+                        self._outbox.send(self._data, client, encode_header(rejection), ())
+                    elif (future := self._canaries.pop(rejection.request, None)) is not None:
+                        future.set_exception(from_code(rejection.code, rejection.message))
+                case e.Drained(epoch):
+                    neighbours.close(epoch)
+                    if self._on_drained is not None:
+                        self._on_drained(epoch)
+                case e.CutLink(link, _):
+                    neighbours.redial(link)
+
+    def _on_data(self, identity: bytes, header: DataHeader | FrameError, frames: list[Any]) -> None:
+        match header:
+            case Infer() if len(header.request) == ID_BYTES:
+                self._feed(e.InferArrived(identity, header, frames))
+            case Infer():
+                refuse(self._data, identity, "bad-frame", f"a request id has {ID_BYTES} bytes")
+            case Item() | Failure():
+                self._on_item(identity, header, frames)
+            case Probe():
+                send(self._data, encode_header(ProbeEcho(header.id)), (), identity)
+            case Greeting():
+                if header.name == CLIENT:
+                    answers = Handshake(self.name, dialled=False, state="greeting").greeted(header)
+                else:
+                    answers = self._inbound.greet(identity).handle(header)
+                for answer in answers:
+                    send(self._data, encode_header(answer), (), identity)
+            case FrameError():
+                refuse(self._data, identity, header.code, str(header))
+            case _:
+                refuse(self._data, identity, "bad-message", f"{type(header).__name__} has no place here")
+
+    def _on_item(self, identity: bytes, header: Item | Failure, frames: list[Any]) -> None:
+        end = self._inbound.peers.get(identity)
+        if end is None or not end.ready:
+            refuse(self._data, identity, "bad-message", "an item came before a greeting")
+            return
+        credit = take(end, header, frames, self._feed)
+        if isinstance(credit, WireError):
+            refuse(self._data, identity, credit.code, str(credit))
+        elif credit is not None:
+            send(self._data, encode_header(credit), (), identity)

@@ -1,0 +1,355 @@
+"""The client against a dispatcher with real sockets and a stage that doubles its input."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from typing import Any
+
+import numpy as np
+import pytest
+
+import defer
+from defer import errors
+from defer.client import AsyncClient, Client
+from defer.dispatcher import events as e
+from node_agent.messages import TensorSpec
+
+pytestmark = pytest.mark.integration
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.001)
+
+
+def x(value: float = 1, rows: int = 1) -> np.ndarray:
+    return np.full((rows, 4), value, np.float32)
+
+
+def test_infer_with_a_mapping_and_with_one_array(server: Any) -> None:
+    with defer.Client(server.address) as client:
+        outputs = client.infer({"x": x(3)})
+        assert list(outputs) == ["y"]
+        np.testing.assert_array_equal(outputs["y"], x(6))
+        np.testing.assert_array_equal(client.infer(x(4, rows=3))["y"], x(8, rows=3))
+        outputs["y"][0, 0] = 1  # the caller's own
+
+
+@pytest.mark.parametrize("codec", ["raw", "lz4"])
+@pytest.mark.parametrize("rows", [0, 1, 300_000])
+def test_any_size(server: Any, codec: str, rows: int) -> None:
+    def raw_double(header: list, frames: list) -> list:
+        import lz4.block
+
+        tensors = header[5]
+        _, dtype, shape, used, _ = tensors[0]
+        size = int(np.prod(shape)) * 4
+        plain = lz4.block.decompress(frames[0], uncompressed_size=size) if used == "lz4" else frames[0]
+        y = (np.frombuffer(plain, dtype) * np.float32(2)).tobytes()
+        return [
+            (["item", header[1], header[2], header[3] + 1, -1, [["y", dtype, shape, "raw", size]], ""], [y])
+        ]
+
+    server.stages[0].work = raw_double
+    with Client(server.address, codec=codec) as client:
+        np.testing.assert_array_equal(client.infer(x(1.5, rows))["y"], x(3, rows))
+
+
+def test_submit_copies_its_inputs(server: Any) -> None:
+    with Client(server.address) as client:
+        buffer = x(0, rows=20_000)
+        futures = []
+        for value in range(5):
+            buffer[:] = value
+            futures.append(client.submit(buffer))
+        assert [float(future.result(10)["y"][0, 0]) for future in futures] == [0, 2, 4, 6, 8]
+
+
+def test_map_is_ordered_lazy_and_windowed(server: Any) -> None:
+    taken = itertools.count()
+    last = 0
+
+    def endless() -> Any:
+        nonlocal last
+        for last in taken:
+            yield x(last)
+
+    with Client(server.address) as client:
+        results = client.map(endless(), window=4)
+        for number in range(50):
+            assert float(next(results)["y"][0, 0]) == 2 * number
+            assert last <= number + 4
+        results.close()
+
+
+def test_map_unordered_gives_each_once(server: Any) -> None:
+    with Client(server.address) as client:
+        values = [float(out["y"][0, 0]) for out in client.map([x(i) for i in range(30)], ordered=False)]
+    assert sorted(values) == [2.0 * i for i in range(30)]
+
+
+def test_map_waits_where_the_dispatcher_is_overloaded(make_server: Callable[..., Any]) -> None:
+    server = make_server(e.Limits(requests=2))
+    server.serve(server.stage(items=1))
+    with Client(server.address) as client:
+        values = [float(out["y"][0, 0]) for out in client.map((x(i) for i in range(40)), window=16)]
+    assert values == [2.0 * i for i in range(40)]
+
+
+def test_many_threads_share_a_client(server: Any) -> None:
+    wrong: list[float] = []
+    with Client(server.address) as client:
+
+        def run(value: int) -> None:
+            for _ in range(20):
+                got = float(client.infer(x(value))["y"][0, 0])
+                if got != 2 * value:
+                    wrong.append(got)
+
+        threads = [threading.Thread(target=run, args=(value,)) for value in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"q": x()}, r"'twice': it has no input 'q'; its inputs are x: float32\[N, M\]"),
+        ({}, "input 'x' is missing"),
+        ({"x": x().astype(np.float64)}, "element type float64"),
+        ({"x": np.zeros(4, np.float32)}, r"shape \[4\]"),
+        ({"x": np.array([[object()]])}, "Python objects"),
+        ({"x": [["a"]]}, "cannot be made an array of float32"),
+    ],
+)
+def test_wrong_inputs_are_found_before_sending(server: Any, inputs: Any, says: str) -> None:
+    with Client(server.address) as client, pytest.raises(errors.WrongInput, match=says):
+        client.infer(inputs)
+    assert server.stages[0].seen == []
+
+
+def test_lists_take_the_models_element_type(server: Any) -> None:
+    with Client(server.address) as client:
+        np.testing.assert_array_equal(client.infer([[1, 2]])["y"], np.array([[2, 4]], np.float32))
+
+
+def test_wrong_output_and_unknown_model(server: Any) -> None:
+    with Client(server.address) as client:
+        with pytest.raises(errors.WrongInput, match="no output 'z'"):
+            client.infer(x(), outputs=["z"])
+        with pytest.raises(errors.UnknownModel, match="served: twice"):
+            client.infer(x(), model="other")
+
+
+def test_a_model_replaced_by_another_signature_is_noticed(server: Any) -> None:
+    with Client(server.address) as client:
+        client.infer(x())
+        stage = server.stages[0]
+        other = (TensorSpec("x", "float32", (4,)),)
+        server.serve(stage, epoch=2, inputs=other, outputs=other_outputs())
+        one = np.ones(4, np.float32)
+        np.testing.assert_array_equal(client.infer(one)["y"], one * 2)
+
+
+def other_outputs() -> tuple[TensorSpec, ...]:
+    return (TensorSpec("y", "float32", (4,)),)
+
+
+def test_nothing_deployed(make_server: Callable[..., Any]) -> None:
+    with (
+        Client(make_server().address) as client,
+        pytest.raises(errors.NotReady, match="no model is deployed"),
+    ):
+        client.infer(x())
+
+
+def test_overload_is_reported(make_server: Callable[..., Any]) -> None:
+    server = make_server(e.Limits(requests=2))
+    stage = server.stage()
+    stage.hold = True
+    server.serve(stage)
+    with Client(server.address) as client:
+        futures = [client.submit(x(i)) for i in range(3)]
+        with pytest.raises(errors.Overloaded, match="limit 2"):
+            futures[2].result(10)
+        stage.hold = False
+        assert float(futures[1].result(10)["y"][0, 0]) == 2
+
+
+def test_a_deadline_passes(server: Any) -> None:
+    server.stages[0].hold = True
+    with Client(server.address) as client:
+        with pytest.raises(errors.DeadlineExceeded, match="did not come back"):
+            client.infer(x(), timeout=0.15)
+        server.stages[0].hold = False
+        client.infer(x())
+        assert server.core(lambda core: core.requests) == {}
+    with pytest.raises(errors.UsageError, match="leaves no time"):
+        Client(server.address).infer(x(), timeout=0)
+
+
+def test_the_device_is_lost(server: Any) -> None:
+    server.stages[0].hold = True
+    with Client(server.address) as client:
+        future = client.submit(x())
+        until(lambda: server.stages[0].seen)
+        server.shell.post(e.DeviceLost("a", "no heartbeat"))
+        with pytest.raises(errors.AgentLost, match="device 'a' was lost"):
+            future.result(10)
+        with pytest.raises(errors.NotReady, match="device 'a' is lost"):
+            client.infer(x())
+        server.stages[0].hold = False
+        server.shell.post(e.DeviceBack("a"))
+        client.infer(x())
+
+
+def test_nobody_there() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (
+        Client(f"127.0.0.1:{port}", connect_timeout=0.2) as client,
+        pytest.raises(errors.DispatcherUnreachable, match="no dispatcher answers") as caught,
+    ):
+        client.infer(x())
+    assert "defer serve" in caught.value.hint
+
+
+def test_a_restarted_dispatcher_is_found_again(make_server: Callable[..., Any]) -> None:
+    first = make_server()
+    stage = first.stage()
+    stage.hold = True
+    first.serve(stage)
+    with Client(first.address) as client:
+        waiting = client.submit(x(5))
+        until(lambda: stage.seen)
+        ports = int(first.address.rpartition(":")[2]), first.shell.data_port
+        first.stop()
+        first.stages.clear()
+        second = make_server(None, *ports)
+        second.serve(second.stage())
+        assert float(waiting.result(20)["y"][0, 0]) == 10
+        assert float(client.infer(x(6))["y"][0, 0]) == 12
+
+
+def test_a_broken_connection_to_the_stage_loses_nothing(server: Any) -> None:
+    stage = server.stages[0]
+    stage.hold = True
+    with Client(server.address) as client:
+        futures = [client.submit(x(i)) for i in range(4)]
+        until(lambda: len(stage.seen) == 4)
+        stage.break_connection.set()
+        until(lambda: not stage.break_connection.is_set())
+        stage.hold = False
+        assert [float(future.result(20)["y"][0, 0]) for future in futures] == [0, 2, 4, 6]
+    assert server.core(lambda core: core.counters.replayed) == 4
+
+
+def test_a_stage_that_dials_fetches_its_items(make_server: Callable[..., Any]) -> None:
+    server = make_server()
+    server.serve(server.stage(fetch=True))
+    with Client(server.address) as client:
+        assert [float(o["y"][0, 0]) for o in client.map([x(i) for i in range(20)])] == [
+            2.0 * i for i in range(20)
+        ]
+
+
+def test_another_codec_or_address_is_refused_at_once() -> None:
+    with pytest.raises(errors.UsageError, match="codec 'zip' is unknown"):
+        Client(codec="zip")
+    with pytest.raises(errors.InvalidCluster, match="no port"):
+        Client("localhost")
+
+
+def test_a_closed_client(server: Any) -> None:
+    client = Client(server.address)
+    server.stages[0].hold = True
+    future = client.submit(x())
+    until(lambda: server.stages[0].seen)
+    client.close()
+    with pytest.raises(errors.Cancelled, match="client was closed"):
+        future.result(5)
+    with pytest.raises(errors.Cancelled):
+        client.infer(x())
+    client.close()
+
+
+def test_a_cancelled_future_is_forgotten(server: Any) -> None:
+    server.stages[0].hold = True
+    with Client(server.address) as client:
+        future = client.submit(x())
+        assert future.cancel()
+        server.stages[0].hold = False
+        client.infer(x())
+        with pytest.raises(CancelledError):
+            future.result()
+
+
+def test_models_and_status(server: Any) -> None:
+    with Client(server.address) as client:
+        (info,) = client.models()
+        assert (info.name, info.state, info.inputs[0].shape) == ("twice", "ready", ("N", "M"))
+        assert client.status().name == "test"
+
+
+def test_metadata_is_asked_once(server: Any) -> None:
+    with Client(server.address) as client:
+        for _ in range(10):
+            client.infer(x())
+    assert server.verbs.asked == 1
+
+
+def test_the_asyncio_client(server: Any) -> None:
+    async def run() -> None:
+        async with AsyncClient(server.address) as client:
+            assert float((await client.infer(x(2)))["y"][0, 0]) == 4
+            together = await asyncio.gather(*(client.infer(x(i)) for i in range(20)))
+            assert [float(out["y"][0, 0]) for out in together] == [2.0 * i for i in range(20)]
+            future = await client.submit(x(7))
+            assert float((await future)["y"][0, 0]) == 14
+            mapped = [float(out["y"][0, 0]) async for out in client.map(x(i) for i in range(10))]
+            assert mapped == [2.0 * i for i in range(10)]
+
+            async def source() -> Any:
+                for value in range(5):
+                    yield x(value)
+
+            mapped = [float(out["y"][0, 0]) async for out in client.map(source(), ordered=False)]
+            assert sorted(mapped) == [0, 2, 4, 6, 8]
+            with pytest.raises(errors.WrongInput):
+                await client.infer(np.zeros(3, np.float32))
+            server.stages[0].hold = True
+            with pytest.raises(errors.DeadlineExceeded):
+                await client.infer(x(), timeout=0.1)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.infer(x()), 0.05)
+            server.stages[0].hold = False
+            assert (await client.models())[0].name == "twice"
+            assert (await client.status()).name == "test"
+
+    asyncio.run(run())
+
+
+def test_nothing_is_left_behind(make_server: Callable[..., Any], open_sockets: Callable[[], int]) -> None:
+    server = make_server()
+    server.serve(server.stage())
+    with Client(server.address) as client:
+        client.infer(x())
+    threads = {thread.name for thread in threading.enumerate()}
+    assert "defer-client" not in threads
+    before = open_sockets()
+    for _ in range(5):
+        with Client(server.address) as client:
+            client.infer(x())
+    assert open_sockets() <= before + 5  # the dispatcher's ends close when it notices
