@@ -44,13 +44,16 @@ class Quantity:
         return rf"^ *[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)? *({units}) *$"
 
 
-def _decimal(symbol: str, powers: str, scale: Fraction = Fraction(1)) -> dict[str, Fraction]:
+_POWERS: Final = {"k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
+
+
+def _decimal(symbol: str, prefixes: str, scale: Fraction = Fraction(1)) -> dict[str, Fraction]:
     """Factors of `symbol` with SI prefixes, as in kB, MB, GB."""
-    return {f"{p}{symbol}": Fraction(1000) ** (i + 1) * scale for i, p in enumerate(powers)}
+    return {f"{prefix}{symbol}": Fraction(1000) ** _POWERS[prefix] * scale for prefix in prefixes}
 
 
 def _binary(symbol: str, scale: Fraction = Fraction(1)) -> dict[str, Fraction]:
-    return {f"{p}i{symbol}": Fraction(1024) ** (i + 1) * scale for i, p in enumerate("KMGT")}
+    return {f"{prefix}i{symbol}": Fraction(1024) ** _POWERS[prefix] * scale for prefix in "KMGT"}
 
 
 _BITS = Fraction(1, 8)

@@ -16,8 +16,8 @@ from defer.documents.blocks import BlocksDocument
 if TYPE_CHECKING:
     from partitioner import BlockChain
 
-NARROW: Final = 2.0
-"""A boundary is narrow when it carries at most this many times the bytes of the narrowest one inside the model."""
+STRETCH: Final = 8
+"""A boundary is marked when it is the narrowest within one part in so many of the model, to either side."""
 
 BAR: Final = 18
 SPARKS: Final = "▁▂▃▄▅▆▇█"
@@ -40,7 +40,7 @@ SPARK_WIDTH: Final = 72
 def command(model: Path, inputs: Shapes, blocks: int, output: str | None, force: bool, as_json: bool) -> None:
     """Show the blocks of an ONNX MODEL: FLOPs, weights, and the bytes alive at each boundary.
 
-    A boundary marked ◆ is narrow: few bytes would cross it if the model were cut there.
+    A boundary marked ◆ is the narrowest of its part of the model: a good place to cut.
     """
     import partitioner
 
@@ -95,15 +95,23 @@ def _show(whole: BlockChain, chain: BlockChain) -> None:
     if free:
         out.print(f"costed with {free}")
     out.print(shown)
+    widest = max(boundary.nbytes for boundary in whole.boundaries)
     out.print(f"bytes alive along the model, widest {units.show_size(widest)}:")
     out.print("  " + sparkline([boundary.nbytes for boundary in whole.boundaries]))
 
 
 def narrow_boundaries(sizes: list[int]) -> set[int]:
-    """Indices of the boundaries inside the model that are at most `NARROW` times its narrowest."""
-    inner = range(1, len(sizes) - 1)
-    least = min((sizes[i] for i in inner), default=0)
-    return {i for i in inner if sizes[i] <= NARROW * least}
+    """Indices of the boundaries inside the model that carry least in their own stretch of it.
+
+    Not simply the least of all: those are the last ones, behind the pooling, where a cut gains nothing.
+    """
+    reach = max(1, (len(sizes) - 1) // STRETCH)
+    found = set()
+    for i in range(1, len(sizes) - 1):
+        around = sizes[max(0, i - reach) : i + reach + 1]
+        if sizes[i] == min(around) < max(around) and sizes[i] < sizes[i - 1]:
+            found.add(i)
+    return found
 
 
 def sparkline(values: list[int], width: int = SPARK_WIDTH) -> str:
