@@ -2,7 +2,9 @@
 
 1. What adds up along a route (latency, money, energy, their weighted sum) is a shortest path on the layered
    graph. If that path keeps every limit it is the optimum, however large the instance.
-2. Otherwise, and for the period, an exact search over labelled routes, as long as its label budget lasts.
+2. With one stage per device, the stage-by-stage program (`router.pipeline`) gives a bound and a route for the period
+   and for sums under memory limits and a period; if the route attains the bound it is the optimum.
+3. Otherwise an exact search over labelled routes, as long as its label budget lasts.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from router.goal import make_goal
 from router.instance import Instance, compile_problem
 from router.layers import shortest
 from router.limits import broken
+from router.pipeline import EFFORT, least_cost, least_period, make_pipeline
 from router.problem import Objective, Problem
 from router.route import Route, Solution
 from router.search import search
@@ -43,21 +46,66 @@ def solution(instance: Instance, objective: Objective, route: Route, bound: floa
     )
 
 
-def _attempt(instance: Instance, objective: Objective, labels: int) -> Solution | None:
-    """Best plan found, or None when none was found."""
-    goal = make_goal(instance, objective)
-    bound = 0.0
-    if goal.primary is not None:
-        least, route = shortest(instance, goal.primary)
+class _Attempt:
+    """Bound and best plan so far of one solve; every method can only improve them."""
+
+    def __init__(self, instance: Instance, objective: Objective) -> None:
+        self.instance, self.objective = instance, objective
+        self.goal = make_goal(instance, objective)
+        self.bound = 0.0
+        self.value = math.inf
+        self.route: Route | None = None
+
+    def offer(self, route: Route | None) -> None:
+        """Take a route if it keeps the limits and is better."""
         if route is None:
+            return
+        measured = measure(self.instance, route)
+        value = objective_value(self.objective, measured)
+        if value < self.value and broken(self.instance, self.objective, route, measured) is None:
+            self.value, self.route = value, route
+
+    @property
+    def proved(self) -> bool:
+        """Whether nothing better can exist."""
+        return self.value <= self.bound * (1 + TOLERANCE)
+
+    def run(self, labels: int) -> Solution | None:
+        """Best plan, or None when there is none (or none was found within the effort)."""
+        if self.goal.primary is not None:
+            least, route = shortest(self.instance, self.goal.primary)
+            if route is None:
+                return None
+            self.bound = least
+            if self.goal.period_weight == 0:
+                self.offer(route)
+        if not self.proved and self.instance.problem.stages_per_device == 1 and not self._pipeline():
             return None
-        bound = least
-        if goal.period_weight == 0 and broken(instance, objective, route, measure(instance, route)) is None:
-            return solution(instance, objective, route, bound)
-    found = search(instance, goal, budget=labels)
-    if found.route is None:
-        return None
-    return solution(instance, objective, found.route, max(bound, found.bound))
+        if not self.proved:
+            found = search(self.instance, self.goal, budget=labels, incumbent=self.value)
+            self.offer(found.route)
+            self.bound = max(self.bound, min(found.bound, self.value))
+        if self.route is None:
+            return None
+        return solution(self.instance, self.objective, self.route, self.bound)
+
+    def _pipeline(self) -> bool:
+        """Try the stage-by-stage program; False when it proves that there is no plan."""
+        pipeline = make_pipeline(self.instance)
+        if pipeline.effort > EFFORT:
+            return True
+        limit = self.objective.max_period
+        if self.goal.primary is None:
+            least, route = least_period(pipeline)
+            self.bound = max(self.bound, least if route is not None else 0.0)
+            self.offer(route)
+            return route is not None and least <= limit * (1 + TOLERANCE)
+        if self.goal.period_weight == 0:
+            least, route = least_cost(pipeline, self.goal.primary, limit)
+            self.bound = max(self.bound, least if route is not None else 0.0)
+            self.offer(route)
+            return route is not None
+        return True
 
 
 def solve(problem: Problem, objective: str | Objective = "latency", *, labels: int = LABELS) -> Solution:
@@ -78,7 +126,7 @@ def solve(problem: Problem, objective: str | Objective = "latency", *, labels: i
     wanted = Objective(objective) if isinstance(objective, str) else objective
     instance = compile_problem(problem)
     check_blocks(instance)
-    result = _attempt(instance, wanted, labels)
+    result = _Attempt(instance, wanted).run(labels)
     if result is None:
         raise nothing_found(instance, wanted, lambda other, goal: _feasible(other, goal, labels))
     return result
@@ -90,5 +138,5 @@ def _feasible(problem: Problem, objective: Objective, labels: int) -> bool:
         check_blocks(instance)
     except NoRoute:
         return False
-    result = _attempt(instance, objective, labels)
+    result = _Attempt(instance, objective).run(labels)
     return result is not None and math.isfinite(result.value)
