@@ -37,6 +37,13 @@ RUNTIME_MEMORY: Final = 32 << 20
 QUEUED: Final = router.Buffers(receive=2, send=2)
 """Copies of a boundary that wait at each end of a stage when the pipeline is full; planning keeps room for them."""
 
+SINK: Final = " (results)"
+"""Added to the name of a dispatcher's device without an agent where it is the sink.
+
+Such a device forwards nothing. As two devices, one with links out only and one with links in only, no path can
+lead through it.
+"""
+
 Method = Literal["measured", "static", "mixed"]
 
 
@@ -53,6 +60,10 @@ class Costs:
     problem: router.Problem
     method: Method
     notes: tuple[str, ...]
+
+    def told(self, text: str) -> str:
+        """A name or sentence of the router's with the cluster's own device names."""
+        return text.replace(SINK, "")
 
 
 def make_costs(
@@ -85,7 +96,7 @@ def make_costs(
     problem = router.Problem(
         cluster=_router_cluster(cluster, profile, notes),
         source=cluster.dispatcher.device,
-        sink=cluster.dispatcher.device,
+        sink=_sink(cluster),
         block_seconds=seconds,
         boundary_bytes=[boundary.nbytes for boundary in chain.boundaries],
         block_memory=_block_memory(chain, profile),
@@ -166,6 +177,11 @@ def _static_seconds(chain: BlockChain, device: Device, notes: list[str]) -> list
     return [block.flops / speed for block in chain.blocks]
 
 
+def _sink(cluster: Cluster) -> str:
+    home = cluster.dispatcher.device
+    return home if cluster.device(home).has_agent else home + SINK
+
+
 def _router_cluster(cluster: Cluster, profile: CostProfile | None, notes: list[str]) -> router.Cluster:
     devices = [
         router.Device(
@@ -175,6 +191,9 @@ def _router_cluster(cluster: Cluster, profile: CostProfile | None, notes: list[s
     ]
     measured = {(link.source, link.target): link for link in profile.links} if profile else {}
     links, assumed = [], 0
+    home, sink = cluster.dispatcher.device, _sink(cluster)
+    if sink != home:
+        devices.append(router.Device(sink, computes=False))
     for link in cluster.directed_links():
         # Where the receiver dials, only the way back can be probed; one wire mostly has one speed.
         known: LinkProfile | None = measured.get((link.source, link.target)) or measured.get(
@@ -186,7 +205,7 @@ def _router_cluster(cluster: Cluster, profile: CostProfile | None, notes: list[s
         links.append(
             router.Link(
                 link.source,
-                link.target,
+                sink if link.target == home else link.target,
                 DEFAULT_BANDWIDTH if bandwidth is None else bandwidth,
                 DEFAULT_DELAY if delay is None else delay,
                 link.medium,
@@ -246,7 +265,8 @@ def _codecs(
     never, free = float("inf"), 0.0
     # The one codec between stages, raw at both ends: infinite seconds forbid the other.
     raw = router.CodecCost(
-        "raw", encode={d.name: [never if i else free for i in inner] for d in cluster.devices}
+        "raw",
+        encode={name: [never if i else free for i in inner] for name in (*cluster.names, _sink(cluster))},
     )
     if chosen is None:
         unmeasured = {name: [free if i else never for i in inner] for name in agents}

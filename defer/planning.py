@@ -62,7 +62,9 @@ def make_plan(
             solution = router.place(by_hand, placement, goal)
         return _to_plan(chain, costs, solution, objective, by_hand=placement is not None)
     except router.RouterError as exc:
-        raise translate(exc) from exc
+        error = translate(exc)
+        error.message = costs.told(error.message)
+        raise error from exc
 
 
 def parse_placement(text: str, cluster: Cluster, blocks: int) -> Placement:
@@ -183,7 +185,7 @@ def _to_plan(
     transfers = tuple(
         PlanTransfer(
             boundary=transfer.boundary,
-            path=transfer.path,
+            path=tuple(costs.told(name) for name in transfer.path),
             codec=transfer.codec,
             nbytes=chain.boundaries[transfer.boundary].nbytes,
             seconds=transfer_s[number],
@@ -203,11 +205,11 @@ def _to_plan(
         period_s=solution.period,
         bound_s=solution.bound,
         optimal=solution.optimal,
-        bottleneck=evaluation.bottleneck,
+        bottleneck=costs.told(evaluation.bottleneck),
         stages=stages,
         transfers=transfers,
         terms=tuple(
-            PlanTerm(kind=term.kind, where=term.where, seconds=term.seconds, bytes=term.bytes)
+            PlanTerm(kind=term.kind, where=costs.told(term.where), seconds=term.seconds, bytes=term.bytes)
             for term in terms
             if term.seconds > 0
         ),

@@ -112,7 +112,7 @@ def test_speeds_read_back(value: float) -> None:
 
 @given(
     st.decimals(min_value=0, max_value=10**6, places=6, allow_nan=False),
-    st.sampled_from([u for u in units.BANDWIDTH.factors]),
+    st.sampled_from(list(units.BANDWIDTH.factors)),
 )
 def test_parsing_rounds_once(number: object, unit: str) -> None:
     exact = Fraction(str(number)) * units.BANDWIDTH.factors[unit]
