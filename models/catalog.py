@@ -224,7 +224,7 @@ _ALL = (
 _BY_NAME = {description.name: description for description in _ALL}
 
 NAMES: tuple[str, ...] = tuple(_BY_NAME)
-"""All names: the zoo, smallest difficulty first, then the tiny ones."""
+"""All names: the zoo first, then the tiny ones."""
 
 
 def describe(name: str) -> Description:

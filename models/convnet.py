@@ -91,7 +91,7 @@ class ConvNet:
         shape = (channels, x.channels // groups, kh, kw)
         inputs = [x.value]
         if groups == 1:
-            positive = bool(np.any(np.abs(x.signal.mean) > 1e-6))
+            positive = bool(np.any(x.signal.mean))
             made = mean if positive and not bias else np.zeros(channels)
             want, moments = Moments(made, spread**2), x.signal.moments
 

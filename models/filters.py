@@ -52,8 +52,8 @@ def draw(
         rng.standard_normal(dtype=np.float32, out=part)
         part *= scale[start : start + rows]
         if length > 0:
-            # einsum without `optimize` stays out of BLAS, whose sums depend on the number of threads.
-            remains = shift[start : start + rows] - np.einsum("oik,i->ok", part, along)
+            # In float64 and without BLAS: sums in float32 differ with the processor, BLAS's with the threads too.
+            remains = shift[start : start + rows] - np.einsum("oik,i->ok", part, direction).astype(np.float32)
             part += remains[:, None, :] * along[None, :, None]
     return weights
 

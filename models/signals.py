@@ -6,7 +6,7 @@ Trained networks are kept from this by batch norm, whose statistics were measure
 every tensor carries a few hundred sample values per channel; what leaves a convolution is normal, with a mean
 and variance that follow from its weights, and everything else is applied to the samples as it is to the
 tensor. So weights, batch-norm statistics and gains can be chosen to fit. Unlike a calibration run this needs no
-engine, takes milliseconds, and gives the same bytes whatever the number of threads.
+engine, takes milliseconds, and gives the same bytes whatever the processor and its number of threads.
 
 The ideas are those of He et al. 2015 (arXiv:1502.01852: keep the variance), and of Brock et al. 2021
 (arXiv:2101.08692: remove the mean that a filter would pass on, and know the moments beforehand).
@@ -48,8 +48,8 @@ class Signal:
 
     @property
     def mean(self) -> Vector:
-        """Mean of each channel."""
-        mean: Vector = self.samples.mean(axis=1)
+        """Mean of each channel, rounded: a mean of 0 is to be 0, and the same on every processor."""
+        mean: Vector = self.samples.mean(axis=1).round(9) + 0.0  # no negative zeros
         return mean
 
     @property

@@ -1,7 +1,11 @@
 """Models as protobufs: valid, reproducible, named like an exporter's, and with the published structure."""
 
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -123,6 +127,32 @@ def test_a_seed_gives_the_same_bytes_and_another_gives_others(name):
     assert first == again
     assert first != other
     assert len(first) == len(other)
+
+
+def test_the_bytes_do_not_depend_on_the_processor_or_its_threads():
+    code = (
+        "import hashlib, models\n"
+        "for name in ('tiny_residual', 'mobilenet_v2'):\n"
+        "    print(hashlib.sha256(models.build(name).SerializeToString(deterministic=True)).hexdigest())"
+    )
+    plain = {
+        "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 AVX512F AVX512_SKX AVX512_ICL X86_V3 X86_V4",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    made = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(models.__file__).parent.parent,
+            env={**os.environ, **settings},
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout
+        for settings in ({}, plain)
+    ]
+    assert len(made[0]) > 100
+    assert made[0] == made[1]
 
 
 def test_weights_do_not_depend_on_the_order_in_which_they_are_made():
