@@ -21,7 +21,7 @@ def measure(options: Options) -> Outcome:
     """One row: what `defer demo --json` says, and how long it took."""
     command = [sys.executable, "-m", "defer", "demo", "--json"]
     if options.quick:
-        command += ["--model", "residual", "--requests", "10", "--agents", "2"]
+        command += ["--model", "tiny_residual", "--requests", "10", "--agents", "2"]
     with tempfile.TemporaryDirectory(prefix="defer-demo-") as output, options.console.status("defer demo"):
         begin = time.perf_counter()
         done = subprocess.run(

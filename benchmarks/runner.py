@@ -90,9 +90,13 @@ def main(
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> None:
     """Run a benchmark as a command and exit."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=(about or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}", description=(about or "").partition("\n")[0]
+    )
     parser.add_argument("--quick", action="store_true", help="shortest run; targets are not judged")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there; - for standard output")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the result there; - for standard output"
+    )
     if add_arguments is not None:
         add_arguments(parser)
     arguments = parser.parse_args()
@@ -165,7 +169,9 @@ def machine() -> dict[str, object]:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+        model = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model
+        )
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
@@ -178,7 +184,18 @@ def machine() -> dict[str, object]:
 def versions() -> dict[str, str]:
     """Python, defer and the libraries that the figures depend on."""
     found = {"python": platform.python_version()}
-    for package in ("defer-edge", "numpy", "onnx", "onnx-ir", "onnxruntime", "pyzmq", "msgspec", "lz4", "networkx", "scipy"):
+    for package in (
+        "defer-edge",
+        "numpy",
+        "onnx",
+        "onnx-ir",
+        "onnxruntime",
+        "pyzmq",
+        "msgspec",
+        "lz4",
+        "networkx",
+        "scipy",
+    ):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

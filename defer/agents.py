@@ -16,19 +16,22 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from defer.agents_core import AgentsCore, Instruction, Liveness, Notify, Report, Send, Settle, with_id
-from defer.errors import AgentUnreachable, PortInUse, ProtocolMismatch, from_code
+from defer.documents.address import Address, parse_address
+from defer.errors import AgentUnreachable, ProtocolMismatch, from_code
 from node_agent import messages as m
 from node_agent.frames import decode_control, encode_control
-from node_agent.link import open_socket
+from node_agent.link import Monitor, bind, open_socket
 
 TICK_S = 0.1
 """Longest that the control thread sleeps, and so the grain of every deadline it watches."""
+
+FAREWELL_MS = 200
+"""How long the last messages may take to leave when the pool closes."""
 
 ApiHandler = Callable[[bytes, list[bytes]], None]
 EventHandler = Callable[[str, str, str], None]
@@ -61,7 +64,7 @@ class AgentPool:
         self._commands: deque[Callable[[], None]] = deque()
         self._waiting: dict[int, tuple[Future[m.ControlMessage], ProgressHandler | None]] = {}
         self._dealers: dict[str, zmq.Socket[bytes]] = {}
-        self._monitors: dict[str, zmq.Socket[bytes]] = {}
+        self._monitors: dict[str, Monitor] = {}
         self._identities: dict[str, bytes] = {}
         self._router: zmq.Socket[bytes] | None = None
         self._thread: threading.Thread | None = None
@@ -76,7 +79,7 @@ class AgentPool:
         """Start the control thread and bind the ROUTER.
 
         Raises:
-            PortInUse: The address of `listen` cannot be bound.
+            AgentError: The address of `listen` cannot be bound (in use, or not of this machine).
         """
         self._wake_read, self._wake_write = sockets.socketpair()
         self._wake_read.setblocking(False)
@@ -234,7 +237,7 @@ class AgentPool:
             started.set_result(None)
             while not self._closing:
                 self._turn()
-        except Exception as error:  # noqa: BLE001 - the starter re-raises what stopped the thread
+        except Exception as error:  # the starter re-raises what stopped the thread
             if started.done():
                 raise
             started.set_exception(error)
@@ -247,7 +250,7 @@ class AgentPool:
             for name in list(self._dealers):
                 self._hang_up(name)
             if self._router is not None:
-                self._router.close(linger=200)
+                self._router.close(linger=FAREWELL_MS)
             context.term()
 
     def _turn(self) -> None:
@@ -259,8 +262,9 @@ class AgentPool:
             if dealer in ready:
                 self._drain(partial(self._heard, name), dealer)
         for name, monitor in list(self._monitors.items()):
-            if monitor in ready and recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED:
-                self._execute(self._core.disconnected(name, time.monotonic()))
+            for event in monitor.events() if monitor.socket in ready else ():
+                act = self._core.connected if event == "up" else self._core.disconnected
+                self._execute(act(name, time.monotonic()))
         if self._router is not None and self._router in ready:
             self._drain(self._heard_on_router, self._router)
         while self._commands:
@@ -276,16 +280,14 @@ class AgentPool:
             handle(frames)
 
     def _bind(self, endpoint: str) -> None:
-        router = open_socket(self._context, zmq.ROUTER)
+        address = parse_address(endpoint.removeprefix("tcp://"))
+        router = open_socket(self._context, zmq.ROUTER, purpose="control")
         try:
-            router.bind(endpoint)
-        except zmq.ZMQError as error:
-            router.close(linger=0)
-            raise PortInUse(
-                f"cannot listen on {endpoint}: {error.strerror}", hint="choose another port with --listen"
-            ) from error
+            self.endpoint = Address(address.host, bind(router, address.host, address.port)).endpoint()
+        except BaseException:
+            router.close()
+            raise
         self._router = router
-        self.endpoint = router.getsockopt_string(zmq.LAST_ENDPOINT)
         self._poller.register(router, zmq.POLLIN)
 
     def _dial(self, name: str, endpoint: str) -> None:
@@ -295,21 +297,20 @@ class AgentPool:
         if name in self._dealers:
             self._execute(self._core.forget(name))
             self._hang_up(name)
-        dealer = open_socket(self._context, zmq.DEALER)
-        monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        dealer = open_socket(self._context, zmq.DEALER, purpose="control")
+        monitor = Monitor(dealer)
         dealer.connect(endpoint)
         self._dealers[name], self._monitors[name] = dealer, monitor
         self._poller.register(dealer, zmq.POLLIN)
-        self._poller.register(monitor, zmq.POLLIN)
+        self._poller.register(monitor.socket, zmq.POLLIN)
         self._execute(self._core.dial(name, endpoint, time.monotonic()))
 
     def _hang_up(self, name: str) -> None:
         dealer, monitor = self._dealers.pop(name), self._monitors.pop(name)
         self._poller.unregister(dealer)
-        self._poller.unregister(monitor)
-        dealer.disable_monitor()
-        monitor.close(linger=0)
-        dealer.close(linger=200)
+        self._poller.unregister(monitor.socket)
+        monitor.close()
+        dealer.close(linger=FAREWELL_MS)
 
     def _heard(self, name: str, frames: list[bytes]) -> None:
         message = _decode(frames)

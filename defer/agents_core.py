@@ -123,6 +123,11 @@ class AgentsCore:
         self._next_hello.pop(name, None)
         return self._drop_questions(name)
 
+    def connected(self, name: str, now: float) -> list[Instruction]:
+        """The connection to the agent stands: greet at once instead of at the next turn."""
+        known = self.agents.get(name)
+        return self._greet(name, now) if known is not None and known.state in ("connecting", "lost") else []
+
     def disconnected(self, name: str, now: float) -> list[Instruction]:
         """The connection to the agent closed: its process ended or the link went."""
         return self._lose(name, "its connection closed", now)
@@ -215,7 +220,7 @@ class AgentsCore:
         if known is None or known.state != "alive":
             return []
         self.agents[name] = replace(known, state="lost")
-        self._next_hello[name] = now
+        self._next_hello[name] = now + HELLO_EVERY_S
         return [*self._drop_questions(name), Notify("lost", name, why)]
 
     def _drop_questions(self, name: str) -> list[Instruction]:

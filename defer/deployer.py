@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from defer.agents import AgentPool
+from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
 from defer.errors import AgentFault, UnknownDevice
@@ -68,8 +69,9 @@ def place_of(pool: AgentPool, cluster: Cluster, device: str) -> Place:
         )
     if described.dials:
         return Place(device, "", "", dials=True)
-    host = described.address.rpartition(":")[0]
-    return Place(device, f"tcp://{host}:{known.offer.data_port}", f"tcp://{host}:{known.offer.fetch_port}")
+    host = parse_address(described.address).host
+    data, fetch = Address(host, known.offer.data_port), Address(host, known.offer.fetch_port)
+    return Place(device, data.endpoint(), fetch.endpoint())
 
 
 def deploy(
@@ -112,7 +114,9 @@ def deploy(
 
     def bring(device: str) -> tuple[int, m.Loaded]:
         sent = _ship(pool, device, files[device], on_step)
-        return sent, _load(pool, device, m.Load(0, epoch, name, layout.hops[device], engines[device]), on_step)
+        return sent, _load(
+            pool, device, m.Load(0, epoch, name, layout.hops[device], engines[device]), on_step
+        )
 
     try:
         brought = in_parallel(bring, list(layout.hops))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from defer.documents.plan import Plan
 from defer.errors import NoRoute
@@ -74,14 +75,16 @@ def lay_out(plan: Plan, parts: Sequence[Part], places: Mapping[str, Place], disp
     Raises:
         NoRoute: Two neighbours both can only dial.
     """
-    sequence: list[tuple[Place, int | None, int]] = []  # place, stage that runs there (None relays), incoming transfer
+    sequence: list[
+        tuple[Place, int | None, int]
+    ] = []  # place, stage that runs there (None relays), incoming transfer
     for number, transfer in enumerate(plan.transfers):
         relays = transfer.path[1:-1]
         sequence += [(places[device], None, number) for device in relays]
         if number < len(plan.stages):
             sequence.append((places[plan.stages[number].device], number, number))
     chain = [dispatcher, *(place for place, _, _ in sequence), dispatcher]
-    for left, right in zip(chain, chain[1:], strict=False):
+    for left, right in pairwise(chain):
         if left.dials and right.dials:
             raise NoRoute(
                 f"{left.name!r} and {right.name!r} cannot exchange data: both can only dial",
@@ -90,12 +93,14 @@ def lay_out(plan: Plan, parts: Sequence[Part], places: Mapping[str, Place], disp
     hops: dict[str, list[HopSpec]] = {}
     for index, (place, stage, _) in enumerate(sequence):
         previous, following = chain[index], chain[index + 2]
-        common = HopSpec(hop=index, previous=_upstream(place, previous), next=_downstream(place, following))
-        hops.setdefault(place.name, []).append(common if stage is None else _compute(common, plan, stage, parts[stage]))
+        common = HopSpec(hop=index, previous=_upstream(place, previous), next=_downstream(following))
+        hops.setdefault(place.name, []).append(
+            common if stage is None else _compute(common, plan, stage, parts[stage])
+        )
     return Layout(
         hops={device: tuple(specs) for device, specs in hops.items()},
         count=len(sequence),
-        first=_downstream(dispatcher, chain[1]),
+        first=_downstream(chain[1]),
         last=_upstream(dispatcher, chain[-2]),
     )
 
@@ -116,8 +121,8 @@ def _compute(common: HopSpec, plan: Plan, stage: int, part: Part) -> HopSpec:
     )
 
 
-def _downstream(sender: Place, receiver: Place) -> PeerRef:
-    """How `sender` reaches the one it hands items to: it dials its data port, unless that one must dial."""
+def _downstream(receiver: Place) -> PeerRef:
+    """How a sender reaches the one it hands items to: it dials its data port, unless that one must dial."""
     return PeerRef(receiver.name, "" if receiver.dials else receiver.data)
 
 

@@ -31,7 +31,9 @@ class LocalAgent:
 
 
 @contextlib.contextmanager
-def local_agents(names: Sequence[str], directory: Path, *, threads: int = 1) -> Iterator[tuple[LocalAgent, ...]]:
+def local_agents(
+    names: Sequence[str], directory: Path, *, threads: int = 1
+) -> Iterator[tuple[LocalAgent, ...]]:
     """Run one agent per name on free loopback ports; all are gone when the block ends, however it ends.
 
     Args:
@@ -44,9 +46,11 @@ def local_agents(names: Sequence[str], directory: Path, *, threads: int = 1) -> 
     """
     running: list[subprocess.Popen[str]] = []
     try:
-        for name in names:
-            running.append(_spawn(name, directory, threads))
-        yield tuple(_wait_ready(name, process, directory) for name, process in zip(names, running, strict=True))
+        for name in names:  # one by one: what was started is stopped when the next cannot be
+            running.append(_spawn(name, directory, threads))  # noqa: PERF401
+        yield tuple(
+            _wait_ready(name, process, directory) for name, process in zip(names, running, strict=True)
+        )
     finally:
         stop(running)
 
@@ -82,7 +86,9 @@ def _spawn(name: str, directory: Path, threads: int) -> subprocess.Popen[str]:
     command += ["--threads", str(threads), "--store", str(store), "--json"]
     with (directory / f"{name}.log").open("w") as log:
         # Its own process group: Ctrl-C in the terminal reaches the parent alone, which then stops it in order.
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
 
 
 def _wait_ready(name: str, process: subprocess.Popen[str], directory: Path) -> LocalAgent:
@@ -91,5 +97,7 @@ def _wait_ready(name: str, process: subprocess.Popen[str], directory: Path) -> L
         ready = json.loads(line)
     except ValueError:
         log = (directory / f"{name}.log").read_text().strip().splitlines()
-        raise AgentUnreachable(f"agent {name!r} did not start: {' '.join(log[-3:]) or 'it said nothing'}") from None
+        raise AgentUnreachable(
+            f"agent {name!r} did not start: {' '.join(log[-3:]) or 'it said nothing'}"
+        ) from None
     return LocalAgent(name, ready["control"].removeprefix("tcp://"), process)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import partitioner
-from defer.errors import WrongInput
 from defer.hops import Part
 from node_agent.messages import FileRef, TensorSpec
 
@@ -21,33 +20,35 @@ class WrittenPart:
 
 
 def write_parts(
-    model: Path, positions: Sequence[int], bindings: Mapping[str, int], directory: Path
+    model: Path, chain: partitioner.BlockChain, positions: Sequence[int], directory: Path
 ) -> tuple[WrittenPart, ...]:
     """Cut a model at op positions and store the partitions by content.
 
+    The files keep free dimensions free; only the warm-up shapes are bound.
+
     Args:
         model: The ONNX file.
+        chain: Its blocks; the bindings of its inputs' free dimensions give the warm-up shapes.
         positions: Where to cut, increasing, exclusive of both ends.
-        bindings: Value of each free dimension in warm-up shapes.
         directory: Store; files that it already holds are not written again.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    return tuple(
-        _write(partition, bindings, directory) for partition in partitioner.split(model, tuple(positions))
-    )
+    free = partitioner.split(model, tuple(positions))
+    shapes = {spec.name: tuple(d for d in spec.shape if isinstance(d, int)) for spec in bound_inputs(chain)}
+    frozen = partitioner.split(model, tuple(positions), input_shapes=shapes)
+    return tuple(_write(*pair, directory) for pair in zip(free, frozen, strict=True))
 
 
-def _write(partition: partitioner.Partition, bindings: Mapping[str, int], directory: Path) -> WrittenPart:
-    stored = partitioner.write_store(partition, directory)
+def _write(free: partitioner.Partition, frozen: partitioner.Partition, directory: Path) -> WrittenPart:
+    stored = partitioner.write_store(free, directory)
     graph = FileRef(stored.graph.sha256, stored.graph.nbytes, ".onnx")
     weights = tuple(FileRef(file.sha256, file.nbytes, ".bin") for file in stored.weights)
-    inputs = tuple(wire_spec(spec) for spec in partition.inputs)
     part = Part(
         graph=graph,
         weights=weights,
-        inputs=inputs,
-        outputs=tuple(wire_spec(spec) for spec in partition.outputs),
-        warm_up=tuple(bind(spec, bindings) for spec in inputs),
+        inputs=tuple(map(wire_spec, free.inputs)),
+        outputs=tuple(map(wire_spec, free.outputs)),
+        warm_up=tuple(map(wire_spec, frozen.inputs)),
     )
     return WrittenPart(part, {file: directory / f"{file.sha256}{file.suffix}" for file in (graph, *weights)})
 
@@ -57,18 +58,12 @@ def wire_spec(spec: partitioner.TensorSpec) -> TensorSpec:
     return TensorSpec(spec.name, spec.dtype, tuple(spec.shape))
 
 
-def bind(spec: TensorSpec, bindings: Mapping[str, int]) -> TensorSpec:
-    """The spec with its free dimensions replaced by their bound values.
-
-    Raises:
-        WrongInput: A free dimension has no value.
-    """
-    shape: list[int | str] = []
-    for dimension in spec.shape:
-        if isinstance(dimension, str) and dimension not in bindings:
-            raise WrongInput(
-                f"tensor {spec.name!r} has the free dimension {dimension!r}, which no input shape binds",
-                hint="give the shape of the input that it comes from: --input NAME=1,3,224,224",
-            )
-        shape.append(bindings[dimension] if isinstance(dimension, str) else dimension)
-    return TensorSpec(spec.name, spec.dtype, tuple(shape))
+def bound_inputs(chain: partitioner.BlockChain) -> tuple[TensorSpec, ...]:
+    """A model's inputs with every free dimension replaced by its bound value."""
+    bindings = chain.bindings
+    return tuple(
+        TensorSpec(
+            spec.name, spec.dtype, tuple(bindings[d] if isinstance(d, str) else d for d in spec.shape)
+        )
+        for spec in chain.inputs
+    )

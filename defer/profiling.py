@@ -23,7 +23,7 @@ from defer.documents.cluster import Cluster
 from defer.documents.profile import CodecProfile, CostProfile, DeviceProfile, LinkProfile
 from defer.errors import AgentFault
 from defer.link_probe import measure_link
-from defer.parts import WrittenPart, bind, write_parts
+from defer.parts import WrittenPart, write_parts
 from defer.shipping import ship
 from node_agent import messages as m
 
@@ -81,7 +81,7 @@ def profile(
         AgentUnreachable: An agent stopped answering.
     """
     positions = tuple(boundary.position for boundary in chain.boundaries)
-    parts = write_parts(model, positions[1:-1], chain, work)
+    parts = write_parts(model, chain, positions[1:-1], work)
     computing = [d for d in cluster.agents if d.computes and _offer(pool, d.name) is not None]
     representatives: dict[tuple[str, str], str] = {}
     for device in computing:
@@ -100,7 +100,9 @@ def profile(
 
     measured = in_parallel(costs_on, list(representatives.values()))
     devices = {
-        device.name: _device_profile(pool, device.name, measured[representatives[_fingerprint(pool, device.name), device.engine]])
+        device.name: _device_profile(
+            pool, device.name, measured[representatives[_fingerprint(pool, device.name), device.engine]]
+        )
         for device in computing
     }
     return CostProfile(
@@ -168,9 +170,15 @@ def _codec_costs(
         decode: list[float] = []
         ratio: list[float] = []
         for boundary in chain.boundaries:
-            known = [produced[t].codecs[codec] for t in boundary.tensors if t in produced and codec in produced[t].codecs]
+            known = [
+                produced[t].codecs[codec]
+                for t in boundary.tensors
+                if t in produced and codec in produced[t].codecs
+            ]
             small = sum(row[0] for row in known)
-            large = sum(produced[t].nbytes for t in boundary.tensors if t in produced and codec in produced[t].codecs)
+            large = sum(
+                produced[t].nbytes for t in boundary.tensors if t in produced and codec in produced[t].codecs
+            )
             other = boundary.nbytes - large
             encode.append(sum(row[1] for row in known))
             decode.append(sum(row[2] for row in known))
@@ -190,6 +198,7 @@ def _worst_ratios(measured: Iterable[BlockCosts]) -> dict[str, tuple[float, ...]
 
 
 def _device_profile(pool: AgentPool, name: str, costs: BlockCosts) -> DeviceProfile:
+    offer = _offer(pool, name)
     return DeviceProfile(
         fingerprint=_fingerprint(pool, name),
         engine=costs.engine,
@@ -197,6 +206,7 @@ def _device_profile(pool: AgentPool, name: str, costs: BlockCosts) -> DeviceProf
         block_seconds=costs.block_seconds,
         block_resident=costs.block_resident,
         stage_overhead_s=STAGE_OVERHEAD_S,
+        memory_bytes=0 if offer is None else offer.memory_bytes,
         codecs=costs.codecs,
     )
 
@@ -209,7 +219,9 @@ def _measure_links(
 ) -> list[LinkProfile]:
     """Both directions between every two endpoints that may talk, one at a time so that they do not share a wire."""
     source = cluster.dispatcher.device
-    places = {d.name: place_of(pool, cluster, d.name) for d in cluster.agents if _offer(pool, d.name) is not None}
+    places = {
+        d.name: place_of(pool, cluster, d.name) for d in cluster.agents if _offer(pool, d.name) is not None
+    }
     wanted = [
         link
         for link in cluster.directed_links()
@@ -222,11 +234,7 @@ def _measure_links(
         rate = _measure_one(pool, link.source, link.target, source, places, dispatcher)
         if rate is not None:
             bandwidth, delay = rate
-            links.append(
-                LinkProfile(
-                    source=link.source, target=link.target, bandwidth=bandwidth, delay=delay, method="measured"
-                )
-            )
+            links.append(LinkProfile.of(link.source, link.target, bandwidth, delay))
     return links
 
 

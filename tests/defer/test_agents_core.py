@@ -93,7 +93,7 @@ def test_heartbeats_keep_it_alive(core: AgentsCore) -> None:
 def test_comes_back_as_the_same_process_or_another(core: AgentsCore, boot: str, kind: str) -> None:
     number = ask(core, 100.0)
     assert core.disconnected("box", 1.0)[0] == Settle(number, None, "lost")
-    [hello] = core.tick(1.0)
+    [hello] = core.connected("box", 1.2)
     assert isinstance(hello, Send)
     todo = core.received("box", welcome(hello.message.id, boot), 1.5)
     assert todo == [Notify(kind, "box")]  # type: ignore[arg-type]

@@ -1,0 +1,118 @@
+"""`defer demo`: the main job on this machine, measured and compared."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from defer.cli.output import common_options, console, examples, note, print_json, progress, table
+from defer.demo import DemoOptions, DemoResult, run_demo
+from defer.units import format_duration, format_size
+
+
+@click.command(
+    epilog=examples(
+        "defer demo",
+        "defer demo --model mobilenet_v2 --agents 2 --requests 50",
+        "defer demo --json > demo.json",
+    )
+)
+@click.option(
+    "--model", default="resnet50", show_default=True, help="A reference network; see `defer models list`."
+)
+@click.option("--agents", default=4, show_default=True, type=click.IntRange(1, 16), help="Agents to start.")
+@click.option(
+    "--requests", default=100, show_default=True, type=click.IntRange(1, 100_000), help="Requests to send."
+)
+@click.option(
+    "--window", default=8, show_default=True, type=click.IntRange(1, 1024), help="Requests under way at once."
+)
+@click.option(
+    "--threads", default=1, show_default=True, type=click.IntRange(1, 64), help="Engine threads of an agent."
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("demo-output"),
+    show_default=True,
+    help="Where cluster.toml, profile.json, plan.json and plan.svg go.",
+)
+@common_options
+def command(
+    model: str, agents: int, requests: int, window: int, threads: int, output: Path, as_json: bool
+) -> None:
+    """Split a reference network over agents on this machine and compare with one device.
+
+    Starts the agents and a dispatcher as processes, measures, plans, deploys, sends requests through the pipeline,
+    compares every output with the whole model's, and stops everything again.
+    """
+    options = DemoOptions(model, agents, requests, window, threads, output)
+    with (
+        _ended_in_order(),
+        tempfile.TemporaryDirectory(prefix="defer-demo-") as work,
+        progress("demo", as_json=as_json) as step,
+    ):
+        result = run_demo(options, Path(work), lambda text: step(text, 0.0))
+    if as_json:
+        print_json(result)
+    else:
+        _show(result)
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Make a closed terminal or a SIGTERM end the block like Ctrl-C does, so that the children are stopped."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _show(result: DemoResult) -> None:
+    out = console()
+    columns = ("stage", "device", "blocks", "weights", "seconds", "bytes out")
+    stages = table(*columns, title=f"{result.model}: {len(result.stages)} stages", right=columns[2:])
+    for number, stage in enumerate(result.stages, 1):
+        start, stop = stage.blocks
+        stages.add_row(
+            str(number),
+            stage.device,
+            f"{start}–{stop - 1}",
+            format_size(stage.weight_bytes),
+            format_duration(round(stage.seconds, 6)),
+            format_size(stage.bytes_out),
+        )
+    out.print(stages)
+    out.print()
+    figures = table("", "pipeline", "one device", right=("pipeline", "one device"))
+    figures.add_row(
+        "throughput", f"{result.throughput_per_s:.2f}/s", f"{result.single_device_throughput_per_s:.2f}/s"
+    )
+    figures.add_row(
+        "latency, one at a time (p50)",
+        f"{result.latency_p50_s * 1e3:.1f} ms",
+        f"{1e3 / result.single_device_throughput_per_s:.1f} ms",
+    )
+    out.print(figures)
+    out.print()
+    shared = (
+        f", sharing {result.cores} cores" if result.cores < result.agents * result.threads_per_agent else ""
+    )
+    out.print(f"{result.ratio:.2f}× one device; each agent has {result.threads_per_agent} thread(s){shared}.")
+    out.print(
+        f"{result.requests} outputs compared with the whole model: largest difference {result.max_abs_diff:.2e}."
+    )
+    note(f"plan {result.plan}, drawing {result.drawing}, {result.seconds:.0f} s in all")

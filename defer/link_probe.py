@@ -1,0 +1,56 @@
+"""The dispatcher's end of link measurements: it answers agents' probes, and probes agents itself."""
+
+from __future__ import annotations
+
+import contextlib
+import socket as sockets
+import threading
+from collections.abc import Iterator
+
+import zmq
+
+from defer.documents.address import Address
+from defer.hops import DISPATCHER, Place
+from node_agent.frames import encode_header
+from node_agent.link import bind, open_socket, receive, send
+from node_agent.messages import PROTOCOL_MINIMUM, PROTOCOL_VERSION, Greeting, Probe, ProbeEcho
+
+
+@contextlib.contextmanager
+def probe_responder(host: str) -> Iterator[Place]:
+    """Answer probes on a free port while the block runs, where no dispatcher's data thread does.
+
+    Args:
+        host: Address of this machine that the agents reach.
+
+    Yields:
+        Where the probes go, as the dispatcher's place.
+    """
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    stop_read, stop_write = sockets.socketpair()
+    router = open_socket(context, zmq.ROUTER, purpose="data")
+    port = bind(router, host, 0)
+
+    def answer() -> None:
+        poller = zmq.Poller()
+        poller.register(router, zmq.POLLIN)
+        poller.register(stop_read, zmq.POLLIN)
+        while stop_read.fileno() not in dict(poller.poll()):
+            identity, header, _ = receive(router, routed=True)
+            if isinstance(header, Probe):
+                send(router, encode_header(ProbeEcho(header.id)), (), identity)
+            elif isinstance(header, Greeting):
+                send(router, encode_header(Greeting(PROTOCOL_MINIMUM, PROTOCOL_VERSION, DISPATCHER)), (), identity)
+        router.close(linger=0)
+
+    thread = threading.Thread(target=answer, name="defer-probe-responder", daemon=True)
+    thread.start()
+    endpoint = Address(host, port).endpoint()
+    try:
+        yield Place(DISPATCHER, endpoint, endpoint)
+    finally:
+        stop_write.send(b"\0")
+        thread.join()
+        stop_read.close()
+        stop_write.close()
+        context.term()
