@@ -8,7 +8,8 @@ version older reads what it knows and leaves the rest (msgspec skips unknown fie
 * **Control messages** (`Hello`, `Load`, `Heartbeat`, …) travel on control sockets as msgpack maps. A request
   carries an `id`; its answer carries the same. `Chunk` alone is followed by one raw frame.
 
-See docs/wire.md for the sockets and the order in which these are said.
+See docs/wire.md for the sockets and the order in which these are said. This module is longer than most because a
+wire has one description.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ PROTOCOL_VERSION = 1
 
 PROTOCOL_MINIMUM = 1
 """The oldest one that it still understands."""
+
+AUTO_ENGINE = "auto"
+"""Engine of a `Load` that takes the first one that the device has."""
 
 NO_DEADLINE = -1
 """`remaining_ns` of a request that may take for ever."""

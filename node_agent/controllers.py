@@ -1,0 +1,143 @@
+"""Who may give this agent orders: dispatchers that said `Hello`, and dispatchers that it registers with. Pure."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from node_agent import events as ev
+from node_agent.errors import AgentError, VersionError, code_of
+from node_agent.messages import ControlMessage, Fault, Hello, Offer, Welcome
+from node_agent.versions import VersionRange, negotiate
+
+HELLO_AGAIN_S = 2.0
+"""An agent that dials out repeats its `Hello` after this long without an answer."""
+
+REFUSED_AGAIN_S = 30.0
+"""And after this long when it was refused: somebody has to update one of the two first."""
+
+
+@dataclass(slots=True)
+class _Dial:
+    """A dispatcher that this agent registers with."""
+
+    up: bool = False
+    welcomed: bool = False
+    next_hello: float = 0.0
+    id: int = 0
+
+
+class Controllers:
+    """The control connections, by what has been said on them.
+
+    Args:
+        name: This device's name.
+        boot: Differs for each start of the process.
+        offer: What the device brings.
+        dials: Connections that this agent opens to dispatchers.
+        ours: Protocol versions of this build.
+    """
+
+    def __init__(
+        self, name: str, boot: str, offer: Offer, dials: tuple[ev.Connection, ...], ours: VersionRange
+    ) -> None:
+        self._name = name
+        self._boot = boot
+        self._offer = offer
+        self._ours = ours
+        self._names: dict[ev.Connection, str] = {}
+        self._dials = {connection: _Dial() for connection in dials}
+        self._ids = 0
+
+    @property
+    def connections(self) -> tuple[ev.Connection, ...]:
+        """Connections whose other end is known; heartbeats go to all of them."""
+        return tuple(self._names)
+
+    def knows(self, connection: ev.Connection) -> bool:
+        """Whether the other end has introduced itself."""
+        return connection in self._names
+
+    def received(
+        self, connection: ev.Connection, message: ControlMessage, now: float
+    ) -> list[ev.Instruction] | None:
+        """Takes the messages that open a connection; None for any other."""
+        if isinstance(message, Hello):
+            return self._hello(connection, message)
+        dial = self._dials.get(connection)
+        if dial is None:
+            return None
+        if isinstance(message, Welcome):
+            return self._welcome(connection, dial, message)
+        if isinstance(message, Fault) and message.id == dial.id and not dial.welcomed:
+            dial.next_hello = now + REFUSED_AGAIN_S
+            text = f"{connection[0]} refused this agent: {message.message} {message.hint}".strip()
+            return [ev.Log(logging.ERROR, text)]
+        return None
+
+    def dialled(self, connection: ev.Connection, now: float) -> list[ev.Instruction]:
+        """A connection to a dispatcher stands, perhaps for the second time: register."""
+        self._names.pop(connection, None)
+        dial = self._dials[connection]
+        dial.up = True
+        dial.welcomed = False
+        return self._say_hello(connection, dial, now)
+
+    def lost(self, connection: ev.Connection) -> list[ev.Instruction]:
+        """A connection is gone."""
+        dial = self._dials.get(connection)
+        if dial is not None:
+            dial.up = dial.welcomed = False
+        name = self._names.pop(connection, None)
+        return [] if name is None else [ev.Log(logging.INFO, f"The control connection of {name} is gone.")]
+
+    def tick(self, now: float) -> list[ev.Instruction]:
+        """Registers again where no answer came."""
+        due: list[ev.Instruction] = []
+        for connection, dial in self._dials.items():
+            if dial.up and not dial.welcomed and now >= dial.next_hello:
+                due += self._say_hello(connection, dial, now)
+        return due
+
+    def _hello(self, connection: ev.Connection, message: Hello) -> list[ev.Instruction]:
+        ticket = ev.Ticket(connection, message.id)
+        try:
+            version = negotiate(self._ours, VersionRange(message.minimum, message.version), message.name)
+        except VersionError as error:
+            self._names.pop(connection, None)
+            return [
+                fault(ticket, error),
+                ev.Log(logging.WARNING, f"Refused a controller: {error} {error.hint}"),
+            ]
+        known = connection in self._names
+        self._names[connection] = message.name
+        welcome = Welcome(message.id, version, self._name, self._boot, self._offer)
+        instructions: list[ev.Instruction] = [ev.Say(connection, welcome)]
+        if not known:
+            instructions.append(ev.Log(logging.INFO, f"{message.name} took control."))
+        return instructions
+
+    def _welcome(self, connection: ev.Connection, dial: _Dial, message: Welcome) -> list[ev.Instruction]:
+        try:
+            # The dispatcher chose; a choice outside of what this side understands would be its bug.
+            negotiate(self._ours, VersionRange(message.version, message.version), message.name)
+        except VersionError as error:
+            return [ev.Log(logging.ERROR, f"{connection[0]}: {error} {error.hint}")]
+        fresh = not dial.welcomed
+        dial.welcomed = True
+        self._names[connection] = message.name
+        return [ev.Log(logging.INFO, f"Registered with {message.name} at {connection[0]}.")] if fresh else []
+
+    def _say_hello(self, connection: ev.Connection, dial: _Dial, now: float) -> list[ev.Instruction]:
+        self._ids += 1
+        dial.id = self._ids
+        dial.next_hello = now + HELLO_AGAIN_S
+        hello = Hello(
+            dial.id, self._ours.minimum, self._ours.newest, self._name, "agent", self._offer, self._boot
+        )
+        return [ev.Say(connection, hello)]
+
+
+def fault(ticket: ev.Ticket, error: AgentError) -> ev.Say:
+    """The answer to a request that failed."""
+    return ev.Say(ticket.connection, Fault(ticket.id, code_of(error), str(error), error.hint))

@@ -1,0 +1,69 @@
+"""What an engine is: it turns a partition on disk into a session that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from node_agent.messages import EngineInfo, TensorSpec
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A partition to load.
+
+    Attributes:
+        graph: Its ONNX file; external data lies in the same directory.
+        inputs: What it consumes, named as in the file.
+        outputs: What it produces.
+        threads: Threads that one run may use.
+        options: Engine options of the deployment, by name.
+    """
+
+    graph: Path
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    threads: int = 1
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """A loaded partition. `run` is called from one thread at a time, `close` after the last run."""
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Runs the partition once.
+
+        Args:
+            inputs: By name; element types without a NumPy type are raw bits. May be read-only, and is not
+                kept.
+
+        Returns:
+            Outputs by name, C contiguous; types without a NumPy type as raw bits. The caller owns them.
+
+        Raises:
+            RunFailedError: The engine failed.
+        """
+
+    def close(self) -> None:
+        """Gives back what the session holds."""
+
+
+class Engine(Protocol):
+    """One way to run ONNX. Imported lazily: its package may be missing."""
+
+    def info(self) -> EngineInfo:
+        """Name, version and provider, or what is missing; never raises."""
+
+    def load(self, partition: Partition) -> Session:
+        """Loads a partition; releases the GIL while it does, so that the agent's other threads go on.
+
+        Raises:
+            EngineMissingError: The engine is not installed.
+            LoadFailedError: It refuses the partition.
+        """

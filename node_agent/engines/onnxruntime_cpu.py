@@ -1,0 +1,169 @@
+"""ONNX Runtime on the CPU (https://onnxruntime.ai/docs/api/python/api_summary.html)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from node_agent.dtypes import RAW_BITS, storage
+from node_agent.engines.base import Arrays, Partition, Session
+from node_agent.errors import EngineMissingError, LoadFailedError, RunFailedError
+from node_agent.machine import trim
+from node_agent.messages import EngineInfo
+
+NAME = "onnxruntime-cpu"
+_INSTALL = 'Install ONNX Runtime: pip install "defer-edge[cpu]".'
+
+_LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "none": "ORT_DISABLE_ALL",
+}
+
+_ONNX_TYPE = {
+    "bfloat16": 16,
+    "float8_e4m3fn": 17,
+    "float8_e4m3fnuz": 18,
+    "float8_e5m2": 19,
+    "float8_e5m2fnuz": 20,
+    "float8_e8m0fnu": 24,
+}
+"""onnx.TensorProto.DataType of the types that travel as raw bits (onnx.proto)."""
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineMissingError(f"ONNX Runtime cannot be imported: {error}.", hint=_INSTALL) from None
+    return onnxruntime
+
+
+class OnnxRuntimeCpu:
+    """ONNX Runtime's CPU provider."""
+
+    def info(self) -> EngineInfo:
+        """See `Engine.info`."""
+        try:
+            runtime = _runtime()
+        except EngineMissingError as error:
+            return EngineInfo(NAME, missing=f"{error} {error.hint}")
+        return EngineInfo(NAME, runtime.__version__, "CPUExecutionProvider")
+
+    def load(self, partition: Partition) -> Session:
+        """See `Engine.load`. Option `optimization`: all (default), extended, basic or none."""
+        runtime = _runtime()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = partition.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        # Several agents may share these cores; a thread that spins while it waits takes them from the others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        for name, value in partition.options.items():
+            if name != "optimization" or value not in _LEVELS:
+                raise LoadFailedError(
+                    f"Engine {NAME} has no option {name}={value}.",
+                    hint=f"It has: optimization={'|'.join(_LEVELS)}.",
+                )
+            options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _LEVELS[value])
+        try:
+            # By path: from bytes ONNX Runtime keeps the GIL while it builds the session.
+            inner = runtime.InferenceSession(
+                str(partition.graph), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise LoadFailedError(
+                f"ONNX Runtime refuses partition {partition.graph.name}: {_sentence(error)}",
+                hint="Load the model with onnxruntime by itself; if that works, report the partition.",
+            ) from None
+        trim()
+        return _session(runtime, inner, partition)
+
+
+def _session(runtime: Any, inner: Any, partition: Partition) -> Session:
+    held = {value.name for value in inner.get_inputs()}
+    made = {value.name for value in inner.get_outputs()}
+    for spec in partition.inputs:
+        if spec.name not in held:
+            raise LoadFailedError(f"Partition {partition.graph.name} has no input {spec.name!r}.")
+    for spec in partition.outputs:
+        if spec.name not in made:
+            raise LoadFailedError(f"Partition {partition.graph.name} has no output {spec.name!r}.")
+    if any(spec.dtype in RAW_BITS for spec in (*partition.inputs, *partition.outputs)):
+        return _RawBitsSession(runtime, inner, partition)
+    return _PlainSession(inner, partition)
+
+
+class _PlainSession:
+    """Every input and output has a NumPy type."""
+
+    def __init__(self, inner: Any, partition: Partition) -> None:
+        self._inner = inner
+        self._outputs = [spec.name for spec in partition.outputs]
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """See `Session.run`."""
+        try:
+            values = self._inner.run(self._outputs, inputs)
+        except Exception as error:
+            raise RunFailedError(f"ONNX Runtime failed: {_sentence(error)}") from None
+        return dict(zip(self._outputs, values, strict=True))
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._inner = None
+        trim()
+
+
+class _RawBitsSession:
+    """Some input or output has no NumPy type: values pass as raw bits through `OrtValue`."""
+
+    def __init__(self, runtime: Any, inner: Any, partition: Partition) -> None:
+        self._runtime = runtime
+        self._inner = inner
+        self._inputs = {spec.name: spec.dtype for spec in partition.inputs}
+        self._outputs = [(spec.name, spec.dtype) for spec in partition.outputs]
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """See `Session.run`."""
+        make = self._runtime.OrtValue
+        try:
+            feeds = {}
+            for name, array in inputs.items():
+                kind = _ONNX_TYPE.get(self._inputs.get(name, ""))
+                feeds[name] = (
+                    make.ortvalue_from_numpy(array)
+                    if kind is None
+                    else make.ortvalue_from_numpy_with_onnx_type(array, kind)
+                )
+            values = self._inner.run_with_ort_values([name for name, _ in self._outputs], feeds)
+            return {
+                name: _bits(value, dtype) if dtype in RAW_BITS else value.numpy()
+                for (name, dtype), value in zip(self._outputs, values, strict=True)
+            }
+        except Exception as error:
+            raise RunFailedError(f"ONNX Runtime failed: {_sentence(error)}") from None
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._inner = None
+        trim()
+
+
+def _bits(value: Any, dtype: str) -> npt.NDArray[Any]:
+    """The raw bits of an output: `OrtValue.numpy` knows no type for them."""
+    held = storage(dtype)
+    array = np.empty(tuple(value.shape()), held)
+    ctypes.memmove(array.ctypes.data, value.data_ptr(), array.nbytes)
+    return array
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 1000 else text[:1000] + "…"

@@ -1,0 +1,169 @@
+"""What this process may use of its machine: cores, memory, threads; read from the kernel.
+
+The text of each kernel file is parsed by a function of its own, so that the rules are tested without the
+machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import socket
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_UNLIMITED = 1 << 60
+"""cgroup v1 states an unlimited memory as a number near 2^63."""
+
+
+def parse_cgroup_paths(text: str) -> dict[str, str]:
+    """The process's cgroup by controller from /proc/self/cgroup; v2's has the empty name."""
+    paths: dict[str, str] = {}
+    for line in text.splitlines():
+        parts = line.split(":", 2)
+        if len(parts) == 3:
+            for controller in parts[1].split(","):
+                paths[controller] = parts[2]
+    return paths
+
+
+def parse_cpu_max(text: str) -> float | None:
+    """Cores that cgroup v2's `cpu.max` grants ("max 100000", "20000 100000"); None for no limit."""
+    fields = text.split()
+    if len(fields) != 2 or fields[0] == "max":
+        return None
+    return int(fields[0]) / int(fields[1])
+
+
+def parse_quota(quota: str, period: str) -> float | None:
+    """Cores that cgroup v1's quota and period (µs) grant; None for no limit."""
+    micros = int(quota)
+    return None if micros <= 0 else micros / int(period)
+
+
+def parse_memory(text: str) -> int | None:
+    """Bytes that a cgroup's memory limit grants; None for no limit."""
+    value = text.strip()
+    if value == "max":
+        return None
+    nbytes = int(value)
+    return None if nbytes >= _UNLIMITED else nbytes
+
+
+def parse_meminfo(text: str) -> int:
+    """The machine's memory in bytes from /proc/meminfo; 0 if it is not stated."""
+    for line in text.splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
+def _ancestors(mount: Path, group: str) -> list[Path]:
+    """The cgroup's directory and those above it: each may hold a limit.
+
+    Inside a container the path that the kernel states may not exist under the mount; the mount's own files are
+    then the limits.
+    """
+    folders = [mount]
+    for part in Path(group.lstrip("/")).parts:
+        folders.append(folders[-1] / part)
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _cpu_quota() -> float | None:
+    paths = parse_cgroup_paths(_read(Path("/proc/self/cgroup")) or "")
+    found: list[float] = []
+    for folder in _ancestors(_CGROUP, paths.get("", "/")):
+        text = _read(folder / "cpu.max")
+        if text and (cores := parse_cpu_max(text)) is not None:
+            found.append(cores)
+    for folder in _ancestors(_CGROUP / "cpu", paths.get("cpu", "/")):
+        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+        if quota and period and (cores := parse_quota(quota, period)) is not None:
+            found.append(cores)
+    return min(found, default=None)
+
+
+def cores() -> float:
+    """CPU cores that this process may use: its affinity, and its cgroups' quotas (a fraction under one)."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    available = float(len(affinity(0)) if affinity is not None else os.cpu_count() or 1)
+    quota = _cpu_quota()
+    return available if quota is None else min(available, quota)
+
+
+def default_threads(available: float) -> int:
+    """Engine threads for a share of `available` cores: more than the share would only be throttled."""
+    return max(1, round(available))
+
+
+def memory_bytes() -> int:
+    """Memory that this process may use: the machine's, or less where its cgroups say so."""
+    limits = [parse_meminfo(_read(Path("/proc/meminfo")) or "")]
+    paths = parse_cgroup_paths(_read(Path("/proc/self/cgroup")) or "")
+    files = [folder / "memory.max" for folder in _ancestors(_CGROUP, paths.get("", "/"))]
+    v1 = _ancestors(_CGROUP / "memory", paths.get("memory", "/"))
+    files += [folder / "memory.limit_in_bytes" for folder in v1]
+    limits += [parse_memory(_read(file) or "max") or 0 for file in files]
+    return min((limit for limit in limits if limit > 0), default=0)
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    text = _read(Path("/proc/self/statm"))
+    return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE") if text else 0
+
+
+def trim() -> None:
+    """Gives freed heap back to the machine: creating an engine session leaves about its weights' size behind."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        # Another C library than glibc: it has no such call and keeps less.
+        return
+
+
+def software(
+    names: tuple[str, ...] = ("defer-edge", "onnxruntime", "onnxruntime-gpu", "numpy", "pyzmq", "lz4"),
+) -> dict[str, str]:
+    """Versions of the distributions that decide how this agent behaves, and Python's."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    for line in (_read(Path("/proc/cpuinfo")) or "").splitlines():
+        if line.lower().startswith(("model name", "hardware", "cpu model")):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def fingerprint(share: float, threads: int, engine: Mapping[str, str]) -> str:
+    """Equal for two agents whose block times may be taken as the same.
+
+    Args:
+        share: Cores they may use.
+        threads: Engine threads.
+        engine: What identifies the engine: name, version, provider.
+    """
+    machine = _read(Path("/etc/machine-id")) or socket.gethostname()
+    facts = [machine.strip(), platform.machine(), cpu_model(), f"{share:.3f}", str(threads)]
+    facts += [f"{key}={value}" for key, value in sorted(engine.items())]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
