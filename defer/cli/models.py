@@ -84,6 +84,9 @@ def build_model(name: str, output: Path, seed: int, external: bool, force: bool,
 
 def _check_target(output: Path, force: bool) -> None:
     """Refuses to overwrite a file that is clearly something else; an ONNX file starts with a small varint field."""
+    if output.exists() and not output.is_file() and not output.is_dir():
+        # Building writes beside the target and renames, which would put a file in the place of a device.
+        raise OutputExists("is not a regular file", where=str(output), hint="choose another name")
     if force or not output.is_file() or output.stat().st_size == 0:
         return
     with output.open("rb") as file:

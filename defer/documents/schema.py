@@ -35,4 +35,6 @@ def schema(name: str) -> dict[str, Any]:
     own["properties"]["version"] = {"description": "Version of the format", "const": 1, "default": 1}
     if kind is not Cluster:  # people write cluster.toml and may leave both out
         own["required"] = ["kind", "version", *own.get("required", ())]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"defer {kind.KIND}", **made}
+    whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"defer {kind.KIND}", **made}
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(whole))  # defaults are Python values
+    return plain
