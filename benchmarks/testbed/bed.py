@@ -166,15 +166,15 @@ class Testbed:
         capture: bool = False,
         **popen: Any,
     ) -> subprocess.CompletedProcess[Any]:
-        """Runs a command on a device to its end; arguments as in `start`, and:
+        """Runs a command on a device to its end.
 
         Args:
-            command: As in `start`.
-            device: As in `start`.
-            env: As in `start`.
+            command: Program and arguments.
+            device: Where; the dispatcher's device if None.
+            env: More environment, as in `start`.
             timeout: Seconds it may take; None for no limit.
             capture: Return what it prints, as text.
-            popen: As in `start`.
+            popen: As for `subprocess.Popen`.
 
         Raises:
             DeadlineExceeded: It did not end within `timeout` seconds; it and all that it started is ended.
@@ -266,6 +266,10 @@ class Testbed:
     def bytes_sent(self, one: str, other: str) -> int:
         """Bytes that one device has sent to another so far, with Ethernet, IP and TCP headers."""
         return self._links.bytes_sent(one, other)
+
+    def traffic(self) -> dict[tuple[str, str], int]:
+        """`bytes_sent` of every link, by source and target."""
+        return self._links.traffic()
 
     # How it is made.
 

@@ -128,12 +128,13 @@ class Network:
     def bytes_sent(self, source: str, target: str) -> int:
         """Bytes that have left on a directed link, with Ethernet, IP and TCP headers."""
         self.link(source, target)
+        return self.traffic()[source, target]
+
+    def traffic(self) -> dict[Pair, int]:
+        """`bytes_sent` of every link."""
         listing = commands.query("tc", f"-s class show dev {layout.LINE}", self.layout.switch)
-        wanted = self.layout.classid(source, target)
-        for found in _SENT.finditer(listing):
-            if found["id"] == wanted:
-                return int(found["bytes"])
-        raise Internal(f"tc shows no class {wanted}")
+        sent = {found["id"]: int(found["bytes"]) for found in _SENT.finditer(listing)}
+        return {pair: sent[self.layout.classid(*pair)] for pair in self._links}
 
     def close(self) -> None:
         """Ends the delay line; the namespaces are removed by the bed's record."""
