@@ -5,7 +5,6 @@ Planning again after a device was lost, or a link became slow, is the same funct
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,10 +15,10 @@ from defer.costs import Costs, make_costs
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan, PlanAlternative, PlanStage, PlanTerm, PlanTransfer
 from defer.documents.profile import CostProfile
-from defer.errors import InvalidDocument, UnknownDevice, UsageError, translate
+from defer.errors import UnknownDevice, UsageError, translate
 
 if TYPE_CHECKING:
-    from partitioner import Block, BlockChain
+    from partitioner import BlockChain
 
 Placement = tuple[router.Stage, ...]
 """An operator's own choice: which blocks on which device, in order."""
@@ -38,7 +37,7 @@ def make_plan(
     """The plan with the least latency or period.
 
     Args:
-        chain: The model's blocks; with a profile, those that were measured (see `regroup`).
+        chain: The model's blocks; with a profile, those that were measured (see `defer.blocks`).
         cluster: Devices and links.
         profile: What was measured; None plans with static costs and says so in the plan.
         objective: `latency` of one request, or `throughput` of a full pipeline.
@@ -113,49 +112,6 @@ def _check_placement(placement: Placement, chain: BlockChain, cluster: Cluster) 
         raise UsageError(
             f"blocks {at}:{blocks} are not placed", hint=f"stages must cover blocks 0:{blocks} in order"
         )
-
-
-def regroup(chain: BlockChain, positions: Sequence[int]) -> BlockChain:
-    """The same chain with fewer boundaries: only those at `positions`.
-
-    Args:
-        chain: Blocks, finer or the same.
-        positions: Op positions to keep, from 0 to the number of ops, rising.
-
-    Raises:
-        InvalidDocument: A position is not a boundary of the chain.
-    """
-    index = {boundary.position: number for number, boundary in enumerate(chain.boundaries)}
-    missing = [position for position in positions if position not in index]
-    ends = (chain.boundaries[0].position, chain.boundaries[-1].position)
-    if missing or (*positions[:1], *positions[-1:]) != ends or list(positions) != sorted(set(positions)):
-        raise InvalidDocument(
-            f"positions {_few(missing or positions)} do not fit the model's {ends[1]} ops",
-            hint="the document is of another model or another version of defer; make it again",
-        )
-    keep = [index[position] for position in positions]
-    blocks = tuple(_merged(chain, start, stop) for start, stop in itertools.pairwise(keep))
-    return replace(chain, blocks=blocks, boundaries=tuple(chain.boundaries[number] for number in keep))
-
-
-def _few(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:4])) + (", …" if len(numbers) > 4 else "")
-
-
-def _merged(chain: BlockChain, start: int, stop: int) -> Block:
-    """Blocks [start, stop) as one."""
-    parts = chain.blocks[start:stop]
-    first, last = parts[0], parts[-1]
-    return replace(
-        first,
-        stop=last.stop,
-        name=first.name if len(parts) == 1 else f"{first.name.split('..')[0]}..{last.name.split('..')[-1]}",
-        op_types=tuple(op for part in parts for op in part.op_types),
-        flops=sum(part.flops for part in parts),
-        weights=tuple(dict.fromkeys(name for part in parts for name in part.weights)),
-        weight_bytes=chain.weight_bytes_of(start, stop),
-        activation_bytes=max(part.activation_bytes for part in parts),
-    )
 
 
 # ------------------------------------------------------------------------------------------------------- and back

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from defer.blocks import PLANNING_BLOCKS, planning_chain
 from defer.cli.output import progress
 from defer.documents.blocks import BlocksDocument
-from defer.documents.profile import CostProfile
 from defer.errors import UsageError, translate
 
 if TYPE_CHECKING:
     from partitioner import BlockChain
 
-F = TypeVar("F", bound=Callable[..., Any])
+__all__ = [
+    "PLANNING_BLOCKS",
+    "Shapes",
+    "analyze",
+    "blocks_option",
+    "input_option",
+    "located",
+    "parse_shapes",
+    "planning_chain",
+    "read_chain",
+]
 
-PLANNING_BLOCKS: Final = 32
-"""Blocks that planning works with unless told otherwise: fine enough for the plans, few enough to measure each."""
+F = TypeVar("F", bound=Callable[..., Any])
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -107,13 +116,3 @@ def read_chain(model: Path | None, blocks_file: str | None, inputs: Shapes, *, a
         return BlocksDocument.load(blocks_file).to_chain()
     assert model is not None
     return analyze(model, inputs, as_json=as_json)
-
-
-def planning_chain(chain: BlockChain, blocks: int, profile: CostProfile | None) -> BlockChain:
-    """The chain with the blocks of the profile, or else with at most `blocks`."""
-    import partitioner
-    from defer.planning import regroup
-
-    if profile is not None and profile.digest == chain.digest:
-        return regroup(chain, profile.positions)
-    return chain if len(chain.blocks) <= blocks else partitioner.coarsen(chain, blocks)

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from defer import units
-from defer.cli.chains import Shapes, blocks_option, input_option, planning_chain, read_chain
+from defer.blocks import planning_chain
+from defer.cli.chains import Shapes, blocks_option, input_option, read_chain
 from defer.cli.output import common_options, console, examples, note, progress, table
 from defer.documents.base import encode
 from defer.documents.cluster import Cluster

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from defer import costs, errors
+from defer.blocks import regroup
 from defer.documents import BlocksDocument, CostProfile, LinkProfile, Plan, decode, encode
-from defer.planning import make_plan, parse_placement, regroup
+from defer.planning import make_plan, parse_placement
 from tests.defer.plan_fixtures import CLUSTER_TOML, a_chain, a_cluster, a_device, a_plan, a_profile
 
 
