@@ -33,6 +33,8 @@
 
 Errors of the rooms (`partitioner`, `router`, `node_agent`, `models`) and of libraries become one of these in
 `translate`, and only there. Rooms are recognised by the `code` they carry, so that none is imported for it.
+
+Longer than other modules: the tree, its table and the translation are one thing, and change together.
 """
 
 # ruff: noqa: N818 - the names say what happened; the base class says that it is an error.
