@@ -53,6 +53,9 @@ def save(name: str, path: str | os.PathLike[str], *, seed: int = 0, external: bo
     if external is None:
         external = made.weight_bytes > EXTERNAL_ABOVE
     try:
+        if target.exists() and not target.is_file():
+            # Replacing a device node or a pipe by a file would break more than this program.
+            raise OSError(errno.EEXIST, "it exists and is not a regular file")
         if external:
             _save_external(made, target)
         else:
@@ -74,8 +77,6 @@ def _save_external(made: Recipe, target: Path) -> None:
             file.write(bytes(offset - file.tell()))
             file.write(_bytes_of(weight))
 
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "it is a folder")
     _replace(data, write_data)
     # The graph comes last: whoever finds it finds its weights too.
     _replace(target, lambda file: _write(file, model.SerializeToString(deterministic=True)))
@@ -163,8 +164,6 @@ def _write(file: IO[bytes], content: bytes) -> None:
 
 def _replace(target: Path, write: Callable[[IO[bytes]], None]) -> None:
     """Let `write` fill a new file beside `target` and put it in its place once it is whole."""
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "it is a folder")
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("xb") as file:
