@@ -45,7 +45,7 @@ def analyze(
     prepared = prepare(model)
     graph, layout = prepared.model.graph, prepared.layout
     bound = bind(input_types(graph), input_shapes or {})
-    costs = Costs(prepared, bound.types)
+    costs = Costs(prepared, bound)
     frontiers = list(layout.frontiers())
     end = len(layout.ops)
     cuts = [p for p in range(1, end) if not any(refusal(value) for value in frontiers[p])]

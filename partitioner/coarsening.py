@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from partitioner.chain import Block, BlockChain
 
+_SWAY = 3.0  # bytes matter up to this ratio
 _NEAR = 0.25  # of an average block: boundaries this close in extent offer the same balance
 
 
@@ -87,8 +88,10 @@ def _most_valuable(chain: BlockChain, extent: list[float], kept: list[int], max_
         length = extent[right] - extent[left]
         rivals = [chain.boundaries[other].nbytes for other in (left, right) if 0 < other < len(chain.blocks)]
         cheapest = min(rivals, default=chain.boundaries[index].nbytes)
-        # Half the bytes are worth as much as twice the length.
-        return length * (1 + cheapest) / (1 + chain.boundaries[index].nbytes)
+        ratio = (1 + cheapest) / (1 + chain.boundaries[index].nbytes)
+        # Half the bytes are worth as much as four times the length; within limits, or one boundary that
+        # carries next to nothing would swallow all others however far away they are.
+        return length * min(max(ratio, 1 / _SWAY), _SWAY) ** 2
 
     heap = [(value(index), index) for index in kept[1:-1]]
     heapq.heapify(heap)

@@ -8,6 +8,7 @@ from math import prod
 import onnx_ir as ir
 
 from partitioner import tensors
+from partitioner.binding import Bound
 from partitioner.flops import op_flops
 from partitioner.needs import bodies, needs
 from partitioner.preparing import Prepared
@@ -22,19 +23,18 @@ class Costs:
     many elements as the largest tensor its op reads.
     """
 
-    def __init__(self, prepared: Prepared, inputs: Mapping[str, ValueType]) -> None:
+    def __init__(self, prepared: Prepared, bound: Bound) -> None:
         """Infer all shapes once.
 
         Args:
             prepared: the model.
-            inputs: types of its inputs, every dimension a number.
+            bound: its inputs, every dimension a number.
 
         Raises:
             InvalidModel: if inference rejects the model.
         """
         self._model = prepared.model
-        self._types = prepared.inference.run(inputs)
-        self._types.update(inputs)
+        self._types = prepared.bound_types(bound.types, bound.values)
         self._elements: dict[ir.Value, int] = {}
         for value in prepared.model.graph.inputs:
             self._elements[value] = prod(self._dims(value) or (1,))
@@ -77,7 +77,8 @@ class Costs:
         dtype = value.dtype if value.dtype is not None else ir.DataType.FLOAT
         if dtype == ir.DataType.UNDEFINED:
             dtype = ir.DataType.FLOAT
-        return tensors.element_bytes(dtype, self._elements.get(value, 1))
+        elements = self._elements.get(value)
+        return tensors.element_bytes(dtype, prod(self._dims(value) or (1,)) if elements is None else elements)
 
     def op_flops(self, node: ir.Node) -> int:
         """Operations of one op, its bodies included (the larger branch of If; each turn of a loop)."""

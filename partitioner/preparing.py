@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,9 @@ from partitioner import proto, tensors
 from partitioner.errors import InvalidModel
 from partitioner.layout import Layout, lay_out
 from partitioner.loading import load
+from partitioner.loops import loop_states
 from partitioner.needs import needs
-from partitioner.passes.fold_shapes import fold_shapes
+from partitioner.passes.fold_shapes import fixed_values, fold_shapes
 from partitioner.passes.gather_weights import gather_weights
 from partitioner.passes.inline_functions import inline_functions
 from partitioner.passes.remove_unused import remove_unused
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     import onnx
 
 
+_HINT_TURNS = 16  # ops that inference is helped over one by one; after these, all at once
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A model after all passes, with types and order.
@@ -35,6 +39,7 @@ class Prepared:
         name: of the model.
         model: its ops in topological order, its weights the main graph's initializers.
         inference: to infer types again with dimensions bound.
+        hints: what inference has to be told, see :func:`_infer`.
         types: types by value name with free dimensions named, as far as they can be inferred.
         layout: roles and order of the ops.
     """
@@ -42,8 +47,32 @@ class Prepared:
     name: str
     model: ir.Model
     inference: ShapeInference
+    hints: Mapping[str, ValueType]
     types: Mapping[str, ValueType]
     layout: Layout
+
+    def bound_types(self, inputs: Mapping[str, ValueType], values: Mapping[str, int]) -> dict[str, ValueType]:
+        """Types inferred once more with input dimensions bound.
+
+        Args:
+            inputs: types of the model's inputs.
+            values: the number for each bound dimension.
+        """
+        hints = {
+            name: ValueType(
+                hint.kind, hint.dtype, hint.dims and tuple(_bound(dim, values) for dim in hint.dims)
+            )
+            for name, hint in self.hints.items()
+        }
+        fixed: dict[str, ir.TensorProtocol] = {}
+        while True:
+            types = {**self.inference.run(inputs, hints, fixed), **inputs}
+            # Inference follows values through few ops only; a slice up to a computed length it does not.
+            found = fixed_values(self.model.graph, types)
+            fresh = {v.name: tensor for v, tensor in found.items() if v.name and v.name not in fixed}
+            if not fresh:
+                return types
+            fixed.update(fresh)
 
     def digest(self) -> str:
         """Sha256 over structure and weights; reads every weight once."""
@@ -97,12 +126,13 @@ def prepare(model: str | Path | onnx.ModelProto | ir.Model) -> Prepared:
         )
     _name_dimensions(graph)
     inputs = input_types(graph)
-    types = _infer(loaded, inputs)[1]
-    fold_shapes(loaded, types)
+    fold_shapes(loaded, _infer(loaded, inputs)[2])
     remove_unused(loaded)
-    inference, types = _infer(loaded, inputs)
+    inference, hints, types = _infer(loaded, inputs)
     _declare(graph, types)
-    return Prepared(name, loaded, inference, types, lay_out(loaded, assign_roles(loaded, types), types))
+    return Prepared(
+        name, loaded, inference, hints, types, lay_out(loaded, assign_roles(loaded, types), types)
+    )
 
 
 def input_types(graph: ir.Graph) -> dict[str, ValueType]:
@@ -123,23 +153,66 @@ def declared(value: ir.Value) -> ValueType:
     return ValueType(kind, ir.DataType.UNDEFINED, None)
 
 
-def _infer(model: ir.Model, inputs: Mapping[str, ValueType]) -> tuple[ShapeInference, dict[str, ValueType]]:
-    inference = ShapeInference(model, model.graph, model.graph.inputs)
-    types = inference.run(inputs)
-    types.update(inputs)
-    for value in model.graph.initializers.values():
-        if value.const_value is not None:
-            tensor = value.const_value
-            types[value.name or ""] = ValueType("tensor", tensor.dtype, tuple(tensor.shape.numpy()))
-    for node in model.graph:  # where nothing can be inferred, what the model declares is the best there is
+def _infer(
+    model: ir.Model, inputs: Mapping[str, ValueType]
+) -> tuple[ShapeInference, dict[str, ValueType], dict[str, ValueType]]:
+    """Infer types, telling inference what it cannot find: states of loops, and what only the model declares.
+
+    Declared shapes are the last resort, since exporters get them wrong.
+    """
+    graph = model.graph
+    inference = ShapeInference(model, graph, graph.inputs)
+    constants = {
+        value.name or "": ValueType("tensor", tensor.dtype, tuple(tensor.shape.numpy()))
+        for value in graph.initializers.values()
+        if (tensor := value.const_value) is not None
+    }
+    hints: dict[str, ValueType] = {}
+    for turn in range(_HINT_TURNS + 2):
+        types = {**inference.run(inputs, hints), **inputs, **constants}
+        fresh: dict[str, ValueType] = {}
+        for hint in _hints(model, types, hints):
+            fresh.update(hint)
+            if turn < _HINT_TURNS:
+                break  # what follows this op may be inferred now
+        if not fresh:
+            break
+        hints.update(fresh)
+    return inference, hints, types
+
+
+def _hints(
+    model: ir.Model, types: Mapping[str, ValueType], hints: Mapping[str, ValueType]
+) -> Iterator[dict[str, ValueType]]:
+    """Types of the outputs of each op that inference lost, as far as they are known otherwise."""
+    for node in model.graph:
+        unknown = {
+            output.name: known
+            for output in node.outputs
+            if output.name and output.name not in hints and _is_lost(known := types.get(output.name))
+        }
+        if not unknown:
+            continue
+        found = loop_states(model, node, types) if node.op_type == "Loop" else {}
         for output in node.outputs:
-            known = types.get(output.name or "")
-            if known is None or (known.kind == "tensor" and (known.dims is None or not known.dtype.value)):
-                guess = declared(output)
-                if known is not None and known.dtype.value:
-                    guess = ValueType(known.kind, known.dtype, known.dims or guess.dims)
-                types[output.name or ""] = guess
-    return inference, types
+            guess = declared(output)
+            if output.name not in unknown or output.name in found or guess.kind != "tensor":
+                continue
+            inferred = unknown[output.name]
+            dtype = inferred.dtype if inferred is not None and inferred.dtype.value else guess.dtype
+            if dtype.value and (guess.dims is not None or inferred is None or not inferred.dtype.value):
+                found[output.name or ""] = ValueType("tensor", dtype, guess.dims)
+        found = {name: type_ for name, type_ in found.items() if name in unknown}
+        if found:
+            yield found
+
+
+def _is_lost(known: ValueType | None) -> bool:
+    return known is None or (known.kind == "tensor" and (known.dims is None or not known.dtype.value))
+
+
+def _bound(dim: int | str | None, values: Mapping[str, int]) -> int | str | None:
+    return values.get(dim) if isinstance(dim, str) else dim
 
 
 def _check_values(graph: ir.Graph) -> None:
@@ -197,6 +270,9 @@ def _declare(graph: ir.Graph, types: Mapping[str, ValueType]) -> None:
 def write_type(value: ir.Value, type_: ValueType) -> None:
     """Declare a value's type; a tensor's unknown dimensions get names of their own."""
     if type_.kind != "tensor":
+        if type_.kind in ("sequence", "optional") and type_.dtype.value:
+            held = ir.TensorType(type_.dtype)
+            value.type = ir.SequenceType(held) if type_.kind == "sequence" else ir.OptionalType(held)
         return
     if type_.dtype.value:
         value.type = ir.TensorType(type_.dtype)

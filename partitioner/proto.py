@@ -25,7 +25,7 @@ class ValueType:
 
     Attributes:
         kind: ``tensor``, or the word for what it is instead: ``sequence``, ``optional``, ``sparse tensor``.
-        dtype: element type, UNDEFINED where unknown.
+        dtype: element type, of the tensors inside for a sequence or an optional; UNDEFINED where unknown.
         dims: an int, a name or None (nothing known) per dimension; None if not even the rank is known.
     """
 
@@ -201,11 +201,18 @@ class ShapeInference:
             if value.name and value.producer() is not None:
                 body.output.add().name = value.name
 
-    def run(self, inputs: Mapping[str, ValueType]) -> dict[str, ValueType]:
+    def run(
+        self,
+        inputs: Mapping[str, ValueType],
+        hints: Mapping[str, ValueType] | None = None,
+        values: Mapping[str, ir.TensorProtocol] | None = None,
+    ) -> dict[str, ValueType]:
         """Types of every value that inference reaches.
 
         Args:
             inputs: types of the graph's inputs and captured values, by name.
+            hints: types of values inside the graph that are known otherwise.
+            values: values inside the graph that are known otherwise; the ops that make them are left out.
 
         Returns:
             Types by value name; what could not be inferred is absent or has unknown dimensions.
@@ -219,6 +226,19 @@ class ShapeInference:
             known = inputs.get(name)
             if known is not None and known.kind == "tensor":
                 _add_input(proto.graph, name, known.dtype, known.dims)
+        hinted = {} if hints is None else hints
+        kept = [info for info in proto.graph.value_info if info.name not in hinted]
+        del proto.graph.value_info[:]
+        proto.graph.value_info.extend(kept)
+        for name, known in hinted.items():
+            shape = None if known.dims is None else list(known.dims)
+            proto.graph.value_info.append(onnx.helper.make_tensor_value_info(name, known.dtype.value, shape))
+        if values:
+            nodes = [node for node in proto.graph.node if node.output[0] not in values]
+            del proto.graph.node[:]
+            proto.graph.node.extend(nodes)
+            for tensor in values.values():
+                ir.serde.serialize_tensor_into(proto.graph.initializer.add(), tensor)
         try:
             result = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         except Exception as error:
@@ -246,8 +266,10 @@ def _add_input(
 
 def _value_type(proto: onnx.TypeProto) -> ValueType:
     if not proto.HasField("tensor_type"):
-        kind = proto.WhichOneof("value") or "unknown"
-        return ValueType(kind.removesuffix("_type").replace("_", " "), ir.DataType.UNDEFINED, None)
+        field = proto.WhichOneof("value") or "unknown"
+        held = getattr(proto, field).elem_type if field in ("sequence_type", "optional_type") else proto
+        dtype = held.tensor_type.elem_type if held.HasField("tensor_type") else 0
+        return ValueType(field.removesuffix("_type").replace("_", " "), ir.DataType(dtype), None)
     tensor = proto.tensor_type
     dims = None
     if tensor.HasField("shape"):

@@ -107,7 +107,7 @@ def _freeze(prepared: Prepared, input_shapes: Mapping[str, Sequence[int]]) -> No
     bound = bind(input_types(graph), input_shapes, complete=False)
     for name, type_ in bound.types.items():
         write_type(next(value for value in graph.inputs if value.name == name), type_)
-    types = prepared.inference.run(bound.types)
+    types = prepared.bound_types(bound.types, bound.values)
     for node in graph:
         for output in node.outputs:
             inferred = types.get(output.name or "")

@@ -25,8 +25,30 @@ def fold_shapes(model: ir.Model, types: Mapping[str, ValueType]) -> None:
         model: changed in place; run :func:`remove_unused` afterwards.
         types: types by value name, free dimensions not bound.
     """
+    for output, tensor in fixed_values(model.graph, types).items():
+        if output.is_graph_output():
+            continue
+        constant = ir.Value(
+            name=output.name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(tensor.shape.numpy()),
+            const_value=tensor,
+        )
+        output.replace_all_uses_with(constant)
+        output.name = None
+        model.graph.register_initializer(constant)
+
+
+def fixed_values(graph: ir.Graph, types: Mapping[str, ValueType]) -> dict[ir.Value, ir.TensorProtocol]:
+    """Values computed from shapes that the given types fix, as tensors.
+
+    Args:
+        graph: its ops in topological order.
+        types: types by value name.
+    """
     known: dict[ir.Value, tuple[Known, int]] = {}  # elements and rank (0 or 1)
-    for node in [*model.graph]:
+    fixed: dict[ir.Value, ir.TensorProtocol] = {}
+    for node in graph:
         if node.domain not in ("", "ai.onnx") or len(node.outputs) != 1 or not node.inputs:
             continue
         result = _evaluate(node, known, types)
@@ -38,20 +60,10 @@ def fold_shapes(model: ir.Model, types: Mapping[str, ValueType]) -> None:
             continue
         known[output] = result
         elements, rank = result
-        if None in elements or output.is_graph_output():
-            continue
-        array = np.asarray(elements, dtype=type_.dtype.numpy()).reshape((-1,) if rank else ())
-        tensor = ir.tensor(array, name=output.name)
-        constant = ir.Value(
-            name=output.name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(array.shape),
-            const_value=tensor,
-        )
-        output.replace_all_uses_with(constant)
-        output.name = None
-        model.graph.register_initializer(constant)
-        known[constant] = result
+        if None not in elements:
+            array = np.asarray(elements, dtype=type_.dtype.numpy()).reshape((-1,) if rank else ())
+            fixed[output] = ir.tensor(array, name=output.name)
+    return fixed
 
 
 def _evaluate(
