@@ -72,8 +72,8 @@ def _read(path: Path) -> str | None:
 def _ancestors(mount: Path, group: str) -> list[Path]:
     """The cgroup's directory and those above it: each may hold a limit.
 
-    Inside a container the path that the kernel states may not exist under the mount; the mount's own files are
-    then the limits.
+    Inside a container the path that the kernel states may not exist under the mount; the mount's own files
+    are then the limits.
     """
     folders = [mount]
     for part in Path(group.lstrip("/")).parts:

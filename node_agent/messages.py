@@ -8,8 +8,8 @@ version older reads what it knows and leaves the rest (msgspec skips unknown fie
 * **Control messages** (`Hello`, `Load`, `Heartbeat`, …) travel on control sockets as msgpack maps. A request
   carries an `id`; its answer carries the same. `Chunk` alone is followed by one raw frame.
 
-See docs/wire.md for the sockets and the order in which these are said. This module is longer than most because a
-wire has one description.
+See docs/wire.md for the sockets and the order in which these are said. This module is longer than most
+because a wire has one description.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class Partition:
     Attributes:
         graph: Its ONNX file; external data lies in the same directory.
         inputs: What it consumes, named as in the file.
-        outputs: What it produces.
+        outputs: What is wanted of it; empty for everything that it produces.
         threads: Threads that one run may use.
         options: Engine options of the deployment, by name.
     """
@@ -34,7 +34,13 @@ class Partition:
 
 
 class Session(Protocol):
-    """A loaded partition. `run` is called from one thread at a time, `close` after the last run."""
+    """A loaded partition. `run` is called from one thread at a time, `close` after the last run.
+
+    Attributes:
+        outputs: What `run` returns.
+    """
+
+    outputs: Sequence[TensorSpec]
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """Runs the partition once.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from node_agent.dtypes import RAW_BITS, storage
 from node_agent.engines.base import Arrays, Partition, Session
 from node_agent.errors import EngineMissingError, LoadFailedError, RunFailedError
 from node_agent.machine import trim
-from node_agent.messages import EngineInfo
+from node_agent.messages import EngineInfo, TensorSpec
 
 NAME = "onnxruntime-cpu"
 _INSTALL = 'Install ONNX Runtime: pip install "defer-edge[cpu]".'
@@ -34,6 +34,18 @@ _ONNX_TYPE = {
     "float8_e8m0fnu": 24,
 }
 """onnx.TensorProto.DataType of the types that travel as raw bits (onnx.proto)."""
+
+
+_NUMPY_NAME = {
+    "float": "float32",
+    "double": "float64",
+    "float8e4m3fn": "float8_e4m3fn",
+    "float8e4m3fnuz": "float8_e4m3fnuz",
+    "float8e5m2": "float8_e5m2",
+    "float8e5m2fnuz": "float8_e5m2fnuz",
+    "float8e8m0": "float8_e8m0fnu",
+}
+"""Wire names of the types that ONNX Runtime calls otherwise."""
 
 
 def _runtime() -> Any:
@@ -88,32 +100,41 @@ class OnnxRuntimeCpu:
 
 def _session(runtime: Any, inner: Any, partition: Partition) -> Session:
     held = {value.name for value in inner.get_inputs()}
-    made = {value.name for value in inner.get_outputs()}
+    made = {value.name: value for value in inner.get_outputs()}
     for spec in partition.inputs:
         if spec.name not in held:
             raise LoadFailedError(f"Partition {partition.graph.name} has no input {spec.name!r}.")
     for spec in partition.outputs:
         if spec.name not in made:
             raise LoadFailedError(f"Partition {partition.graph.name} has no output {spec.name!r}.")
-    if any(spec.dtype in RAW_BITS for spec in (*partition.inputs, *partition.outputs)):
-        return _RawBitsSession(runtime, inner, partition)
-    return _PlainSession(inner, partition)
+    outputs = tuple(partition.outputs) or tuple(_spec(value) for value in made.values())
+    if any(spec.dtype in RAW_BITS for spec in (*partition.inputs, *outputs)):
+        return _RawBitsSession(runtime, inner, partition.inputs, outputs)
+    return _PlainSession(inner, outputs)
+
+
+def _spec(value: Any) -> TensorSpec:
+    """An output as the engine itself describes it: `tensor(float)`, with None or a name for a free dimension."""
+    kind = value.type.removeprefix("tensor(").removesuffix(")")
+    shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape or ())
+    return TensorSpec(value.name, _NUMPY_NAME.get(kind, kind), shape)
 
 
 class _PlainSession:
     """Every input and output has a NumPy type."""
 
-    def __init__(self, inner: Any, partition: Partition) -> None:
+    def __init__(self, inner: Any, outputs: Sequence[TensorSpec]) -> None:
+        self.outputs = outputs
         self._inner = inner
-        self._outputs = [spec.name for spec in partition.outputs]
+        self._names = [spec.name for spec in outputs]
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """See `Session.run`."""
         try:
-            values = self._inner.run(self._outputs, inputs)
+            values = self._inner.run(self._names, inputs)
         except Exception as error:
             raise RunFailedError(f"ONNX Runtime failed: {_sentence(error)}") from None
-        return dict(zip(self._outputs, values, strict=True))
+        return dict(zip(self._names, values, strict=True))
 
     def close(self) -> None:
         """See `Session.close`."""
@@ -124,31 +145,30 @@ class _PlainSession:
 class _RawBitsSession:
     """Some input or output has no NumPy type: values pass as raw bits through `OrtValue`."""
 
-    def __init__(self, runtime: Any, inner: Any, partition: Partition) -> None:
-        self._runtime = runtime
+    def __init__(
+        self, runtime: Any, inner: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> None:
+        self.outputs = outputs
+        self._make = runtime.OrtValue
         self._inner = inner
-        self._inputs = {spec.name: spec.dtype for spec in partition.inputs}
-        self._outputs = [(spec.name, spec.dtype) for spec in partition.outputs]
+        self._kinds = {spec.name: _ONNX_TYPE.get(spec.dtype) for spec in inputs}
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """See `Session.run`."""
-        make = self._runtime.OrtValue
         try:
-            feeds = {}
-            for name, array in inputs.items():
-                kind = _ONNX_TYPE.get(self._inputs.get(name, ""))
-                feeds[name] = (
-                    make.ortvalue_from_numpy(array)
-                    if kind is None
-                    else make.ortvalue_from_numpy_with_onnx_type(array, kind)
-                )
-            values = self._inner.run_with_ort_values([name for name, _ in self._outputs], feeds)
+            feeds = {name: self._value(array, self._kinds.get(name)) for name, array in inputs.items()}
+            values = self._inner.run_with_ort_values([spec.name for spec in self.outputs], feeds)
             return {
-                name: _bits(value, dtype) if dtype in RAW_BITS else value.numpy()
-                for (name, dtype), value in zip(self._outputs, values, strict=True)
+                spec.name: _bits(value, spec.dtype) if spec.dtype in RAW_BITS else value.numpy()
+                for spec, value in zip(self.outputs, values, strict=True)
             }
         except Exception as error:
             raise RunFailedError(f"ONNX Runtime failed: {_sentence(error)}") from None
+
+    def _value(self, array: npt.NDArray[Any], kind: int | None) -> Any:
+        if kind is None:
+            return self._make.ortvalue_from_numpy(array)
+        return self._make.ortvalue_from_numpy_with_onnx_type(array, kind)
 
     def close(self) -> None:
         """See `Session.close`."""

@@ -1,0 +1,207 @@
+"""The agent process put together: what it offers, its threads, and their end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+
+from node_agent import machine
+from node_agent.actions import Actions
+from node_agent.control import Control, dialled
+from node_agent.core import AgentCore
+from node_agent.engines import engine_named, inventory
+from node_agent.errors import EngineMissingError, InsecureListenError
+from node_agent.events import StopAsked
+from node_agent.loader import Loader
+from node_agent.measure import BlockTimer
+from node_agent.messages import AUTO_ENGINE, EngineInfo, Offer
+from node_agent.plane import JOIN_S, DataPlane
+from node_agent.store import FileStore
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = ("127.", "localhost", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """How an agent is to run.
+
+    Attributes:
+        name: The device's name in the cluster file.
+        host: Address to listen on.
+        port: Control port P; data-in is P+1, fetch P+2. 0 takes any three free ports.
+        dials: `tcp://host:port` of dispatchers to register with.
+        memory_bytes: What partitions may take in all; None for what the machine or its cgroup grants.
+        threads: Engine threads; None for one per core that this process may use.
+        engine: What `auto` stands for.
+        store: Directory of the file store.
+        store_bytes: Most bytes in it; None for no limit.
+        insecure: Listening beyond this machine without keys is wanted.
+    """
+
+    name: str
+    store: Path
+    host: str = "127.0.0.1"
+    port: int = 7700
+    dials: tuple[str, ...] = ()
+    memory_bytes: int | None = None
+    threads: int | None = None
+    engine: str = AUTO_ENGINE
+    store_bytes: int | None = None
+    insecure: bool = False
+
+
+def check_listen(host: str, insecure: bool) -> None:
+    """Checks that an address beyond this machine was asked for in so many words.
+
+    Raises:
+        InsecureListenError: It was not.
+    """
+    if not insecure and not host.startswith(LOOPBACK):
+        raise InsecureListenError(
+            f"Listening on {host} lets everybody on that network use this agent.",
+            hint="Listen on 127.0.0.1, or say --insecure if the network is trusted.",
+        )
+
+
+def make_offer(config: AgentConfig, engines: tuple[EngineInfo, ...], ports: tuple[int, int]) -> Offer:
+    """What the device brings."""
+    share = machine.cores()
+    threads = config.threads or machine.default_threads(share)
+    usable = next((engine for engine in engines if not engine.missing), EngineInfo("none"))
+    identity = {"name": usable.name, "version": usable.version, "provider": usable.provider}
+    return Offer(
+        engines=engines,
+        memory_bytes=config.memory_bytes or machine.memory_bytes(),
+        cores=share,
+        threads=threads,
+        fingerprint=machine.fingerprint(share, threads, identity),
+        data_port=ports[0],
+        fetch_port=ports[1],
+        software=machine.software(),
+    )
+
+
+class Agent:
+    """One agent; `start`, then `wait`, then `close`.
+
+    Args:
+        config: How it is to run.
+    """
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.boot = uuid.uuid4().hex[:16]
+        self._ended = threading.Event()
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._plane: DataPlane | None = None
+        self._actions: Actions | None = None
+        self._control: Control | None = None
+
+    def start(self) -> None:
+        """Opens the store, binds the ports and starts the threads.
+
+        Raises:
+            StartError: An address cannot be used.
+            StoreError: The store cannot be used.
+            EngineMissingError: The engine that was asked for by name is unknown.
+        """
+        config = self.config
+        check_listen(config.host, config.insecure)
+        engines = self._engines()
+        store = FileStore.open(config.store, config.store_bytes)
+        self._context = zmq.Context()
+        try:
+            self._start(store, engines)
+        except BaseException:
+            self.close()
+            raise
+
+    def _engines(self) -> tuple[EngineInfo, ...]:
+        engines = inventory(self.config.engine)
+        if self.config.engine != AUTO_ENGINE:
+            info = engine_named(self.config.engine).info()
+            if info.missing:
+                raise EngineMissingError(f"Engine {info.name} cannot run here.", hint=info.missing)
+        elif all(engine.missing for engine in engines):
+            # Without an engine it can still relay.
+            log.warning("No engine is installed, this agent can only relay. %s", engines[0].missing)
+        return engines
+
+    def _start(self, store: FileStore, engines: tuple[EngineInfo, ...]) -> None:
+        config = self.config
+        assert self._context is not None
+        data_ports = (config.port + 1, config.port + 2) if config.port else (0, 0)
+        plane = DataPlane(self._context, config.name, config.host, data_ports)
+        self._plane = plane
+        plane.start()
+        offer = make_offer(config, engines, plane.ports)
+        loader = Loader(store, engines[0].name if engines else AUTO_ENGINE, offer.threads)
+        actions = Actions(
+            config.name,
+            self.boot,
+            offer.memory_bytes,
+            context=self._context,
+            plane=plane,
+            store=store,
+            loader=loader,
+            timer=BlockTimer(store, loader, offer.threads),
+        )
+        core = AgentCore(config.name, self.boot, offer, tuple(dialled(endpoint) for endpoint in config.dials))
+        control = Control(
+            self._context,
+            config.host,
+            config.port,
+            config.dials,
+            core=core,
+            actions=actions,
+            on_end=self._ended.set,
+        )
+        self._actions, self._control = actions, control
+        actions.start(control.inbox.put)
+        control.start()
+
+    @property
+    def ports(self) -> tuple[int, int, int]:
+        """Control, data-in and fetch port, once started."""
+        assert self._plane is not None
+        assert self._control is not None
+        return (self._control.port, *self._plane.ports)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a thread of the agent ended by an error."""
+        shells = [self._control] if self._plane is None else [self._control, *self._plane.shells]
+        return any(shell is not None and shell.error is not None for shell in shells)
+
+    def ask_stop(self, patience_s: float) -> None:
+        """Finishes what is queued for at most `patience_s`, then lets `wait` return; from any thread."""
+        if self._control is not None:
+            self._control.inbox.put(StopAsked(patience_s))
+
+    def wait(self) -> None:
+        """Returns when the agent is to end; signals are handled meanwhile."""
+        self._ended.wait()
+
+    def close(self) -> bool:
+        """Ends all threads and closes all sockets; False where a thread hangs and was left behind."""
+        ended = True
+        if self._control is not None:
+            self._control.stop()
+            ended = self._control.join(JOIN_S)
+        if self._plane is not None:
+            ended = self._plane.stop() and ended
+        if self._actions is not None:
+            ended = self._actions.stop(JOIN_S) and ended
+        if ended:
+            if self._control is not None:
+                self._control.inbox.close()
+            if self._context is not None:
+                self._context.term()
+        return ended

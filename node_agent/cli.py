@@ -1,0 +1,270 @@
+"""The command `defer-agent`; `defer agent` is the same."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from node_agent.agent import Agent, AgentConfig
+from node_agent.engines import names as engine_names
+from node_agent.errors import EXIT_INTERNAL, EXIT_OK, EXIT_TEMPORARY, AgentError
+from node_agent.messages import AUTO_ENGINE, PROTOCOL_VERSION
+from node_agent.quantities import parse_address, parse_endpoint, parse_size
+
+log = logging.getLogger(__name__)
+
+_EXAMPLES = """
+\b
+Examples:
+  defer-agent                                        on this machine only, port 7700
+  defer-agent --name edge1 --listen 127.0.0.1:7710   a second agent beside the first
+  defer-agent --name cam --listen 10.0.0.5:7700 --insecure --memory "4 GiB"
+  defer-agent --name nat --dial tcp://dispatcher:7600   behind NAT: registers by itself
+\b
+Exit codes: 0 ended as asked, 2 usage, 69 engine missing, 73 port in use or store unusable,
+75 a request hung and was left, 77 listening beyond this machine without --insecure, 78 bad address.
+"""
+
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    # Generic only in click's newer releases.
+    _ParamType = click.ParamType
+
+
+class _Parsed(_ParamType):
+    """An option read by a function that raises ValueError."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See click."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def default_store() -> Path:
+    """The store's directory unless another is given: one per user, shared by nobody else."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "defer" / "store"
+
+
+def version() -> str:
+    """This build's version."""
+    try:
+        return metadata.version("defer-edge")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+@click.command(
+    "agent",
+    epilog=_EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.option(
+    "--name", default=None, metavar="NAME", help="Device name in the cluster file. [default: host name]"
+)
+@click.option(
+    "--listen",
+    default="127.0.0.1:7700",
+    show_default=True,
+    type=_Parsed("HOST:PORT", parse_address),
+    help="Control port P; data ports are P+1 and P+2. Port 0 takes any free ones.",
+)
+@click.option(
+    "--dial",
+    multiple=True,
+    type=_Parsed("ENDPOINT", parse_endpoint),
+    help="Register with the dispatcher at tcp://HOST:PORT, for an agent that cannot be reached. Repeatable.",
+)
+@click.option(
+    "--memory",
+    default=None,
+    type=_Parsed("SIZE", parse_size),
+    help='What partitions may take in all, such as "4 GiB". [default: what the machine or cgroup grants]',
+)
+@click.option(
+    "--threads", default=None, type=click.IntRange(1), help="Engine threads. [default: usable cores]"
+)
+@click.option(
+    "--engine",
+    default=AUTO_ENGINE,
+    show_default=True,
+    metavar="ENGINE",
+    help=f"Engine to run partitions with: {', '.join((AUTO_ENGINE, *engine_names()))}.",
+)
+@click.option(
+    "--store",
+    default=None,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory for partitions and weights. [default: ~/.cache/defer/store/NAME]",
+)
+@click.option("--store-limit", default=None, type=_Parsed("SIZE", parse_size), help="Most bytes in it.")
+@click.option(
+    "--drain-timeout",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds to finish queued requests on SIGTERM or SIGINT; a second signal ends at once.",
+)
+@click.option(
+    "--insecure", is_flag=True, help="Listen beyond this machine without keys: anybody there may use it."
+)
+@click.option(
+    "--log-level",
+    default="warning",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="What to tell on stderr.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="When ready, print one line of JSON with name, ports and pid."
+)
+@click.version_option(
+    None,
+    "--version",
+    package_name="defer-edge",
+    message=f"defer-agent %(version)s, protocol {PROTOCOL_VERSION}",
+)
+def agent_command(
+    name: str | None,
+    listen: tuple[str, int],
+    dial: tuple[str, ...],
+    memory: int | None,
+    threads: int | None,
+    engine: str,
+    store: Path | None,
+    store_limit: int | None,
+    drain_timeout: float,
+    insecure: bool,
+    log_level: str,
+    as_json: bool,
+) -> None:
+    """Runs partitions of models on this device and passes results on."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=log_level.upper(),
+        format="%(asctime)s %(levelname)s %(threadName)s: %(message)s",
+    )
+    known = name or socket.gethostname()
+    config = AgentConfig(
+        name=known,
+        store=store or default_store() / _file_name(known),
+        host=listen[0],
+        port=listen[1],
+        dials=dial,
+        memory_bytes=memory,
+        threads=threads,
+        engine=engine,
+        store_bytes=store_limit,
+        insecure=insecure,
+    )
+    try:
+        code = serve(Agent(config), drain_timeout, as_json)
+    except AgentError as error:
+        click.echo(f"Error: {error}", err=True)
+        if error.hint:
+            click.echo(error.hint, err=True)
+        code = error.exit_code
+    sys.exit(code)
+
+
+def _file_name(name: str) -> str:
+    return (
+        "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name).lstrip(".")
+        or "agent"
+    )
+
+
+def serve(agent: Agent, drain_timeout: float, as_json: bool) -> int:
+    """Runs `agent` until a signal or a failure ends it; the exit code.
+
+    Raises:
+        AgentError: It cannot start.
+    """
+    agent.start()
+    with _signals(agent, drain_timeout):
+        click.echo(_ready_line(agent, as_json))
+        agent.wait()
+        failed = agent.failed
+        clean = agent.close()
+    if failed:
+        return EXIT_INTERNAL
+    if not clean:
+        log.error("A thread hangs in its engine; the process ends without it.")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # The interpreter's own end would wait for it, or take its memory away under it.
+        os._exit(EXIT_TEMPORARY)
+    return EXIT_OK
+
+
+def _ready_line(agent: Agent, as_json: bool) -> str:
+    config = agent.config
+    control, data, fetch = agent.ports
+    if as_json:
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        return json.dumps(
+            {
+                "name": config.name,
+                "pid": os.getpid(),
+                "boot": agent.boot,
+                "control": f"tcp://{host}:{control}",
+                "data": f"tcp://{host}:{data}",
+                "fetch": f"tcp://{host}:{fetch}",
+            }
+        )
+    dials = f", registers with {', '.join(config.dials)}" if config.dials else ""
+    return (
+        f"Agent {config.name} is ready: control {config.host}:{control}, data {data}, fetch {fetch}{dials}."
+    )
+
+
+@contextlib.contextmanager
+def _signals(agent: Agent, drain_timeout: float) -> Any:
+    """Drains on the first SIGTERM or SIGINT, ends at once on the second."""
+    seen = 0
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > 1:
+            os._exit(128 + number)
+        agent.ask_stop(drain_timeout)
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, on_signal) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    """Entry point of `defer-agent`."""
+    agent_command(prog_name="defer-agent")
+
+
+if __name__ == "__main__":
+    main()

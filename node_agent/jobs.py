@@ -1,0 +1,34 @@
+"""A thread for jobs that take long, so that the control thread never does one itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from node_agent.threads import Shell
+
+Job = Callable[[], None]
+
+
+class Jobs(Shell):
+    """Runs jobs one after the other; a job reports by itself and does not raise.
+
+    Args:
+        name: Of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._jobs: SimpleQueue[Job] = SimpleQueue()
+
+    def submit(self, job: Job) -> None:
+        """Runs `job` after those that wait."""
+        self._jobs.put(job)
+
+    def wake(self) -> None:
+        """See `Shell.wake`."""
+        self._jobs.put(lambda: None)
+
+    def turn(self) -> None:
+        """See `Shell.turn`."""
+        self._jobs.get()()

@@ -1,0 +1,134 @@
+"""Loads partitions from the store into an engine, warms them up and shares them between epochs.
+
+Used from the loading thread; only `sessions` is read from another.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from node_agent.engines import engine_named
+from node_agent.engines.base import Partition, Session
+from node_agent.epochs import files_of
+from node_agent.errors import EngineError, LoadFailedError
+from node_agent.machine import resident_bytes
+from node_agent.messages import AUTO_ENGINE, HopSpec, Load, TensorSpec
+from node_agent.samples import samples
+from node_agent.store import FileStore
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str, tuple[tuple[str, str], ...], tuple[str, ...]]
+Report = Callable[[str, float], None]
+
+
+@dataclass(slots=True)
+class _Shared:
+    """A session and how many hops use it."""
+
+    session: Session
+    users: int = 0
+
+
+class Loader:
+    """See the module.
+
+    Args:
+        store: Where the files are.
+        engine: The engine that `auto` stands for here.
+        threads: Threads that one run may use.
+    """
+
+    def __init__(self, store: FileStore, engine: str, threads: int) -> None:
+        self._store = store
+        self._engine = engine
+        self._threads = threads
+        self._shared: dict[Key, _Shared] = {}
+        self._epochs: dict[int, tuple[Load, dict[int, Key]]] = {}
+
+    def engine_name(self, asked: str) -> str:
+        """The engine that a request for `asked` gets."""
+        return self._engine if asked == AUTO_ENGINE else asked
+
+    def load(self, load: Load, report: Report) -> tuple[float, int, str]:
+        """Loads every partition of `load` that is not loaded yet.
+
+        Args:
+            load: What to load.
+            report: Told what is done and how far it is.
+
+        Returns:
+            Seconds that it took, bytes of memory that it took, and the engine.
+
+        Raises:
+            StoreError: A file is missing.
+            EngineError: A partition cannot be loaded; nothing of `load` is held then.
+        """
+        began, before = time.monotonic(), resident_bytes()
+        name = self.engine_name(load.engine)
+        hops = [hop for hop in load.hops if hop.graph is not None]
+        for ref in files_of(hops):
+            self._store.require(ref)
+        self._store.pin(files_of(hops))
+        keys: dict[int, Key] = {}
+        self._epochs[load.epoch] = (load, keys)
+        try:
+            for done, hop in enumerate(hops):
+                report(f"loading partition of hop {hop.hop}", done / len(hops))
+                keys[hop.hop] = self._acquire(load, hop, name)
+        except BaseException:
+            self.release(load.epoch)
+            raise
+        return time.monotonic() - began, max(0, resident_bytes() - before), name if hops else ""
+
+    def _acquire(self, load: Load, hop: HopSpec, name: str) -> Key:
+        assert hop.graph is not None
+        key: Key = (
+            name,
+            hop.graph.sha256,
+            tuple(sorted(load.options.items())),
+            tuple(spec.name for spec in hop.outputs),
+        )
+        shared = self._shared.get(key)
+        if shared is None:
+            partition = Partition(
+                self._store.require(hop.graph), hop.inputs, hop.outputs, self._threads, load.options
+            )
+            shared = _Shared(engine_named(name).load(partition))
+            try:
+                warm_up(shared.session, hop)
+            except EngineError as error:
+                shared.session.close()
+                raise LoadFailedError(f"Hop {hop.hop} does not run: {error}", hint=error.hint) from None
+            self._shared[key] = shared
+        shared.users += 1
+        return key
+
+    def sessions(self, epoch: int) -> dict[int, Session]:
+        """The sessions of a loaded epoch by hop."""
+        return {hop: self._shared[key].session for hop, key in self._epochs[epoch][1].items()}
+
+    def release(self, epoch: int) -> None:
+        """Gives an epoch's partitions back; those that no other epoch uses are freed."""
+        load, keys = self._epochs.pop(epoch)
+        self._store.unpin(files_of(load.hops))
+        for key in keys.values():
+            shared = self._shared[key]
+            shared.users -= 1
+            if shared.users == 0:
+                del self._shared[key]
+                shared.session.close()
+
+
+def warm_up(session: Session, hop: HopSpec) -> None:
+    """Runs a partition once, so that the first request does not pay for what an engine does only once.
+
+    Without shapes for it, a partition with free dimensions is not warmed up: a size that its ops cannot take
+    would fail here and prove nothing.
+    """
+    specs: tuple[TensorSpec, ...] = hop.warm_up or hop.inputs
+    if all(isinstance(size, int) for spec in specs for size in spec.shape):
+        session.run(samples(specs))

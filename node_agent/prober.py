@@ -1,0 +1,85 @@
+"""Times the link to a peer over its data-in port, on a socket of its own beside the data path."""
+
+from __future__ import annotations
+
+import time
+
+import zmq
+
+from node_agent.errors import AgentError, FrameError, RequestError
+from node_agent.frames import encode_header
+from node_agent.link import Context, Monitor, Socket, open_socket, receive, send
+from node_agent.messages import LinkMeasured, MeasureLink, Probe, ProbeEcho
+
+CONNECT_S = 5.0
+"""How long a peer may take to accept the connection."""
+
+_SMALL_ROUNDS = 20
+_LARGE_ROUNDS = 8
+_PATIENCE = 10.0
+"""A single probe may take this many times the budget before the link counts as dead."""
+
+
+def measure_link(context: Context, request: MeasureLink) -> LinkMeasured:
+    """Small probes for the delay, then ones of `nbytes` for the bandwidth, within about `budget_s`.
+
+    Bandwidth is that of the fastest large probe after its round trip is taken off: others share the link now
+    and then, nobody makes it faster than it is.
+
+    Raises:
+        RequestError: The peer does not answer.
+    """
+    socket = open_socket(context, zmq.DEALER, purpose="data")
+    monitor = Monitor(socket)
+    try:
+        socket.connect(request.peer.endpoint)
+        _await_connection(monitor, request)
+        patience = max(CONNECT_S, _PATIENCE * request.budget_s)
+        deadline = time.perf_counter() + request.budget_s / 4
+        least = float("inf")
+        for number in range(_SMALL_ROUNDS):
+            least = min(least, _round_trip(socket, number, b"", request, patience))
+            if time.perf_counter() > deadline:
+                break
+        payload = bytes(request.nbytes)
+        deadline = time.perf_counter() + request.budget_s * 3 / 4
+        fastest = float("inf")
+        for number in range(_LARGE_ROUNDS):
+            fastest = min(fastest, _round_trip(socket, number, payload, request, patience))
+            if time.perf_counter() > deadline:
+                break
+        # On a fast link a round trip's jitter may be all there is; a microsecond keeps the quotient finite.
+        return LinkMeasured(request.id, request.nbytes / max(fastest - least, 1e-6), least / 2)
+    finally:
+        monitor.close()
+        socket.close()
+
+
+def _unreachable(request: MeasureLink, why: str) -> AgentError:
+    return RequestError(
+        "link-unreachable",
+        f"{request.peer.name} at {request.peer.endpoint} {why}.",
+        hint="Check the address, and that no firewall is between the two.",
+    )
+
+
+def _await_connection(monitor: Monitor, request: MeasureLink) -> None:
+    deadline = time.perf_counter() + CONNECT_S
+    while (left := deadline - time.perf_counter()) > 0:
+        if monitor.socket.poll(int(left * 1000) + 1) and "up" in monitor.events():
+            return
+    raise _unreachable(request, f"did not accept a connection within {CONNECT_S:g} s")
+
+
+def _round_trip(socket: Socket, number: int, payload: bytes, request: MeasureLink, patience: float) -> float:
+    start = time.perf_counter()
+    send(socket, encode_header(Probe(number, len(payload))), [payload] if payload else [])
+    while (left := start + patience - time.perf_counter()) > 0:
+        if not socket.poll(int(left * 1000) + 1):
+            continue
+        _, header, _ = receive(socket, routed=False)
+        if isinstance(header, ProbeEcho) and header.id == number:
+            return time.perf_counter() - start
+        if isinstance(header, FrameError):
+            raise header
+    raise _unreachable(request, f"did not answer a probe of {len(payload)} bytes within {patience:g} s")

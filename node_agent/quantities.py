@@ -1,0 +1,57 @@
+"""Sizes and addresses as people write them. Pure."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `4 GiB`, `500MB` or `1048576`.
+
+    Raises:
+        ValueError: Not a size, or none above zero; the message says what one looks like.
+    """
+    found = _SIZE.fullmatch(text)
+    unit = None if found is None else _UNITS.get(found[2].lower())
+    if found is None or unit is None or float(found[1]) * unit < 1:
+        raise ValueError(f"{text!r} is not a size; write one like '4 GiB', '500 MB' or '1048576'.")
+    return int(float(found[1]) * unit)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`; an IPv6 host stands in brackets.
+
+    Raises:
+        ValueError: Not an address; the message says what one looks like.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdigit() or int(port) > 65533:
+        raise ValueError(f"{text!r} is not HOST:PORT with a port up to 65533, such as 127.0.0.1:7700.")
+    return host, int(port)
+
+
+def parse_endpoint(text: str) -> str:
+    """An endpoint to dial: `tcp://HOST:PORT`, or `HOST:PORT`.
+
+    Raises:
+        ValueError: Not an endpoint.
+    """
+    host, port = parse_address(text.removeprefix("tcp://"))
+    if port == 0:
+        raise ValueError(f"{text!r} has port 0, which nobody listens on.")
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

@@ -1,0 +1,329 @@
+"""The receive thread: takes items in, checks and decodes them, and grants credit.
+
+It owns the data-in ROUTER, where upstream peers dial in, and a DEALER to the fetch port of each upstream peer
+that this agent dials.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import zmq
+
+from node_agent.connection import Handshake, ReceivingEnd
+from node_agent.errors import AgentError, FlowError, FrameError, WireError, code_of
+from node_agent.flow import Window
+from node_agent.frames import encode_header, unpack_tensor
+from node_agent.inbox import Inbox
+from node_agent.limits import CONNECTIONS, DEFAULT, Limits
+from node_agent.link import Context, Monitor, Socket, bind, open_socket, receive, send
+from node_agent.messages import (
+    Credit,
+    DataHeader,
+    Failure,
+    Greeting,
+    Item,
+    PeerRef,
+    Probe,
+    ProbeEcho,
+    Refusal,
+)
+from node_agent.threads import Shell
+from node_agent.work import Ledger, LoadedRoute, Origin, Work
+
+log = logging.getLogger(__name__)
+
+Command = Callable[["Receiver"], None]
+
+_BURST = 32
+"""Messages taken from one socket before the others get their turn."""
+
+
+@dataclass(slots=True)
+class _Upstream:
+    """A peer whose fetch port this agent dials."""
+
+    origin: Origin
+    monitor: Monitor
+
+
+class Receiver(Shell):
+    """See the module.
+
+    Args:
+        context: The process's context.
+        name: This device's name.
+        host: Address to bind to.
+        port: Data-in port; 0 for any.
+        ledger: Credit owed to upstream peers.
+        runs: Where items go that have a partition to run.
+        forward: Takes items that go straight on.
+        window: What each upstream connection may have under way.
+        limits: Bounds on messages.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        name: str,
+        host: str,
+        port: int,
+        *,
+        ledger: Ledger,
+        runs: SimpleQueue[Any],
+        forward: Callable[[Work], None],
+        window: Window,
+        limits: Limits = DEFAULT,
+    ) -> None:
+        super().__init__("receive")
+        self.routes: dict[tuple[int, int], LoadedRoute] = {}
+        """Replaced as a whole by the control thread, read by this one."""
+        self.inbox: Inbox[Command | tuple[Origin, Credit]] = Inbox()
+        self.stale = 0
+        self.port = 0
+        self._context = context
+        self._name = name
+        self._bind = (host, port)
+        self._ledger = ledger
+        self._runs = runs
+        self._forward = forward
+        self._window = window
+        self._limits = limits
+        self._origins: dict[bytes, Origin] = {}
+        self._upstreams: dict[PeerRef, _Upstream] = {}
+        self._dialled: dict[Any, PeerRef] = {}
+        self._paused = False
+        self._poller = zmq.Poller()
+
+    # ------------------------------------------------------------------------------------- from other threads
+
+    def release(self, origin: Origin, nbytes: int) -> None:
+        """An item from `origin` is no longer held."""
+        credit = self._ledger.release(origin, nbytes)
+        if credit is not None:
+            self.inbox.put((origin, credit))
+
+    def dial(self, peer: PeerRef) -> None:
+        """Fetches items from `peer`."""
+        self.inbox.put(lambda self: self._dial(peer))
+
+    def keep(self, peers: Callable[[], frozenset[PeerRef]]) -> None:
+        """Hangs up on upstream peers that are not among `peers()` when this thread comes to it."""
+        self.inbox.put(lambda self: self._keep(peers()))
+
+    def pause(self) -> None:
+        """Grants no more credit."""
+        self.inbox.put(Receiver._pause)
+
+    # -------------------------------------------------------------------------------------------- the thread
+
+    def open(self) -> None:
+        """See `Shell.open`."""
+        self._router = open_socket(self._context, zmq.ROUTER, purpose="data", limits=self._limits)
+        self.port = bind(self._router, *self._bind)
+        self._poller.register(self._router, zmq.POLLIN)
+        self._poller.register(self.inbox.fd, zmq.POLLIN)
+
+    def turn(self) -> None:
+        """See `Shell.turn`."""
+        for ready, _ in self._poller.poll():
+            if ready is self._router:
+                self._read_router()
+            elif ready == self.inbox.fd:
+                for command in self.inbox.take():
+                    if isinstance(command, tuple):
+                        self._grant(*command)
+                    else:
+                        command(self)
+            else:
+                self._read_dialled(ready)
+
+    def shut(self) -> None:
+        """See `Shell.shut`."""
+        for peer in list(self._upstreams):
+            self._hang_up(peer)
+        self._router.close()
+
+    def wake(self) -> None:
+        """See `Shell.wake`."""
+        self.inbox.put(lambda _: None)
+
+    def _read_router(self) -> None:
+        router = self._router
+        try:
+            for _ in range(_BURST):
+                identity, header, frames = receive(router, routed=True, limits=self._limits)
+                kind = type(header)
+                if kind is Item or kind is Failure:
+                    origin = self._origins.get(identity)
+                    if origin is None:
+                        self._refuse(router, identity, "no-greeting", "Say Greeting before sending items.")
+                    else:
+                        self._take(origin, header, frames)  # type: ignore[arg-type]
+                else:
+                    self._other(identity, header)
+        except zmq.Again:
+            return
+
+    def _other(self, identity: bytes, header: DataHeader | FrameError) -> None:
+        if isinstance(header, Probe):
+            send(self._router, encode_header(ProbeEcho(header.id)), identity=identity)
+            return
+        if isinstance(header, FrameError):
+            log.warning("A message on the data socket was refused: %s", header)
+            self._origins.pop(identity, None)
+            self._refuse(self._router, identity, header.code, str(header))
+            return
+        origin = self._origins.get(identity)
+        if origin is None:
+            if not isinstance(header, Greeting):
+                return
+            if len(self._origins) >= CONNECTIONS:
+                self._refuse(self._router, identity, "too-many-peers", f"{CONNECTIONS} peers are connected.")
+                return
+            origin = self._origin(self._router, identity)
+            origin.end.opened()
+            self._origins[identity] = origin
+        self._answer(origin, header)
+        if isinstance(header, Greeting):
+            self._forget_older(identity, header.name)
+
+    def _forget_older(self, identity: bytes, name: str) -> None:
+        """A ROUTER does not tell when a peer is gone; a peer that greets again has left its old connection."""
+        for other, origin in list(self._origins.items()):
+            if other != identity and origin.end.handshake.peer == name:
+                del self._origins[other]
+
+    def _answer(self, origin: Origin, header: DataHeader) -> None:
+        state = origin.end.handshake.state
+        try:
+            answers = self._ledger.greet(origin, header)
+        except WireError as error:
+            log.debug("Ignored on the data socket: %s", error)
+            return
+        for answer in answers:
+            send(origin.socket, encode_header(answer), identity=origin.identity)
+        handshake = origin.end.handshake
+        if handshake.state == "refused" and state != "refused":
+            log.error("Data connection with %s refused: %s", handshake.peer or "a peer", handshake.reason)
+            if origin.identity is not None:
+                self._origins.pop(origin.identity, None)
+
+    def _take(self, origin: Origin, header: Item | Failure, frames: list[Any]) -> None:
+        arrived = time.monotonic_ns()
+        nbytes = sum(tensor.nbytes for tensor in header.tensors) if type(header) is Item else 0
+        try:
+            self._ledger.receive(origin, nbytes)
+        except FlowError as error:
+            log.error("%s broke the flow rules: %s", origin.end.handshake.peer, error)
+            if origin.identity is not None:
+                self._origins.pop(origin.identity, None)
+            self._refuse(origin.socket, origin.identity, error.code, str(error))
+            return
+        loaded = self.routes.get((header.epoch, header.hop))
+        if loaded is None:
+            self.stale += 1
+            self.release(origin, nbytes)
+            return
+        counters = loaded.counters
+        counters.arrived += 1
+        counters.bytes_in += nbytes
+        work = Work(loaded, header, frames, origin, nbytes, arrived)
+        if isinstance(header, Failure):
+            work.fail(header.code, header.message, header.where)
+            self._forward(work)
+        elif loaded.session is None:
+            work.forward = list(range(len(frames)))
+            self._forward(work)
+        else:
+            self._prepare(work, header)
+
+    def _prepare(self, work: Work, header: Item) -> None:
+        try:
+            decode, work.forward = work.loaded.route.admit(header.tensors)
+            work.inputs = {
+                header.tensors[index].name: unpack_tensor(header.tensors[index], work.frames[index])
+                for index in decode
+            }
+        except AgentError as error:
+            work.fail(code_of(error), f"{error} {error.hint}".strip(), self._name)
+            self._forward(work)
+            return
+        work.loaded.counters.decode_ns += time.monotonic_ns() - work.arrived_ns
+        self._runs.put(work)
+
+    def _grant(self, origin: Origin, credit: Credit) -> None:
+        send(origin.socket, encode_header(credit), identity=origin.identity)
+
+    def _refuse(self, socket: Socket, identity: bytes | None, code: str, text: str) -> None:
+        send(socket, encode_header(Refusal(code, text)), identity=identity)
+
+    def _origin(self, socket: Socket, identity: bytes | None) -> Origin:
+        end = ReceivingEnd(Handshake(self._name, dialled=identity is None), self._window)
+        origin = Origin(end, socket, identity)
+        if self._paused:
+            self._ledger.pause(origin)
+        return origin
+
+    # ----------------------------------------------------------------------------------- peers that are diall
+
+    def _dial(self, peer: PeerRef) -> None:
+        if peer in self._upstreams:
+            return
+        socket = open_socket(self._context, zmq.DEALER, purpose="data", limits=self._limits)
+        monitor = Monitor(socket)
+        socket.connect(peer.endpoint)
+        self._upstreams[peer] = _Upstream(self._origin(socket, None), monitor)
+        for each in (socket, monitor.socket):
+            self._dialled[each] = peer
+            self._poller.register(each, zmq.POLLIN)
+
+    def _read_dialled(self, ready: Any) -> None:
+        peer = self._dialled.get(ready)
+        if peer is None:
+            return
+        upstream = self._upstreams[peer]
+        if ready is upstream.monitor.socket:
+            for event in upstream.monitor.events():
+                if event == "up":
+                    # A new connection: what the old one still holds here owes credit to nobody.
+                    upstream.origin = self._origin(upstream.origin.socket, None)
+                    for header in upstream.origin.end.opened():
+                        send(upstream.origin.socket, encode_header(header))
+                elif event == "down":
+                    log.info("The data connection to %s at %s broke.", peer.name, peer.endpoint)
+                    upstream.origin.end.closed()
+            return
+        try:
+            for _ in range(_BURST):
+                _, got, frames = receive(ready, routed=False, limits=self._limits)
+                if isinstance(got, FrameError):
+                    log.warning("A message from %s was refused: %s", peer.name, got)
+                elif isinstance(got, Item | Failure):
+                    self._take(upstream.origin, got, frames)
+                else:
+                    self._answer(upstream.origin, got)
+        except zmq.Again:
+            return
+
+    def _keep(self, peers: frozenset[PeerRef]) -> None:
+        for peer in [peer for peer in self._upstreams if peer not in peers]:
+            self._hang_up(peer)
+
+    def _hang_up(self, peer: PeerRef) -> None:
+        upstream = self._upstreams.pop(peer)
+        for each in (upstream.origin.socket, upstream.monitor.socket):
+            self._poller.unregister(each)
+            del self._dialled[each]
+        upstream.monitor.close()
+        upstream.origin.socket.close()
+
+    def _pause(self) -> None:
+        self._paused = True
+        for origin in [*self._origins.values(), *(upstream.origin for upstream in self._upstreams.values())]:
+            self._ledger.pause(origin)

@@ -1,0 +1,180 @@
+"""What travels between the threads of the data path, and what is counted on the way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from node_agent.connection import ReceivingEnd
+from node_agent.engines.base import Arrays, Session
+from node_agent.errors import DEADLINE_EXCEEDED
+from node_agent.messages import NO_DEADLINE, Credit, Failure, HopStatus, Item
+from node_agent.routing import Route
+
+
+@dataclass(slots=True)
+class HopCounters:
+    """Sums since a hop was loaded; each field is written by one thread, named in brackets."""
+
+    bytes_in: int = 0
+    """[receive]"""
+    arrived: int = 0
+    """[receive]"""
+    decode_ns: int = 0
+    """[receive]"""
+    wait_ns: int = 0
+    """[run, or send for a relay]"""
+    run_ns: int = 0
+    """[run]"""
+    dropped: int = 0
+    """[run]"""
+    items: int = 0
+    """[send]"""
+    failures: int = 0
+    """[send]"""
+    stale: int = 0
+    """[send]"""
+    encode_ns: int = 0
+    """[send]"""
+    bytes_out: int = 0
+    """[send]"""
+
+
+@dataclass(slots=True, eq=False)
+class LoadedRoute:
+    """A route in force, with its partition.
+
+    Attributes:
+        route: What to do.
+        session: The partition; None for a relay.
+        counters: What has been done.
+        closed: Its epoch is being unloaded: what still waits for it is dropped.
+    """
+
+    route: Route
+    session: Session | None
+    counters: HopCounters = field(default_factory=HopCounters)
+    closed: bool = False
+
+    def status(self) -> HopStatus:
+        """The counters as other processes see them."""
+        c = self.counters
+        return HopStatus(
+            epoch=self.route.epoch,
+            hop=self.route.spec.hop,
+            model=self.route.model,
+            kind=self.route.kind,
+            items=c.items,
+            failures=c.failures,
+            stale=c.stale + c.dropped,
+            queued=max(0, c.arrived - c.items - c.failures - c.stale - c.dropped),
+            wait_s=c.wait_ns / 1e9,
+            decode_s=c.decode_ns / 1e9,
+            run_s=c.run_ns / 1e9,
+            encode_s=c.encode_ns / 1e9,
+            bytes_in=c.bytes_in,
+            bytes_out=c.bytes_out,
+        )
+
+
+class Ledger:
+    """Which upstream connection is owed how much credit; shared by the data path's threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.held = 0
+
+    def receive(self, origin: Origin, nbytes: int) -> None:
+        """An item came in.
+
+        Raises:
+            FlowError: The peer had no credit for it.
+        """
+        with self._lock:
+            origin.end.window.receive(nbytes)
+            self.held += 1
+
+    def release(self, origin: Origin, nbytes: int) -> Credit | None:
+        """An item is no longer held; the credit to grant now, if any."""
+        with self._lock:
+            self.held -= 1
+            return origin.end.window.release(nbytes)
+
+    def greet(self, origin: Origin, message: Any) -> list[Any]:
+        """Lets the connection handle a message that may renew its window."""
+        with self._lock:
+            return origin.end.handle(message)
+
+    def pause(self, origin: Origin) -> None:
+        """Grants this connection nothing more."""
+        with self._lock:
+            origin.end.window.pause()
+
+
+@dataclass(slots=True, eq=False)
+class Origin:
+    """An upstream connection: where an item came from and its credit goes back to.
+
+    Attributes:
+        end: Greeting and credit.
+        socket: The receive thread's socket.
+        identity: Routing id there; None on a socket that this side dialled.
+    """
+
+    end: ReceivingEnd
+    socket: Any
+    identity: bytes | None
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One item on its way through this agent.
+
+    Attributes:
+        loaded: Its route.
+        item: Its header.
+        frames: Its tensor frames, undecoded.
+        origin: Where it came from.
+        nbytes: Bytes of its frames: the credit to give back.
+        arrived_ns: Monotonic time of its arrival.
+        forward: Indices of the tensors that go on undecoded.
+        inputs: The partition's inputs, until it has run.
+        outputs: The partition's outputs, once it has run.
+        failure: Why it has none.
+        encoded: Headers and frames to send, once encoded.
+    """
+
+    loaded: LoadedRoute
+    item: Item | Failure
+    frames: list[Any]
+    origin: Origin
+    nbytes: int
+    arrived_ns: int
+    forward: list[int] = field(default_factory=list)
+    inputs: Arrays | None = None
+    outputs: Arrays | None = None
+    failure: Failure | None = None
+    encoded: tuple[tuple[Any, ...], list[Any]] | None = None
+
+    def remaining_ns(self) -> int:
+        """Time left, less the time spent here; `NO_DEADLINE` for none."""
+        granted = self.item.remaining_ns if isinstance(self.item, Item) else NO_DEADLINE
+        if granted == NO_DEADLINE:
+            return NO_DEADLINE
+        return max(0, granted - (time.monotonic_ns() - self.arrived_ns))
+
+    def fail(self, code: str, message: str, device: str) -> None:
+        """Ends the request without a result; what it held is let go."""
+        self.failure = Failure(
+            self.item.epoch, self.item.request, self.loaded.route.spec.hop + 1, code, message, device
+        )
+        self.frames = []
+        self.inputs = self.outputs = self.encoded = None
+
+    def fail_if_expired(self, device: str) -> bool:
+        """Whether the deadline has passed; if so the request has failed."""
+        if self.failure is None and self.remaining_ns() == 0:
+            self.fail(DEADLINE_EXCEEDED, f"The deadline passed at {device}.", device)
+        return self.failure is not None

@@ -1,0 +1,89 @@
+"""The run thread: runs partitions, one item at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+from node_agent.errors import AgentError, code_of
+from node_agent.threads import Shell
+from node_agent.work import Work
+
+log = logging.getLogger(__name__)
+
+
+class Worker(Shell):
+    """See the module.
+
+    Args:
+        name: This device's name.
+        runs: Items to run, and calls to make in between. Its length is bounded by the credit granted
+            upstream.
+        forward: Takes items that have run or failed.
+        drop: Lets go of an item whose epoch is gone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        runs: SimpleQueue[Any],
+        *,
+        forward: Callable[[Work], None],
+        drop: Callable[[Work], None],
+    ) -> None:
+        super().__init__("run")
+        self.progress = 0
+        self.started_ns = 0
+        """Monotonic time when the item in work was begun; 0 when idle."""
+        self._name = name
+        self._runs = runs
+        self._forward = forward
+        self._drop = drop
+
+    def call(self, action: Callable[[], None]) -> None:
+        """Makes a call in this thread after everything that waits now."""
+        self._runs.put(action)
+
+    def wake(self) -> None:
+        """See `Shell.wake`."""
+        self._runs.put(_nothing)
+
+    def turn(self) -> None:
+        """See `Shell.turn`."""
+        work = self._runs.get()
+        if not isinstance(work, Work):
+            work()
+        elif work.loaded.closed:
+            work.loaded.counters.dropped += 1
+            self._drop(work)
+        else:
+            self._run_one(work)
+
+    def _run_one(self, work: Work) -> None:
+        begun = time.monotonic_ns()
+        self.started_ns = begun
+        counters = work.loaded.counters
+        counters.wait_ns += begun - work.arrived_ns
+        if not work.fail_if_expired(self._name):
+            assert work.loaded.session is not None
+            assert work.inputs is not None
+            try:
+                work.outputs = work.loaded.session.run(work.inputs)
+                work.inputs = None
+            except AgentError as error:
+                work.fail(code_of(error), f"{error} {error.hint}".strip(), self._name)
+            except Exception as error:
+                # An engine's own exception that it did not translate ends one request, not the agent.
+                log.exception("The engine raised.")
+                work.fail("internal", f"{type(error).__name__}: {error}", self._name)
+            counters.run_ns += time.monotonic_ns() - begun
+        self.progress += 1
+        self.started_ns = 0
+        self._forward(work)
+
+
+def _nothing() -> None:
+    """Wakes the thread."""
