@@ -13,7 +13,7 @@ from defer.errors import InvalidDocument
 if TYPE_CHECKING:
     from partitioner import Block, BlockChain
 
-PLANNING_BLOCKS: Final = 32
+PLANNING_BLOCKS: Final = 64
 """Blocks that planning works with unless told otherwise: fine enough for good plans, few enough to measure each."""
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from partitioner.chain import Block, BlockChain
 
-_SWAY = 3.0  # bytes matter up to this ratio
+_SWAY = 1.25  # bytes matter up to this ratio: more, and whole layers of wide maps become one block
 _NEAR = 0.25  # of an average block: boundaries this close in extent offer the same balance
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from defer.cli.output import report
+from defer.cli.output import examples, report
 from defer.errors import Cancelled, DeferError, MissingExtra, UsageError, translate
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
@@ -171,7 +171,18 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-@click.command(cls=VerbGroup, name="defer", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=VerbGroup,
+    name="defer",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "defer demo",
+        "defer models build resnet50 -o resnet50.onnx",
+        "defer analyze resnet50.onnx",
+        "defer plan resnet50.onnx --cluster cluster.toml --plot plan.svg",
+        "defer serve --model resnet50.onnx --cluster cluster.toml",
+    ),
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -181,14 +192,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     help="Print the version and leave.",
 )
 def group() -> None:
-    r"""Split an ONNX model over edge boxes, and serve it through a pipeline of agents.
-
-    \b
-    Examples:
-      defer models build resnet50 -o resnet50.onnx
-      defer analyze resnet50.onnx
-      defer plan resnet50.onnx --cluster cluster.toml --plot plan.svg
-      defer serve --model resnet50.onnx --cluster cluster.toml
+    """Split an ONNX model over edge boxes, and serve it through a pipeline of agents.
 
     Each command has --json for programs and --debug for a traceback. Exit codes follow sysexits.h.
     """
