@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 
 import msgspec
 
+from defer.documents.plan import Objective
 from defer.errors import InvalidModel, ProtocolMismatch
 from node_agent.messages import (
     Chunk,
@@ -184,7 +185,7 @@ class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
     files: tuple[ModelFile, ...]
     plan: str = ""
     profile: str = ""
-    objective: str = "latency"
+    objective: Objective = "latency"
     shapes: dict[str, tuple[int, ...]] = {}
 
 

@@ -1,0 +1,80 @@
+"""`defer deploy`: a model through a running dispatcher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from defer import api, units
+from defer.admin import Admin
+from defer.cli.chains import Shapes, input_option
+from defer.cli.dispatcher import address_option
+from defer.cli.output import common_options, examples, print_json, progress
+from defer.documents.base import decode, encode
+from defer.documents.plan import Objective, Plan
+from defer.documents.profile import CostProfile
+from defer.upload import upload
+
+STEP_S = 600.0
+"""Longest that one step of a deployment may take without a word: an engine that is compiled says nothing."""
+
+
+@click.command(
+    epilog=examples(
+        "defer deploy resnet50.onnx",
+        "defer deploy bert.onnx --name text --input input_ids=1,128 --objective throughput",
+        "defer deploy resnet50.onnx --plan plan.json --dispatcher 192.168.1.2:7600",
+    )
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--name", help="Name to serve it under; the file's by default.")
+@click.option("--plan", "plan_file", metavar="FILE", help="Follow this plan.json.")
+@click.option("--profile", "profile_file", metavar="FILE", help="Plan with this profile.json.")
+@click.option(
+    "--objective",
+    type=click.Choice(["latency", "throughput"]),
+    default="latency",
+    show_default=True,
+    help="What planning makes least: seconds of one request, or seconds between results.",
+)
+@input_option
+@address_option
+@common_options
+def command(
+    model: Path,
+    name: str | None,
+    plan_file: str | None,
+    profile_file: str | None,
+    objective: Objective,
+    inputs: Shapes,
+    address: str,
+    as_json: bool,
+) -> None:
+    """Send MODEL to the dispatcher, which measures, plans, loads it on the agents and serves it.
+
+    A model that is served under the same name is replaced without a gap.
+    """
+    from defer.model_files import model_files
+
+    plan = encode(Plan.load(plan_file)).decode() if plan_file else ""
+    profile = encode(CostProfile.load(profile_file)).decode() if profile_file else ""
+    with progress("deploy", as_json=as_json) as show, Admin(address) as admin:
+        files = model_files(model, lambda done, total: show("reading the model", done / max(total, 1)))
+        sent = upload(admin, files, lambda done, total: show("sending the model", done / max(total, 1)))
+        order = api.Deploy(0, name or model.stem, tuple(files), plan, profile, objective, inputs)
+        made = admin.ask(
+            order, api.Deployed, timeout=STEP_S, on_progress=lambda step: show(step.what, step.fraction)
+        )
+    if as_json:
+        told = msgspec.to_builtins(made) | {"uploaded_bytes": sent, "plan": msgspec.json.decode(made.plan)}
+        print_json({key: value for key, value in told.items() if key not in ("id", "t")})
+        return
+    from defer.draw_text import plan_text
+
+    click.echo(plan_text(decode(Plan, made.plan.encode(), "the plan")))
+    click.echo(
+        f"ready: model {made.model.name} after {units.show_duration(made.seconds)}, "
+        f"{units.show_size(made.sent_bytes)} to agents (first request {units.show_duration(made.canary_s)})"
+    )

@@ -1,0 +1,25 @@
+"""What verbs that talk to a running dispatcher have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_ADDRESS: Final = "127.0.0.1:7600"
+
+
+def address_option(command: F) -> F:
+    """Adds `--dispatcher HOST:PORT` (argument `address`)."""
+    return click.option(
+        "--dispatcher",
+        "address",
+        metavar="HOST:PORT",
+        envvar="DEFER_DISPATCHER",
+        default=DEFAULT_ADDRESS,
+        show_default=True,
+        help="Where `defer serve` runs; also from DEFER_DISPATCHER.",
+    )(command)

@@ -1,0 +1,272 @@
+"""`defer serve`: the dispatcher, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import click
+import msgspec
+
+from defer import units
+from defer.cli.chains import Shapes, blocks_option, input_option
+from defer.cli.output import common_options, examples, note, progress
+from defer.cli.plan import write_plot
+from defer.dispatcher.bringup import Order
+from defer.dispatcher.daemon import Daemon
+from defer.dispatcher.deployments import Outcome
+from defer.documents.address import Address, parse_address
+from defer.documents.cluster import Cluster
+from defer.documents.plan import Objective, Plan
+from defer.documents.profile import CostProfile, Created
+from defer.errors import FileMissing, Internal, UsageError
+from defer.paths import profile_cache
+
+DRAIN_S = 30.0
+"""Seconds that requests in flight have when the dispatcher is told to stop."""
+
+
+@click.command(
+    epilog=examples(
+        "defer serve --cluster cluster.toml --model resnet50.onnx",
+        "defer serve --cluster cluster.toml --model resnet50.onnx --objective throughput --save-plan plan.json",
+        "defer serve --cluster cluster.toml --listen 127.0.0.1:7700",
+    )
+)
+@click.option("--cluster", "cluster_file", required=True, metavar="FILE", help="The devices, cluster.toml.")
+@click.option("--model", type=click.Path(path_type=Path), help="Deploy this ONNX model at once.")
+@click.option("--name", help="Name to serve it under; the file's by default.")
+@click.option("--plan", "plan_file", metavar="FILE", help="Follow this plan.json.")
+@click.option("--profile", "profile_file", metavar="FILE", help="Plan with this profile.json.")
+@click.option(
+    "--objective",
+    type=click.Choice(["latency", "throughput"]),
+    default="latency",
+    show_default=True,
+    help="What planning makes least: seconds of one request, or seconds between results.",
+)
+@click.option("--listen", metavar="HOST:PORT", help="First of three ports; the cluster file's by default.")
+@click.option("--state", type=click.Path(path_type=Path), help="Directory for what must survive a restart.")
+@click.option("--insecure", is_flag=True, help="Allow an address that other machines reach, without keys.")
+@click.option(
+    "--wait", default=10.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds per agent."
+)
+@click.option("--save-plan", metavar="FILE", help="Write the plan, plan.json.")
+@click.option("--save-profile", metavar="FILE", help="Write what was measured, profile.json.")
+@click.option("--plot", metavar="FILE.svg", type=click.Path(path_type=Path), help="Draw the plan.")
+@input_option
+@blocks_option()
+@common_options
+def command(
+    cluster_file: str,
+    model: Path | None,
+    name: str | None,
+    plan_file: str | None,
+    profile_file: str | None,
+    objective: Objective,
+    listen: str | None,
+    state: Path | None,
+    insecure: bool,
+    wait: float,
+    save_plan: str | None,
+    save_profile: str | None,
+    plot: Path | None,
+    inputs: Shapes,
+    blocks: int,
+    as_json: bool,
+) -> None:
+    """Run the dispatcher: connect the agents, deploy a model, and serve requests until SIGTERM or Ctrl-C.
+
+    With --model it measures (what was measured before is remembered), plans, splits, ships and loads, and sends a
+    first request through the whole pipeline before it says that it is ready. Models can be deployed later with
+    `defer deploy`.
+    """
+    cluster = _cluster(cluster_file, listen, insecure=insecure, as_json=as_json)
+    order = None
+    if model is not None:
+        if not model.is_file():
+            raise FileMissing("no such file", where=str(model), hint="check --model")
+        order = Order(
+            name=name or model.stem,
+            model=model,
+            plan=Plan.load(plan_file) if plan_file else None,
+            profile=CostProfile.load(profile_file) if profile_file else None,
+            objective=objective,
+            shapes=inputs,
+            blocks=blocks,
+        )
+    elif plan_file or profile_file or name or save_plan or save_profile or plot:
+        raise UsageError("--name, --plan, --profile, --save-plan, --save-profile and --plot need --model")
+    with _stopping() as stop, ExitStack() as stack:
+        _log(as_json=as_json)
+        directory = state or _state(cluster, stack)
+        crashed: list[BaseException] = []
+
+        def crash(error: BaseException) -> None:
+            crashed.append(error)
+            stop.set()
+
+        daemon = stack.enter_context(Daemon(cluster, directory, profiles=profile_cache(), on_crash=crash))
+        outcome = None
+        try:
+            with progress("serve", as_json=as_json) as show:
+                reporter = _Reporter(show, as_json=as_json)
+                reporter("connecting the agents", 0.0)
+                daemon.connect(wait)
+                if order is not None:
+                    outcome = daemon.deployments.bring_up(order, reporter)
+            if outcome is not None:
+                _save(outcome, save_plan, save_profile, plot)
+            _say_ready(daemon.address, outcome, as_json=as_json)
+            stop.wait()
+        except _StopNow:
+            note("stopped before it was ready", as_json=as_json)
+            return
+        if crashed:
+            raise Internal(f"the data thread ended: {crashed[0]}") from crashed[0]
+        note("stopping: no new requests, those in flight end first", as_json=as_json)
+        daemon.drain(DRAIN_S)
+
+
+class _StopNow(BaseException):
+    """Told to stop before being ready."""
+
+
+class _Stop:
+    """An event that, set by a signal before anyone waits for it, interrupts what is being done."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._serving = False
+
+    def set(self) -> None:
+        """Stop serving."""
+        self._event.set()
+
+    def wait(self) -> None:
+        """Serve until told to stop."""
+        self._serving = True
+        while not self._event.wait(3600):
+            pass
+
+    def signalled(self, _signal: int, _frame: FrameType | None) -> None:
+        """A signal came, in the main thread."""
+        if self._event.is_set():
+            return
+        self._event.set()
+        if not self._serving:
+            raise _StopNow
+
+
+@contextmanager
+def _stopping() -> Iterator[_Stop]:
+    stop = _Stop()
+    before = {number: signal.signal(number, stop.signalled) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Reporter:
+    """Progress for people (one line that changes) or for programs (one JSON object per new step)."""
+
+    def __init__(self, show: object, *, as_json: bool) -> None:
+        self._show = show
+        self._as_json = as_json
+        self._last = ""
+        self._lock = threading.Lock()
+
+    def __call__(self, what: str, fraction: float) -> None:
+        if not self._as_json:
+            if callable(self._show):
+                self._show(what, fraction)
+            return
+        with self._lock:
+            if what == self._last:
+                return
+            self._last = what
+            click.echo(msgspec.json.encode({"progress": what, "fraction": round(fraction, 3)}).decode())
+
+
+def _cluster(path: str, listen: str | None, *, insecure: bool, as_json: bool) -> Cluster:
+    cluster = Cluster.load(path)
+    if listen is not None:
+        dispatcher = msgspec.structs.replace(cluster.dispatcher, listen=listen)
+        cluster = msgspec.structs.replace(cluster, dispatcher=dispatcher)
+    address = parse_address(cluster.dispatcher.listen, "--listen" if listen else "dispatcher.listen")
+    if not address.is_loopback:
+        if not insecure:
+            raise UsageError(
+                f"anyone who reaches {address} could send requests and deploy models",
+                hint="listen on 127.0.0.1, or say --insecure where the network is trusted",
+            )
+        note(f"warning: whoever reaches {address} is let in without a key", as_json=as_json)
+    if address.port > 0 and address.port > 65533:
+        raise UsageError(f"port {address.port} leaves no room for the two data ports after it")
+    cluster.check_serving()
+    return cluster
+
+
+def _state(cluster: Cluster, stack: ExitStack) -> Path:
+    port = parse_address(cluster.dispatcher.listen).port
+    if port == 0:  # nobody can find it again after a restart, so nothing needs to survive
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="defer-serve-")))
+    home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(home).expanduser() / "defer" / f"dispatcher-{port}"
+
+
+def _log(*, as_json: bool) -> None:
+    """What happens while serving, on standard error; programs get errors alone."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log = logging.getLogger("defer")
+    log.addHandler(handler)
+    log.setLevel(logging.ERROR if as_json else logging.WARNING)
+
+
+def _save(outcome: Outcome, save_plan: str | None, save_profile: str | None, plot: Path | None) -> None:
+    if save_plan:
+        outcome.deployment.plan.save(save_plan)
+    if save_profile and outcome.profile is not None:
+        created = Created(at=datetime.now(UTC).isoformat(timespec="seconds"), by="defer serve")
+        msgspec.structs.replace(outcome.profile, created=created).save(save_profile)
+    if plot is not None:
+        write_plot(outcome.deployment.plan, plot)
+
+
+def _say_ready(address: Address, outcome: Outcome | None, *, as_json: bool) -> None:
+    made = outcome.deployment if outcome else None
+    if as_json:
+        ready: dict[str, object] = {"ready": str(address)}
+        if outcome is not None and made is not None:
+            ready |= {
+                "model": made.model,
+                "epoch": made.epoch,
+                "stages": len(made.plan.stages),
+                "sent_bytes": made.sent_bytes,
+                "canary_s": outcome.canary_s,
+                "seconds": outcome.seconds,
+            }
+        click.echo(msgspec.json.encode(ready).decode())
+        return
+    if outcome is None or made is None:
+        click.echo(f"ready: no model yet, listening on {address}")
+        return
+    from defer.draw_text import plan_text
+
+    click.echo(plan_text(made.plan))
+    devices = len({stage.device for stage in made.plan.stages})
+    click.echo(
+        f"ready: model {made.model} on {devices} device{'s' if devices > 1 else ''}, listening on {address} "
+        f"(first request {units.show_duration(outcome.canary_s)})"
+    )

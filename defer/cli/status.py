@@ -1,0 +1,119 @@
+"""`defer status`: what the dispatcher serves, on which devices, and how it goes."""
+
+from __future__ import annotations
+
+import time
+
+import click
+import msgspec
+
+from defer import units
+from defer.api import DeploymentInfo, DeviceInfo, ServerStatus
+from defer.cli.dispatcher import address_option
+from defer.cli.output import common_options, console, examples, print_json, table
+from defer.client import Client
+
+
+@click.command(epilog=examples("defer status", "defer status --watch 1", "defer status --json"))
+@click.option("--watch", type=click.FloatRange(0.1, 3600), help="Show it again every so many seconds.")
+@address_option
+@common_options
+def command(watch: float | None, address: str, as_json: bool) -> None:
+    """Show the dispatcher's deployments with their stages and traffic, and the agents."""
+    with Client(address) as client:
+        while True:
+            status = client.status()
+            if as_json:
+                print_json({k: v for k, v in msgspec.to_builtins(status).items() if k not in ("id", "t")})
+            else:
+                _show(status, address)
+            if watch is None:
+                return
+            time.sleep(watch)
+
+
+def _show(status: ServerStatus, address: str) -> None:
+    out = console()
+    click.echo(
+        f"dispatcher at {address}, defer {status.version}, up {units.show_duration(round(status.uptime_s))}; "
+        f"{status.held_requests} requests held, {units.show_size(status.held_bytes)}"
+    )
+    waiting = [model for model in status.models if model.state == "announced"]
+    for model in waiting:
+        click.echo(f"{model.name}: not ready, {model.reason}")
+    if not status.deployments and not waiting:
+        click.echo("no model is deployed; `defer deploy MODEL` deploys one")
+    for deployment in status.deployments:
+        _show_deployment(deployment)
+        if deployment.stages:
+            stages = table(
+                "stage",
+                "device",
+                "blocks",
+                "requests",
+                "queued",
+                "run",
+                "bytes out",
+                right=("stage", "blocks", "requests", "queued", "run", "bytes out"),
+            )
+            for number, stage in enumerate(deployment.stages, 1):
+                stages.add_row(
+                    str(number),
+                    stage.device,
+                    f"{stage.start}–{stage.stop - 1}",
+                    str(stage.items),
+                    str(stage.queued),
+                    units.show_duration(stage.run_s) if stage.items else "",
+                    units.show_size(stage.bytes_out),
+                )
+            out.print(stages)
+    _show_devices(status.devices)
+    refused = ", ".join(f"{count} {code}" for code, count in sorted(status.refused.items()))
+    failed = ", ".join(f"{count} {code}" for code, count in sorted(status.failed.items()))
+    if refused:
+        click.echo(f"refused: {refused}")
+    if failed:
+        click.echo(f"failed: {failed}")
+
+
+def _show_deployment(deployment: DeploymentInfo) -> None:
+    click.echo()
+    why = f" ({deployment.reason})" if deployment.reason else ""
+    click.echo(f"{deployment.model}: {deployment.state}{why}, deployment {deployment.epoch}")
+    line = (
+        f"  {deployment.answered} answered, {deployment.failed} failed, {deployment.in_flight} in flight, "
+        f"{deployment.waiting} waiting, {deployment.rate:.1f}/s"
+    )
+    if deployment.answered:
+        line += f", p50 {units.show_duration(deployment.p50_s)}, p99 {units.show_duration(deployment.p99_s)}"
+    click.echo(line)
+
+
+def _show_devices(devices: tuple[DeviceInfo, ...]) -> None:
+    shown = table(
+        "device",
+        "state",
+        "engine",
+        "heard",
+        "done",
+        "queued",
+        "item age",
+        "memory",
+        right=("heard", "done", "queued", "item age", "memory"),
+    )
+    for device in devices:
+        known = device.state != "unknown"
+        shown.add_row(
+            device.name,
+            device.state,
+            device.engine,
+            f"{units.show_duration(round(device.heard_s, 3))} ago" if known else "",
+            str(device.progress) if known else "",
+            str(device.queued) if known else "",
+            units.show_duration(round(device.item_age_s, 3)) if device.item_age_s else "",
+            f"{units.show_size(device.resident_bytes)} of {units.show_size(device.memory_bytes)}"
+            if known
+            else "",
+        )
+    click.echo()
+    console().print(shown)

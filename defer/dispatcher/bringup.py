@@ -1,0 +1,127 @@
+"""From a model's file to a loaded deployment: analyse, measure, plan, cut, ship, load. Needs the planner's packages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from defer.agents import AgentPool
+from defer.blocks import PLANNING_BLOCKS, planning_chain
+from defer.documents.cluster import Cluster
+from defer.documents.plan import Objective, Plan
+from defer.documents.profile import CostProfile
+from defer.errors import InvalidDocument
+from defer.hops import Place
+
+if TYPE_CHECKING:
+    from defer.deployer import Deployment
+    from partitioner import BlockChain
+
+OnProgress = Callable[[str, float], None]
+"""Told what is being done and how far it is, 0 to 1; from several threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be served.
+
+    Attributes:
+        name: Name to serve it under.
+        model: The ONNX file.
+        plan: A plan to follow, or None to make one.
+        profile: Costs to plan with, or None to measure.
+        objective: What a new plan makes least.
+        shapes: Input shapes that bind free dimensions.
+        blocks: Most blocks to measure and plan with.
+    """
+
+    name: str
+    model: Path
+    plan: Plan | None = None
+    profile: CostProfile | None = None
+    objective: Objective = "latency"
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    blocks: int = PLANNING_BLOCKS
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a dispatcher keeps what it makes, and where it is reached."""
+
+    dispatcher: Place
+    parts: Path
+    profiles: Path
+
+
+def make_ready(
+    pool: AgentPool, cluster: Cluster, order: Order, places: Places, on_progress: OnProgress
+) -> tuple[BlockChain, Plan, CostProfile | None]:
+    """Analyse the model and, where the order brings no plan, measure and plan.
+
+    Raises:
+        InvalidModel, InvalidDocument, NoRoute: What the order asks for cannot be.
+        AgentFault, AgentUnreachable: A device did not let itself be measured.
+    """
+    import partitioner
+    from defer.planning import make_plan
+    from defer.profiling import profile
+
+    on_progress("analysing the model", 0.0)
+    chain = partitioner.analyze(order.model, order.shapes or None)
+    if order.plan is not None:
+        if order.plan.digest != chain.digest:
+            raise InvalidDocument(
+                f"the plan is for another model ({order.plan.model!r}, digest {order.plan.digest[:12]}), "
+                f"not for {order.model.name} with digest {chain.digest[:12]}",
+                hint="make a plan for this model with `defer plan`",
+            )
+        return chain, order.plan, order.profile
+    blocks = planning_chain(chain, order.blocks, order.profile)
+    measured = order.profile
+    if measured is None:
+        measured = profile(
+            pool,
+            cluster,
+            order.model,
+            blocks,
+            dispatcher=places.dispatcher,
+            work=places.parts,
+            cache=places.profiles,
+            on_step=lambda where, what, fraction: on_progress(f"{where}: {what}", fraction),
+        )
+    on_progress("planning", 0.0)
+    return chain, make_plan(blocks, cluster, measured, objective=order.objective), measured
+
+
+def load(
+    pool: AgentPool,
+    cluster: Cluster,
+    order: Order,
+    chain: BlockChain,
+    plan: Plan,
+    places: Places,
+    *,
+    epoch: int,
+    on_progress: OnProgress,
+) -> Deployment:
+    """Cut the model by the plan and load it on the agents; errors as in `deployer.deploy`."""
+    from defer.deployer import deploy
+    from defer.parts import bound_inputs, wire_spec, write_parts
+
+    on_progress("cutting the model", 0.0)
+    cuts = tuple(stage.ops[1] for stage in plan.stages[:-1])
+    parts = write_parts(order.model, chain, cuts, places.parts)
+    inputs, outputs = map(wire_spec, chain.inputs), map(wire_spec, chain.outputs)
+    return deploy(
+        pool,
+        cluster,
+        plan,
+        parts,
+        (tuple(inputs), tuple(outputs), bound_inputs(chain)),
+        places.dispatcher,
+        epoch=epoch,
+        name=order.name,
+        on_step=lambda where, what, fraction: on_progress(f"{where}: {what}", fraction),
+    )

@@ -1,0 +1,267 @@
+"""The dispatcher daemon: the only owner of the cluster's state.
+
+It joins the control connections (`AgentPool`), the data thread (`DataShell`), the deployments and the api
+(`ApiServer`). Agents' events come from the control thread and are only noted there; what follows from them is done in
+background threads.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from defer import api
+from defer.agents import AgentPool
+from defer.dispatcher import events as e
+from defer.dispatcher.api_server import ApiServer, OnProgress
+from defer.dispatcher.bringup import Order
+from defer.dispatcher.deployments import Deployments, Outcome
+from defer.dispatcher.report import models_of, status_of
+from defer.dispatcher.shell import DataShell
+from defer.dispatcher.uploads import Uploads
+from defer.documents.address import Address, parse_address
+from defer.documents.base import decode, encode
+from defer.documents.cluster import Cluster
+from defer.documents.plan import Plan
+from defer.documents.profile import CostProfile
+from defer.errors import NotReady, UsageError, translate
+from defer.hops import DISPATCHER
+from node_agent.messages import Chunk, Have, Taken, Want
+
+logger = logging.getLogger("defer.dispatcher")
+
+AGAIN_S = 1.0
+"""Pause before a deployment that lost an agent's state is loaded again after a failed attempt."""
+
+
+class Daemon:
+    """A dispatcher; use it as a context manager.
+
+    Args:
+        cluster: Its devices, and where it listens: api at the port, data at the next two (free ones for port 0).
+        state: Directory for epochs, uploaded models and partitions.
+        profiles: Directory of measured profiles; within `state` by default.
+        limits: What the data path holds at most.
+        on_crash: Called when the data thread ends by an error.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        state: Path,
+        *,
+        profiles: Path | None = None,
+        limits: e.Limits | None = None,
+        on_crash: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.cluster = cluster
+        self._listen = parse_address(cluster.dispatcher.listen, "dispatcher.listen")
+        self._state = state
+        ports = (self._listen.port + 1, self._listen.port + 2) if self._listen.port else (0, 0)
+        self.shell = DataShell(
+            DISPATCHER, self._listen.host, *ports, limits=limits, on_drained=self._drained, on_crash=on_crash
+        )
+        self.pool = AgentPool(
+            DISPATCHER, listen=self._listen.endpoint(), on_api=self._on_api, on_event=self._on_agent_event
+        )
+        self.deployments = Deployments(cluster, self.pool, self.shell, state, profiles or state / "profiles")
+        self._stale: set[str] = set()
+        self._repairing = threading.Lock()
+        self._closing = threading.Event()
+
+    # ---------------------------------------------------------------------------------------------- life cycle
+
+    def start(self) -> None:
+        """Bind every port and answer the api; no model is served yet.
+
+        Raises:
+            PortInUse: Another process listens on one of the ports.
+            DeferError: The state directory cannot be used.
+        """
+        self._started = time.monotonic()
+        try:
+            self._state.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self._state / "lock")
+            self._uploads = Uploads.open(self._state)
+            self.deployments.open()
+        except Exception as error:
+            raise translate(error) from error
+        self._background = ThreadPoolExecutor(2, thread_name_prefix="defer-background")
+        self._api = ApiServer(DISPATCHER, secrets.token_hex(8), self, self.pool.reply)
+        try:
+            self.shell.start()
+            self.pool.start()
+        except Exception as error:
+            self.close()
+            raise translate(error) from error
+
+    def close(self) -> None:
+        """Stop at once: unload what is loaded, close every socket, end every thread."""
+        self._closing.set()
+        self._background.shutdown(wait=False, cancel_futures=True)
+        for epoch in list(self.deployments.served):
+            self.deployments.forget(epoch)
+        # A deployment that is being made now fails with the connections that it needs.
+        self.pool.close()
+        self._api.close()
+        self._background.shutdown(wait=True)
+        self.shell.close()
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def drain(self, seconds: float) -> None:
+        """Take no new requests, and wait for those in flight."""
+        self.shell.post(e.Closing())
+        deadline = time.monotonic() + seconds
+        while self.shell.call(lambda core, _: len(core.requests)).result(5) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    @property
+    def address(self) -> Address:
+        """Where the api listens, the port resolved."""
+        return replace(self._listen, port=int(self.pool.endpoint.rpartition(":")[2]))
+
+    def connect(self, wait_s: float) -> None:
+        """Reach every agent of the cluster, and have them forget what an earlier dispatcher process left.
+
+        Raises:
+            AgentUnreachable: One did not answer within `wait_s`; names it and says what to do.
+            ProtocolMismatch: One speaks another version.
+        """
+        from defer.connecting import connect_all
+
+        connect_all(self.pool, self.cluster, timeout=wait_s)
+        self.deployments.clean()
+
+    # ------------------------------------------------------------------------------------- what happens meanwhile
+
+    def _on_agent_event(self, kind: str, name: str, detail: str) -> None:
+        """From the control thread."""
+        if kind == "lost":
+            self.shell.post(e.DeviceLost(name, detail or "its connection closed"))
+        elif kind == "back":
+            self.shell.post(e.DeviceBack(name))
+            self._background_do(lambda: self.deployments.clean(name))
+        elif kind == "restarted":
+            # Its process is new: what it had loaded is gone, and with it every route through it.
+            self.shell.post(e.DeviceLost(name, "its agent restarted"))
+            self._background_do(lambda: self._repair(self.deployments.hit_by(name)))
+        level = logging.INFO if kind == "alive" else logging.WARNING
+        logger.log(level, "agent %s: %s %s", name, kind, detail)
+
+    def _repair(self, models: set[str]) -> None:
+        """Load models again by the same plan until that works, or they are undeployed."""
+        self._stale |= models
+        while self._stale and not self._closing.is_set():
+            if not self._repairing.acquire(timeout=0.01):
+                return  # another thread is at it, and sees what was added
+            try:
+                for name in sorted(self._stale):
+                    if self.deployments.load_again(name):
+                        self._stale.discard(name)
+            finally:
+                self._repairing.release()
+            if self._stale:
+                self._closing.wait(AGAIN_S)
+
+    def _drained(self, epoch: int) -> None:
+        """From the data thread: nothing is in flight on the route any more."""
+        self._background_do(lambda: self.deployments.forget(epoch))
+
+    def _background_do(self, action: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                action()
+            except Exception:
+                logger.exception("background work failed")
+
+        try:
+            self._background.submit(run)
+        except RuntimeError:
+            logger.debug("not done any more: the dispatcher is closing")
+
+    # -------------------------------------------------------------------------------------------------- the api
+
+    def _on_api(self, identity: bytes, frames: list[bytes]) -> None:
+        self._api.heard(identity, frames)
+
+    def models(self) -> api.Models:
+        """See `Verbs`."""
+        return api.Models(0, self.shell.data_port, self.shell.call(models_of).result(5))
+
+    def status(self) -> api.ServerStatus:
+        """See `Verbs`."""
+        return status_of(self.shell, self.pool, self.cluster, dict(self.deployments.served), self._started)
+
+    def want(self, want: Want) -> Have:
+        """See `Verbs`."""
+        return self._uploads.want(want)
+
+    def chunk(self, chunk: Chunk, piece: bytes) -> Taken:
+        """See `Verbs`."""
+        return self._uploads.chunk(chunk, piece)
+
+    def deploy(self, order: api.Deploy, on_progress: OnProgress) -> api.Deployed:
+        """See `Verbs`."""
+        if self._closing.is_set():
+            raise NotReady("the dispatcher is shutting down")
+        outcome = self.deployments.bring_up(
+            Order(
+                name=order.name,
+                model=self._uploads.assemble(order.files),
+                plan=decode(Plan, order.plan.encode(), "the plan") if order.plan else None,
+                profile=decode(CostProfile, order.profile.encode(), "the profile") if order.profile else None,
+                objective=order.objective,
+                shapes=order.shapes,
+            ),
+            on_progress,
+        )
+        return deployed(outcome)
+
+    def undeploy(self, order: api.Undeploy) -> None:
+        """See `Verbs`."""
+        self.deployments.take_down(order.name, order.drain_s)
+
+
+def _lock(path: Path) -> IO[str]:
+    """Keeps other dispatchers out of a state directory until the file is closed.
+
+    Raises:
+        UsageError: One is in there already.
+    """
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UsageError(
+            f"another dispatcher keeps its state in {path.parent}",
+            hint="stop it, or give this one a directory of its own with --state",
+        ) from None
+    return file
+
+
+def deployed(outcome: Outcome) -> api.Deployed:
+    """An outcome in the api's words."""
+    made = outcome.deployment
+    info = api.ModelInfo(made.model, "ready", "", made.epoch, made.inputs, made.outputs)
+    return api.Deployed(
+        0, info, encode(made.plan).decode(), made.sent_bytes, outcome.seconds, outcome.canary_s
+    )

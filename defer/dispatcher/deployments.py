@@ -1,0 +1,266 @@
+"""What the dispatcher has deployed: bringing models up, replacing them without a gap, taking them down.
+
+Everything here blocks and runs under one lock, so that two deployments never interleave.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from defer.agents import AgentPool
+from defer.dispatcher import events as e
+from defer.dispatcher.bringup import OnProgress, Order, Places, load, make_ready
+from defer.dispatcher.epochs import EpochLog
+from defer.dispatcher.neighbours import link_of
+from defer.dispatcher.report import Served
+from defer.dispatcher.shell import DataShell
+from defer.documents.address import Address
+from defer.documents.cluster import Cluster
+from defer.documents.profile import CostProfile
+from defer.errors import AgentUnreachable, DeferError, UnknownModel, from_code
+from defer.hops import DISPATCHER, Place
+from node_agent.dtypes import storage
+from node_agent.frames import pack_item
+from node_agent.messages import Unload
+
+if TYPE_CHECKING:
+    from defer.deployer import Deployment
+
+logger = logging.getLogger("defer.dispatcher")
+
+CANARY_S = 60.0
+"""Seconds in which the first request must come back; engines may still optimise."""
+
+UNLOAD_S = 10.0
+"""Seconds in which an agent forgets an epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What deploying a model gave; `profile` is None where the plan was given."""
+
+    deployment: Deployment
+    profile: CostProfile | None
+    seconds: float
+    canary_s: float
+
+
+class Deployments:
+    """The deployments of one dispatcher.
+
+    Args:
+        cluster: Its devices.
+        pool: Connections to their agents.
+        shell: The data thread.
+        state: Directory for epochs, partitions and profiles.
+        profiles: Directory of measured profiles.
+    """
+
+    def __init__(
+        self, cluster: Cluster, pool: AgentPool, shell: DataShell, state: Path, profiles: Path
+    ) -> None:
+        self.cluster = cluster
+        self._pool, self._shell, self._state, self._profiles = pool, shell, state, profiles
+        self._epochs = EpochLog(state / "epochs.json")
+        self._lock = threading.RLock()
+        self.served: dict[int, Served] = {}
+        self.orders: dict[str, Order] = {}
+        self._left: dict[int, tuple[str, ...]] = {}
+
+    def open(self) -> None:
+        """Read what an earlier process left on agents; `clean` has them forget it.
+
+        Raises:
+            DeferError: The state directory cannot be read.
+        """
+        self._left = self._epochs.load()
+
+    # ------------------------------------------------------------------------------------------------------- up
+
+    def bring_up(self, order: Order, on_progress: OnProgress) -> Outcome:
+        """Deploy a model, prove the whole pipeline with a canary, and serve it; the older one of its name drains.
+
+        Raises:
+            DeferError: It cannot be planned, shipped, loaded or run; what was served before is served on.
+        """
+        begin = time.monotonic()
+        with self._lock:
+            first = order.name not in self.orders
+
+            def report(what: str, fraction: float) -> None:
+                if first:
+                    self._shell.post(e.ModelAnnounced(order.name, what))
+                on_progress(what, fraction)
+
+            try:
+                outcome = self._bring_up(order, report, begin)
+            except BaseException:
+                if first:
+                    self._shell.post(e.ModelForgotten(order.name))
+                raise
+            # The same plan is loaded again when an agent restarts, so the order keeps it.
+            self.orders[order.name] = replace(order, plan=outcome.deployment.plan, profile=outcome.profile)
+            return outcome
+
+    def _bring_up(self, order: Order, on_progress: OnProgress, begin: float) -> Outcome:
+        places = self._places()
+        chain, plan, profile = make_ready(self._pool, self.cluster, order, places, on_progress)
+        passed = [device for transfer in plan.transfers for device in transfer.path[1:-1]]
+        devices = tuple(dict.fromkeys([*(stage.device for stage in plan.stages), *passed]))
+        epoch = self._epochs.begin(devices)
+        try:
+            deployment = load(
+                self._pool, self.cluster, order, chain, plan, places, epoch=epoch, on_progress=on_progress
+            )
+        except BaseException:
+            self.unload(epoch, devices)
+            raise
+        self.served[epoch] = Served(deployment, order.objective)
+        self._shell.open_route(_route(deployment), deployment.layout.first, deployment.layout.last)
+        on_progress("sending a canary through the pipeline", 0.0)
+        try:
+            canary_s = self._canary(deployment)
+        except BaseException as error:
+            self._shell.post(e.RouteDropped(epoch, f"its canary failed: {error}"))
+            raise
+        self._shell.post(e.RouteReady(epoch))
+        return Outcome(deployment, profile, time.monotonic() - begin, canary_s)
+
+    def _canary(self, deployment: Deployment) -> float:
+        """Seconds of one request of zeros through the whole pipeline."""
+        arrays = {}
+        for spec in deployment.warm_up:
+            shape = [dim for dim in spec.shape if isinstance(dim, int)]
+            arrays[spec.name] = np.zeros(shape, storage(spec.dtype))
+        dtypes = {spec.name: spec.dtype for spec in deployment.warm_up}
+        headers, frames = pack_item(arrays, "raw", dtypes)
+        try:
+            *_, seconds = self._shell.canary(deployment.epoch, headers, frames, CANARY_S).result(CANARY_S + 5)
+        except DeferError as error:
+            hint = error.hint or "the logs of the agents on its route say more"
+            raise from_code(error.code, f"the canary failed: {error.message}", hint) from error
+        return float(seconds)
+
+    def _places(self) -> Places:
+        host = self.cluster.dispatcher_host
+        data, fetch = Address(host, self._shell.data_port), Address(host, self._shell.fetch_port)
+        here = Place(DISPATCHER, data.endpoint(), fetch.endpoint())
+        return Places(here, self._state / "parts", self._profiles)
+
+    # ----------------------------------------------------------------------------------------------------- down
+
+    def take_down(self, name: str, drain_s: float) -> None:
+        """Serve a model no more; what is in flight has `drain_s` seconds to end.
+
+        Raises:
+            UnknownModel: No such model is served.
+        """
+        with self._lock:
+            if self.orders.pop(name, None) is None:
+                known = ", ".join(sorted(self.orders)) or "none"
+                raise UnknownModel(f"no model {name!r} is served; served: {known}")
+            mine = [epoch for epoch, served in list(self.served.items()) if served.deployment.model == name]
+            self._shell.post(e.ModelForgotten(name))
+            for epoch in mine:
+                self._shell.post(e.RouteRetired(epoch))
+            if not self._gone(mine, drain_s):
+                for epoch in mine:
+                    self._shell.post(e.RouteDropped(epoch, f"model {name!r} was undeployed"))
+                self._gone(mine, 2 * UNLOAD_S)
+
+    def _gone(self, epochs: list[int], seconds: float) -> bool:
+        """Wait until `forget` was done for all."""
+        deadline = time.monotonic() + seconds
+        while any(epoch in self.served for epoch in epochs):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def forget(self, epoch: int) -> None:
+        """Tell the agents of a route on which nothing is in flight any more to unload it. Takes no lock."""
+        served = self.served.get(epoch)
+        if served is not None:
+            self.unload(epoch, devices_of(served.deployment))
+            self.served.pop(epoch, None)
+
+    def unload(self, epoch: int, devices: tuple[str, ...]) -> None:
+        """Tell agents to forget an epoch; where one cannot be told now, `clean` tells it later."""
+        asked = []
+        left = []
+        for device in devices:
+            known = self._pool.liveness(device)
+            if known is not None and known.state == "alive":
+                asked.append((device, self._pool.submit(device, Unload(0, epoch), timeout=UNLOAD_S)))
+            else:
+                left.append(device)
+        for device, future in asked:
+            try:
+                self._pool.result(future, device, UNLOAD_S)
+            except AgentUnreachable as error:
+                logger.warning("agent %s was not told to unload %d: %s", device, epoch, error)
+                left.append(device)
+            except DeferError as error:  # it answered: it does not hold the epoch
+                logger.info("agent %s: %s", device, error)
+        if left:
+            self._left[epoch] = tuple(left)
+        else:
+            self._left.pop(epoch, None)
+            self._epochs.end(epoch)
+
+    def clean(self, device: str | None = None) -> None:
+        """Tell agents (one, or all) to forget epochs that they could not be told of before."""
+        for epoch, devices in list(self._left.items()):
+            if device is None or device in devices:
+                self.unload(epoch, devices)
+
+    # ---------------------------------------------------------------------------------------------------- repair
+
+    def hit_by(self, device: str) -> set[str]:
+        """Models that are served through a device."""
+        return {
+            served.deployment.model
+            for served in list(self.served.values())
+            if device in devices_of(served.deployment)
+        } & self.orders.keys()
+
+    def load_again(self, name: str) -> bool:
+        """Load a model by its plan once more, because an agent restarted; False when that did not work yet."""
+        with self._lock:
+            order = self.orders.get(name)
+            if order is None:
+                return True  # undeployed meanwhile
+            self._shell.post(e.ModelAnnounced(name, "loading again, because an agent restarted"))
+            try:
+                self.bring_up(order, lambda _what, _fraction: None)
+            except DeferError as error:
+                logger.warning("model %s could not be loaded again: %s", name, error)
+                self._shell.post(e.ModelAnnounced(name, f"loading again failed: {error}"))
+                return False
+            logger.warning("model %s is served again", name)
+            return True
+
+
+def devices_of(deployment: Deployment) -> tuple[str, ...]:
+    """Every device of a deployment, in the order in which requests pass."""
+    passed = sorted((spec.hop, device) for device, hops in deployment.layout.hops.items() for spec in hops)
+    return tuple(dict.fromkeys(device for _, device in passed))
+
+
+def _route(deployment: Deployment) -> e.Route:
+    return e.Route(
+        model=deployment.model,
+        epoch=deployment.epoch,
+        inputs=deployment.inputs,
+        outputs=deployment.outputs,
+        link=link_of(deployment.epoch, deployment.layout.first),
+        hops=deployment.layout.count,
+        devices=devices_of(deployment),
+    )

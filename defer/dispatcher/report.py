@@ -1,0 +1,190 @@
+"""What the dispatcher tells of itself: the core's counts, the agents' heartbeats and counters, put together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import defer
+from defer import api
+from defer.agents import AgentPool
+from defer.dispatcher.core import DispatcherCore
+from defer.dispatcher.routes import RouteState
+from defer.dispatcher.shell import DataShell
+from defer.documents.cluster import Cluster
+from defer.hops import DISPATCHER
+from node_agent.messages import AgentStatus, HopStatus, StatusRequest
+
+if TYPE_CHECKING:
+    from defer.deployer import Deployment
+
+ASK_S = 1.0
+"""An agent that does not answer within this is shown by its heartbeats alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A deployment that agents hold."""
+
+    deployment: Deployment
+    objective: str
+
+
+def models_of(core: DispatcherCore, _: float) -> tuple[api.ModelInfo, ...]:
+    """What clients may ask for; runs in the data thread."""
+    routes = core.routes
+    infos = []
+    for name in sorted(routes.serving.keys() | routes.announced.keys()):
+        epoch = routes.serving.get(name)
+        if epoch is None:
+            infos.append(api.ModelInfo(name, "announced", routes.announced[name]))
+            continue
+        state = routes[epoch]
+        reason = "" if state.state == "ready" else routes.announced.get(name) or state.reason
+        infos.append(api.ModelInfo(name, state.state, reason, epoch, state.route.inputs, state.route.outputs))
+    return tuple(infos)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was read from the core in the data thread."""
+
+    models: tuple[api.ModelInfo, ...]
+    deployments: tuple[api.DeploymentInfo, ...]
+    held_requests: int
+    held_bytes: int
+    refused: dict[str, int]
+    failed: dict[str, int]
+    repeated: int
+    stale: int
+
+
+def _look(core: DispatcherCore, now: float) -> _Seen:
+    return _Seen(
+        models=models_of(core, now),
+        deployments=tuple(_traffic(state, now) for _, state in sorted(core.routes.by_epoch.items())),
+        held_requests=len(core.requests),
+        held_bytes=core.nbytes,
+        refused=dict(core.counters.refused),
+        failed=dict(core.counters.failed),
+        repeated=core.counters.repeated,
+        stale=core.counters.stale,
+    )
+
+
+def _traffic(state: RouteState, now: float) -> api.DeploymentInfo:
+    traffic = state.traffic
+    return api.DeploymentInfo(
+        model=state.route.model,
+        epoch=state.route.epoch,
+        state=state.state,
+        reason=state.reason,
+        waiting=len(state.waiting),
+        in_flight=len(state.sent),
+        accepted=traffic.accepted,
+        answered=traffic.answered,
+        failed=traffic.failed,
+        rate=traffic.rate(now),
+        p50_s=traffic.latency(0.5),
+        p99_s=traffic.latency(0.99),
+    )
+
+
+def status_of(
+    shell: DataShell, pool: AgentPool, cluster: Cluster, served: Mapping[int, Served], started: float
+) -> api.ServerStatus:
+    """The whole picture; takes up to a second where an agent does not answer."""
+    seen = shell.call(_look).result(5)
+    counters = _ask_agents(pool, cluster)
+    return api.ServerStatus(
+        id=0,
+        name=DISPATCHER,
+        version=defer.__version__,
+        uptime_s=time.monotonic() - started,
+        models=seen.models,
+        deployments=tuple(_with_stages(info, served.get(info.epoch), counters) for info in seen.deployments),
+        devices=tuple(_device(pool, device.name) for device in cluster.agents),
+        held_requests=seen.held_requests,
+        held_bytes=seen.held_bytes,
+        refused=seen.refused,
+        failed=seen.failed,
+        repeated=seen.repeated,
+        stale=seen.stale,
+    )
+
+
+def _ask_agents(pool: AgentPool, cluster: Cluster) -> dict[tuple[str, int, int], HopStatus]:
+    """Counters by device, epoch and hop, of the agents that answer."""
+    asked = {
+        device.name: pool.submit(device.name, StatusRequest(0), timeout=ASK_S)
+        for device in cluster.agents
+        if (known := pool.liveness(device.name)) is not None and known.state == "alive"
+    }
+    wait(asked.values(), ASK_S + 0.5)
+    found = {}
+    for name, future in asked.items():
+        if (
+            future.done()
+            and future.exception() is None
+            and isinstance(answer := future.result(), AgentStatus)
+        ):
+            found.update({(name, hop.epoch, hop.hop): hop for hop in answer.hops})
+    return found
+
+
+def _with_stages(
+    info: api.DeploymentInfo, served: Served | None, counters: Mapping[tuple[str, int, int], HopStatus]
+) -> api.DeploymentInfo:
+    if served is None:
+        return info
+    plan, hops = served.deployment.plan, served.deployment.layout.hops
+    computing = sorted(
+        (spec.hop, device) for device, specs in hops.items() for spec in specs if spec.graph is not None
+    )
+    stages = []
+    for stage, (hop, device) in zip(plan.stages, computing, strict=True):
+        counted = counters.get((device, info.epoch, hop))
+        stages.append(
+            api.StageInfo(
+                device=device,
+                start=stage.start,
+                stop=stage.stop,
+                items=counted.items if counted else 0,
+                queued=counted.queued if counted else 0,
+                run_s=counted.run_s / counted.items if counted and counted.items else 0.0,
+                bytes_out=counted.bytes_out if counted else 0,
+            )
+        )
+    return api.DeploymentInfo(
+        **{name: getattr(info, name) for name in info.__struct_fields__}
+        | {
+            "stages": tuple(stages),
+            "predicted_latency_s": plan.latency_s,
+            "predicted_period_s": plan.period_s,
+        }
+    )
+
+
+def _device(pool: AgentPool, name: str) -> api.DeviceInfo:
+    known = pool.liveness(name)
+    if known is None:
+        return api.DeviceInfo(name, "unknown")
+    beat, offer = known.heartbeat, known.offer
+    engines = [engine.name for engine in offer.engines if not engine.missing] if offer else []
+    return api.DeviceInfo(
+        name=name,
+        state=known.state,
+        endpoint=known.endpoint,
+        heard_s=max(0.0, time.monotonic() - known.heard_at),
+        progress=beat.progress if beat else 0,
+        item_age_s=beat.item_age_s if beat else 0.0,
+        queued=beat.queued if beat else 0,
+        resident_bytes=beat.resident_bytes if beat else 0,
+        memory_bytes=offer.memory_bytes if offer else 0,
+        engine=engines[0] if engines else "",
+        epochs=beat.epochs if beat else (),
+        reason=known.refusal,
+    )

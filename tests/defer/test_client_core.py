@@ -1,0 +1,173 @@
+"""The client's core: events in, lists of instructions out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from defer import client_core as c
+from defer.api import ModelInfo
+from defer.errors import WrongInput
+from node_agent.messages import NO_DEADLINE, Rejection, Result, TensorHeader, TensorSpec
+
+X = TensorHeader("x", "float32", (1,), "raw", 4)
+Y = TensorHeader("y", "float32", (1,), "raw", 4)
+
+
+def submit(name: str, deadline: float = 10, *, patient: bool = False) -> c.Submit:
+    return c.Submit(name.encode().ljust(16), "m", (), (X,), (b"fx",), deadline, patient)
+
+
+def connected() -> c.ClientCore:
+    core = c.ClientCore("host:1")
+    core.handle(c.Connected(), 0)
+    return core
+
+
+def sent(out: list[c.Instruction]) -> list[tuple[bytes, int]]:
+    assert all(isinstance(i, c.SendInfer) for i in out)
+    return [(i.infer.request.strip(), i.infer.remaining_ns) for i in out if isinstance(i, c.SendInfer)]
+
+
+def test_before_the_connection_stands_requests_wait() -> None:
+    core = c.ClientCore("host:1")
+    assert core.handle(submit("a"), 0) == []
+    assert core.handle(submit("b", math.inf), 1) == []
+    assert sent(core.handle(c.Connected(), 2)) == [(b"a", 8 * 10**9), (b"b", NO_DEADLINE)]
+
+
+def test_a_result_resolves_once() -> None:
+    core = connected()
+    core.handle(submit("a"), 0)
+    result = c.ResultArrived(Result(b"a".ljust(16), (Y,)), (b"fy",))
+    assert core.handle(result, 1) == [c.Resolve(b"a".ljust(16), (Y,), (b"fy",))]
+    assert core.handle(result, 1) == []
+    assert core.late == 1
+    assert core.unanswered == 0
+
+
+def test_after_a_broken_connection_the_same_ids_are_sent_again_with_the_time_that_is_left() -> None:
+    core = connected()
+    core.handle(submit("a"), 0)
+    core.handle(submit("b", 20), 0)
+    core.handle(c.ResultArrived(Result(b"a".ljust(16), ()), ()), 1)
+    assert core.handle(c.Disconnected(), 2) == []
+    assert core.handle(submit("c"), 3) == []
+    assert sent(core.handle(c.Connected(), 5)) == [(b"b", 15 * 10**9), (b"c", 5 * 10**9)]
+
+
+def test_deadlines_say_who_did_not_answer() -> None:
+    core = connected()
+    core.handle(submit("a", 1), 0)
+    assert core.next_wake() == 1 + c.GRACE_S
+    assert core.handle(c.Tick(), 1.1) == []
+    (fail,) = core.handle(c.Tick(), 1.3)
+    assert isinstance(fail, c.Fail)
+    assert (fail.code, fail.message) == (
+        "deadline-exceeded",
+        "the dispatcher at host:1 did not answer within 1 s",
+    )
+    assert core.next_wake() == math.inf
+    fresh = c.ClientCore("host:1")
+    fresh.handle(submit("a", 1), 0)
+    assert fresh.next_wake() == 1
+    (fail,) = fresh.handle(c.Tick(), 1)
+    assert isinstance(fail, c.Fail)
+    assert (fail.code, "nobody answers there" in fail.message) == ("dispatcher-unreachable", True)
+
+
+def test_a_lost_connection_is_named_when_the_deadline_passes() -> None:
+    core = connected()
+    core.handle(submit("a", 1), 0)
+    core.handle(c.Disconnected(), 0.5)
+    assert core.handle(c.Tick(), core.next_wake()) == []
+    (fail,) = core.handle(c.Tick(), core.next_wake())
+    assert isinstance(fail, c.Fail)
+    assert "connection was lost" in fail.message
+
+
+def test_overload_fails_at_once_or_is_tried_again_with_growing_pauses() -> None:
+    core = connected()
+    core.handle(submit("a"), 0)
+    busy = c.RejectionArrived(Rejection(b"a".ljust(16), "overloaded", "full"))
+    assert core.handle(busy, 0) == [c.Fail(b"a".ljust(16), "overloaded", "full")]
+    core.handle(submit("a", patient=True), 0)
+    pauses, now = [], 0.0
+    for _ in range(3):
+        assert core.handle(busy, now) == []
+        pauses.append(core.next_wake() - now)
+        now = core.next_wake()
+        assert sent(core.handle(c.Tick(), now)) == [(b"a", int((10 - now) * 1e9))]
+    assert pauses == pytest.approx([c.PAUSE_S, 2 * c.PAUSE_S, 4 * c.PAUSE_S])
+
+
+def test_a_paused_request_goes_as_soon_as_another_has_its_answer() -> None:
+    core = connected()
+    core.handle(submit("a", patient=True), 0)
+    core.handle(submit("b", patient=True), 0)
+    core.handle(c.RejectionArrived(Rejection(b"b".ljust(16), "overloaded", "full")), 0)
+    resolve, again = core.handle(c.ResultArrived(Result(b"a".ljust(16), ()), ()), 0.001)
+    assert isinstance(resolve, c.Resolve)
+    assert sent([again]) == [(b"b", int(9.999 * 1e9))]
+    assert core.next_wake() <= 10 + c.GRACE_S
+
+
+def test_other_rejections_fail_even_patient_requests() -> None:
+    core = connected()
+    core.handle(submit("a", patient=True), 0)
+    (fail,) = core.handle(c.RejectionArrived(Rejection(b"a".ljust(16), "not-ready", "soon")), 0)
+    assert isinstance(fail, c.Fail)
+    assert core.handle(c.RejectionArrived(Rejection(b"z" * 16, "not-ready", "soon")), 0) == []
+
+
+def test_refusal_and_closing_end_everything() -> None:
+    core = connected()
+    core.handle(submit("a"), 0)
+    core.handle(submit("b"), 0)
+    assert [
+        i.code for i in core.handle(c.Refused("protocol-mismatch", "old"), 0) if isinstance(i, c.Fail)
+    ] == ["protocol-mismatch"] * 2
+    core.handle(submit("c"), 0)
+    (fail,) = core.handle(c.Closed(), 0)
+    assert isinstance(fail, c.Fail)
+    assert fail.code == "cancelled"
+
+
+MODEL = ModelInfo(
+    "m",
+    "ready",
+    inputs=(
+        TensorSpec("p", "float32", ("N", 2)),
+        TensorSpec("q", "int64", ("N",)),
+        TensorSpec("h", "bfloat16", ()),
+    ),
+    outputs=(TensorSpec("y", "float32", ("N",)),),
+)
+
+
+def test_arrays_come_in_the_models_order_and_types() -> None:
+    given = {"h": np.uint16(3), "q": [1, 2], "p": np.zeros((2, 2), np.float32).T}
+    arrays = c.as_arrays(given, MODEL)
+    assert list(arrays) == ["p", "q", "h"]
+    assert [array.dtype.name for array in arrays.values()] == ["float32", "int64", "uint16"]
+    assert arrays["h"].shape == ()
+    assert arrays["p"].flags.c_contiguous
+
+
+def test_one_array_for_a_model_with_several_inputs() -> None:
+    with pytest.raises(WrongInput, match="has 3 inputs, one array was given"):
+        c.as_arrays(np.zeros(3), MODEL)
+
+
+def test_dimensions_of_one_name_must_agree() -> None:
+    given = {"p": np.zeros((2, 2), np.float32), "q": np.zeros(3, np.int64), "h": np.uint16(0)}
+    with pytest.raises(WrongInput, match="'N' is 2 in input 'p' and 3 in input 'q'"):
+        c.as_arrays(given, MODEL)
+
+
+def test_outputs_must_exist() -> None:
+    assert c.check_outputs(["y"], MODEL) == ("y",)
+    with pytest.raises(WrongInput, match="no output 'w'; its outputs are y"):
+        c.check_outputs(["w"], MODEL)
