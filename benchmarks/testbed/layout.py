@@ -12,8 +12,8 @@ no interface of the host.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from benchmarks.testbed.spec import Link, Spec
 
@@ -46,6 +46,11 @@ class Layout:
     spec: Spec
     tag: str
     subnet: int
+    _numbers: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        numbers = {name: number for number, name in enumerate(self.spec.names, start=1)}
+        object.__setattr__(self, "_numbers", numbers)
 
     @property
     def switch(self) -> str:
@@ -59,8 +64,9 @@ class Layout:
 
     def number(self, name: str) -> int:
         """A device's number, 1 and up: the last byte of its addresses."""
-        self.spec.device(name)
-        return self.spec.names.index(name) + 1
+        if name not in self._numbers:
+            self.spec.device(name)  # raises, with the names that there are
+        return self._numbers[name]
 
     def namespace(self, name: str) -> str:
         """A device's namespace."""

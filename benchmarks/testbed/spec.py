@@ -117,10 +117,12 @@ def check(spec: Spec) -> None:
     _check_devices(spec)
     _check_media(spec)
     seen = set()
-    for number, link in enumerate(spec.links):
-        place = f"link[{number}]"
+    names = set(spec.names)
+    for link in spec.links:
+        # By name: one entry of a file may have become many devices and links.
+        place = f"link {link.source} → {link.target}"
         for name in (link.source, link.target):
-            if name not in spec.names:
+            if name not in names:
                 raise InvalidCluster(
                     f"no device is named {name!r}",
                     where=place,
@@ -138,13 +140,13 @@ def check(spec: Spec) -> None:
 
 def _check_devices(spec: Spec) -> None:
     names = set()
-    for number, device in enumerate(spec.devices):
-        place = f"device[{number}]"
+    for device in spec.devices:
+        place = f"device {device.name:.64}"
         good = 0 < len(device.name) <= 63 and all(c.isalnum() or c in "-_." for c in device.name)
         if not good or not device.name.isascii() or not device.name[0].isalnum():
             raise InvalidCluster(
                 f"{device.name!r:.80} is not a name",
-                where=f"{place}.name",
+                where=place,
                 hint="use 1 to 63 letters, digits, '-', '_' and '.', a letter or digit first",
             )
         if device.name in names:
@@ -210,15 +212,15 @@ def _check_link(spec: Spec, link: Link, place: str) -> None:
     if link.medium is not None and link.bandwidth is not None:
         raise InvalidCluster(
             f"a link on medium {link.medium!r} has the medium's bandwidth",
-            where=f"{place}.bandwidth",
+            where=f"{place}: bandwidth",
             hint="remove the link's",
         )
     if link.bandwidth is not None and link.bandwidth < 1000:
         raise InvalidCluster(
-            "the link is slower than 8 kbit/s", where=f"{place}.bandwidth", hint='for example "20 Mbit/s"'
+            "the link is slower than 8 kbit/s", where=f"{place}: bandwidth", hint='for example "20 Mbit/s"'
         )
     if not 0 <= link.delay <= 10:
-        raise InvalidCluster("the delay is not 0 to 10 s", where=f"{place}.delay", hint='for example "2 ms"')
+        raise InvalidCluster("the delay is not 0 to 10 s", where=f"{place}: delay", hint='for example "2 ms"')
 
 
 def uniform(
