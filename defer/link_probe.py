@@ -13,7 +13,23 @@ from defer.documents.address import Address
 from defer.hops import DISPATCHER, Place
 from node_agent.frames import encode_header
 from node_agent.link import bind, open_socket, receive, send
-from node_agent.messages import PROTOCOL_MINIMUM, PROTOCOL_VERSION, Greeting, Probe, ProbeEcho
+from node_agent.messages import (
+    PROTOCOL_MINIMUM,
+    PROTOCOL_VERSION,
+    Greeting,
+    LinkMeasured,
+    MeasureLink,
+    PeerRef,
+    Probe,
+    ProbeEcho,
+)
+from node_agent.prober import measure_link
+
+
+def measure_from_here(peer: PeerRef, *, budget_s: float) -> LinkMeasured:
+    """Time the link from this process to a peer's data port; errors as in `node_agent.prober.measure_link`."""
+    with zmq.Context[zmq.Socket[bytes]]() as context:
+        return measure_link(context, MeasureLink(0, peer, budget_s=budget_s))
 
 
 @contextlib.contextmanager
@@ -40,7 +56,12 @@ def probe_responder(host: str) -> Iterator[Place]:
             if isinstance(header, Probe):
                 send(router, encode_header(ProbeEcho(header.id)), (), identity)
             elif isinstance(header, Greeting):
-                send(router, encode_header(Greeting(PROTOCOL_MINIMUM, PROTOCOL_VERSION, DISPATCHER)), (), identity)
+                send(
+                    router,
+                    encode_header(Greeting(PROTOCOL_MINIMUM, PROTOCOL_VERSION, DISPATCHER)),
+                    (),
+                    identity,
+                )
         router.close(linger=0)
 
     thread = threading.Thread(target=answer, name="defer-probe-responder", daemon=True)

@@ -18,11 +18,12 @@ import msgspec
 
 import partitioner
 from defer.agents import AgentPool
-from defer.deployer import Place, in_parallel, place_of
+from defer.deployer import in_parallel, place_of
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CodecProfile, CostProfile, DeviceProfile, LinkProfile
 from defer.errors import AgentFault
-from defer.link_probe import measure_link
+from defer.hops import Place
+from defer.link_probe import measure_from_here
 from defer.parts import WrittenPart, write_parts
 from defer.shipping import ship
 from node_agent import messages as m
@@ -32,6 +33,9 @@ MEASURE_TIMEOUT_S = 300.0
 
 LINK_BUDGET_S = 0.25
 """Seconds of probing per direction of a link."""
+
+MEASURE_LINK_TIMEOUT_S = 60.0
+"""A probe over a link of 1 Mbit/s takes seconds."""
 
 STAGE_OVERHEAD_S = 0.3e-3
 """Dispatch of one request through an agent's three threads, before anything is copied or run."""
@@ -246,14 +250,15 @@ def _measure_one(
     Probes go the way that items go. Where the receiver is the one that dials, the other direction's figure would be a
     guess, and the planner falls back to the cluster file's.
     """
-    if left == source and left not in places:
-        target = places[right]
-        return None if target.dials else measure_link(target.data, budget_s=LINK_BUDGET_S)
     peer = dispatcher if right == source and right not in places else places[right]
     if peer.dials:
         return None
-    question = m.MeasureLink(0, m.PeerRef(peer.name, peer.data), budget_s=LINK_BUDGET_S)
-    answer = pool.ask(left, question, timeout=30.0)
+    target = m.PeerRef(peer.name, peer.data)
+    if left == source and left not in places:
+        answer: m.ControlMessage = measure_from_here(target, budget_s=LINK_BUDGET_S)
+    else:
+        question = m.MeasureLink(0, target, budget_s=LINK_BUDGET_S)
+        answer = pool.ask(left, question, timeout=MEASURE_LINK_TIMEOUT_S)
     if not isinstance(answer, m.LinkMeasured):
         raise AgentFault(f"agent {left!r} answered {type(answer).__name__} to MeasureLink")
     return answer.bandwidth, answer.delay

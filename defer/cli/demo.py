@@ -14,7 +14,7 @@ import click
 
 from defer.cli.output import common_options, console, examples, note, print_json, progress, table
 from defer.demo import DemoOptions, DemoResult, run_demo
-from defer.units import format_duration, format_size
+from defer.units import show_duration, show_size
 
 
 @click.command(
@@ -91,9 +91,9 @@ def _show(result: DemoResult) -> None:
             str(number),
             stage.device,
             f"{start}–{stop - 1}",
-            format_size(stage.weight_bytes),
-            format_duration(round(stage.seconds, 6)),
-            format_size(stage.bytes_out),
+            show_size(stage.weight_bytes),
+            show_duration(stage.seconds),
+            show_size(stage.bytes_out),
         )
     out.print(stages)
     out.print()

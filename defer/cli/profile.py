@@ -11,7 +11,7 @@ import msgspec
 
 import partitioner
 from defer.agents import AgentPool
-from defer.cli.chains import Shapes, analyze, blocks_option, input_option
+from defer.cli.chains import Shapes, analyze, input_option
 from defer.cli.output import common_options, console, examples, print_json, progress, table
 from defer.connecting import connect_all
 from defer.documents.address import parse_address
@@ -21,7 +21,7 @@ from defer.hops import DISPATCHER
 from defer.link_probe import probe_responder
 from defer.paths import profile_cache
 from defer.profiling import profile
-from defer.units import format_duration
+from defer.units import show_bandwidth, show_duration
 
 
 @click.command(
@@ -105,11 +105,11 @@ def _show(measured: CostProfile) -> None:
             name,
             device.engine,
             str(len(device.block_seconds)),
-            format_duration(round(sum(device.block_seconds), 6)),
-            format_duration(round(max(device.block_seconds), 6)),
+            show_duration(sum(device.block_seconds)),
+            show_duration(max(device.block_seconds)),
         )
     out.print(devices)
     links = table("link", "bandwidth", "delay", right=("bandwidth", "delay"))
     for link in measured.links:
-        links.add_row(f"{link.source} → {link.target}", link.bandwidth, link.delay)
+        links.add_row(f"{link.source} → {link.target}", show_bandwidth(link.bytes_per_s), show_duration(link.delay_s))
     out.print(links)
