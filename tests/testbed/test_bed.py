@@ -251,6 +251,16 @@ def test_an_agents_command_line_is_that_of_a_real_one() -> None:
     assert command[-1] == "--more"
 
 
+def test_real_agents_start_with_the_limits_of_their_devices() -> None:
+    with Testbed(uniform(2, cpu=0.5, memory=256 << 20)) as bed:
+        assert set(bed.agents) == {"box-1", "box-2"}
+        for name, agent in bed.agents.items():
+            assert agent.address == f"{bed.address(name)}:7610"
+            assert bed.cpu_seconds(name) > 0
+        bed.kill("box-1")
+        assert bed.restart("box-1").process.poll() is None
+
+
 def test_check_and_run_on_the_command_line(tmp_path: Path) -> None:
     program = "import sys; from defer.cli.testbed import command; sys.exit(command(standalone_mode=False))"
 
