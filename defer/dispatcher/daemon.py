@@ -68,7 +68,12 @@ class Daemon:
         self._state = state
         ports = (self._listen.port + 1, self._listen.port + 2) if self._listen.port else (0, 0)
         self.shell = DataShell(
-            DISPATCHER, self._listen.host, *ports, limits=limits, on_drained=self._drained, on_crash=on_crash
+            f"{DISPATCHER} {cluster.dispatcher_host}",
+            self._listen.host,
+            *ports,
+            limits=limits,
+            on_drained=self._drained,
+            on_crash=on_crash,
         )
         self.pool = AgentPool(
             DISPATCHER, listen=self._listen.endpoint(), on_api=self._on_api, on_event=self._on_agent_event

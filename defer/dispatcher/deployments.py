@@ -25,7 +25,7 @@ from defer.documents.address import Address
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile
 from defer.errors import AgentUnreachable, DeferError, UnknownModel, from_code
-from defer.hops import DISPATCHER, Place
+from defer.hops import Place
 from node_agent.dtypes import storage
 from node_agent.frames import pack_item
 from node_agent.messages import Unload
@@ -151,7 +151,7 @@ class Deployments:
     def _places(self) -> Places:
         host = self.cluster.dispatcher_host
         data, fetch = Address(host, self._shell.data_port), Address(host, self._shell.fetch_port)
-        here = Place(DISPATCHER, data.endpoint(), fetch.endpoint())
+        here = Place(self._shell.name, data.endpoint(), fetch.endpoint())
         return Places(here, self._state / "parts", self._profiles)
 
     # ----------------------------------------------------------------------------------------------------- down
@@ -260,7 +260,7 @@ def _route(deployment: Deployment) -> e.Route:
         epoch=deployment.epoch,
         inputs=deployment.inputs,
         outputs=deployment.outputs,
-        link=link_of(deployment.epoch, deployment.layout.first),
+        link=link_of(deployment.layout.first),
         hops=deployment.layout.count,
         devices=devices_of(deployment),
     )

@@ -1,12 +1,15 @@
 """The dispatcher's neighbours on its routes: first stages that take items from it, last stages that hand results back.
 
-Who can be dialled is dialled, with a DEALER of its own for each route. A first stage that cannot be dialled comes to
-the fetch ROUTER; a last stage comes to the data-in ROUTER, unless it cannot dial.
+Who can be dialled is dialled, once for all routes that start there: an agent takes a second connection of the same
+name for the first one come back. A first stage that cannot be dialled comes to the fetch ROUTER; a last stage comes
+to the data-in ROUTER, unless it cannot dial.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -36,6 +39,9 @@ logger = logging.getLogger("defer.dispatcher")
 
 BURST = 64
 """Messages taken from one socket before the others get their turn."""
+
+AGAIN_S = 1.0
+"""Pause before a peer that refused is dialled again."""
 
 Feed = Callable[[e.Event], None]
 Handler = Callable[[bytes, DataHeader | FrameError, list[Any]], None]
@@ -71,17 +77,13 @@ def refuse(socket: Socket, identity: bytes, code: str, message: str) -> None:
     send(socket, encode_header(Refusal(code, message)), (), identity)
 
 
-def link_of(epoch: int, first: PeerRef) -> str:
-    """Key of the connection that a route starts on; routes share the connection of a stage that fetches."""
-    return _to(epoch) if first.endpoint else _fetched_by(first.name)
+def link_of(first: PeerRef) -> str:
+    """Key of the connection to a first stage; all routes that start there share it."""
+    return f"to {first.name} at {first.endpoint}" if first.endpoint else _fetched_by(first.name)
 
 
-def _to(epoch: int) -> str:
-    return f"to {epoch}"
-
-
-def _from(epoch: int) -> str:
-    return f"from {epoch}"
+def _from(last: PeerRef) -> str:
+    return f"from {last.name} at {last.endpoint}"
 
 
 def _fetched_by(device: str) -> str:
@@ -105,21 +107,36 @@ class Neighbours:
         self._feed = feed
         self._dialled: dict[str, Dialled] = {}
         self._ends: dict[str, ReceivingEnd] = {}
+        self._users: dict[str, set[int]] = {}
+        self._again: dict[str, float] = {}
         self._fetchers: dict[str, bytes] = {}
         self._fetching: dict[bytes, str] = {}
         loop.watch(fetch, partial(drain, fetch, self._on_fetch, routed=True))
 
     def open(self, epoch: int, first: PeerRef, last: PeerRef) -> None:
-        """Dial those neighbours of a route that can be dialled only."""
+        """Dial those neighbours of a route that can only be dialled, where they are not yet."""
         if first.endpoint:
-            self._dial(_to(epoch), first)
+            self._dial(link_of(first), epoch, first)
         if last.endpoint:
-            self._dial(_from(epoch), last)
+            self._dial(_from(last), epoch, last)
 
     def close(self, epoch: int) -> None:
-        """Hang up on a route's neighbours."""
-        self._hang_up(_to(epoch))
-        self._hang_up(_from(epoch))
+        """Hang up on those neighbours of a route that no other route has."""
+        for key, users in list(self._users.items()):
+            users.discard(epoch)
+            if not users:
+                self._hang_up(key)
+                self._feed(e.LinkDown(key))
+
+    def next_wake(self) -> float:
+        """When `turned` must be called next, on the monotonic clock."""
+        return min(self._again.values(), default=math.inf)
+
+    def turned(self) -> None:
+        """Dial those again that refused, after a pause."""
+        now = time.monotonic()
+        for key in [key for key, at in self._again.items() if at <= now]:
+            self.redial(key)
 
     def close_all(self) -> None:
         """Hang up on everyone."""
@@ -146,6 +163,7 @@ class Neighbours:
         if key in self._fetchers:
             self._fetching.pop(self._fetchers.pop(key), None)
         elif key in self._dialled:
+            self._again.pop(key, None)
             dialled = self._dialled[key]
             self._unwatch(dialled)
             dialled.close()
@@ -154,7 +172,10 @@ class Neighbours:
 
     # ------------------------------------------------------------------------------------------------- inside
 
-    def _dial(self, key: str, peer: PeerRef) -> None:
+    def _dial(self, key: str, epoch: int, peer: PeerRef) -> None:
+        self._users.setdefault(key, set()).add(epoch)
+        if key in self._dialled:
+            return
         dialled = Dialled(self._loop.context, peer, Handshake(self._name, dialled=True))
         self._dialled[key] = dialled
         if key.startswith("from "):
@@ -173,6 +194,8 @@ class Neighbours:
     def _hang_up(self, key: str) -> None:
         dialled = self._dialled.pop(key, None)
         self._ends.pop(key, None)
+        self._users.pop(key, None)
+        self._again.pop(key, None)
         if dialled is not None:
             self._unwatch(dialled)
             dialled.close()
@@ -196,11 +219,16 @@ class Neighbours:
                 dialled.say(dialled.handshake.greeted(header))
                 if dialled.handshake.state == "ready":
                     self._feed(e.LinkUp(key))
+                else:
+                    logger.error("device %r: %s", dialled.peer.name, dialled.handshake.reason)
+                    self._again[key] = time.monotonic() + AGAIN_S
             case Credit():
                 self._feed(e.CreditArrived(key, header))
             case Refusal():
-                dialled.handshake.refused(header)
                 logger.error("device %r refused our connection: %s", dialled.peer.name, header.message)
+                dialled.handshake.refused(header)
+                self._again[key] = time.monotonic() + AGAIN_S
+                self._feed(e.LinkDown(key))
             case _:
                 logger.warning("device %r sent what has no place here: %s", dialled.peer.name, header)
 
@@ -214,9 +242,13 @@ class Neighbours:
                 credit = take(end, header, frames, self._feed)
                 if isinstance(credit, WireError):
                     raise credit
-                dialled.say([] if credit is None else [credit])
+                if credit is not None and key in self._dialled:  # it may have been the route's last item
+                    dialled.say([credit])
             else:
                 dialled.say(end.handle(header))
+                if end.handshake.state == "refused":
+                    logger.error("device %r: %s", dialled.peer.name, end.handshake.reason)
+                    self._again[key] = time.monotonic() + AGAIN_S
         except WireError as error:
             logger.warning("device %r breaks the protocol: %s", dialled.peer.name, error)
             if key in self._dialled:

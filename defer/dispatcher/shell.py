@@ -55,7 +55,8 @@ class DataShell:
     """The data thread.
 
     Args:
-        name: How the dispatcher introduces itself to agents.
+        name: How the dispatcher introduces itself to agents, with the port of its data socket: two dispatchers that
+            share an agent must not be taken for one.
         host: Address to bind.
         data_port: Port of the data-in ROUTER; 0 takes a free one.
         fetch_port: Port of the fetch ROUTER; 0 takes a free one.
@@ -81,7 +82,6 @@ class DataShell:
         self._host = host
         self._on_drained = on_drained
         self._core = DispatcherCore(limits)
-        self._inbound = Inbound(name)
         self._outbox = Outbox()
         self._canaries: dict[bytes, Future[Answer]] = {}
         self._neighbours: Neighbours | None = None
@@ -165,6 +165,8 @@ class DataShell:
             raise PortInUse(str(error), hint=error.hint) from None
         except AddressInvalidError as error:
             raise UsageError(str(error), hint=error.hint) from None
+        self.name = f"{self.name}:{self.data_port}"
+        self._inbound = Inbound(self.name)
         self._loop.watch(self._data, partial(drain, self._data, self._on_data, routed=True))
         self._neighbours = Neighbours(self.name, self._loop, fetch, self._feed)
 
@@ -176,14 +178,18 @@ class DataShell:
             self._neighbours.close_all()
 
     def _next_wake(self) -> float:
-        deadline = self._core.next_deadline()
-        return min(deadline, time.monotonic() + STALL_S) if self._outbox.waiting else deadline
+        wake = self._core.next_deadline()
+        if self._neighbours is not None:
+            wake = min(wake, self._neighbours.next_wake())
+        return min(wake, time.monotonic() + STALL_S) if self._outbox.waiting else wake
 
     def _turned(self) -> None:
         if self._core.next_deadline() <= time.monotonic():
             self._feed(e.Tick())
         if self._outbox.waiting:
             self._outbox.retry(self._data)
+        if self._neighbours is not None:
+            self._neighbours.turned()
 
     def _feed(self, event: e.Event) -> None:
         neighbours = self._neighbours

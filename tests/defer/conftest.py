@@ -57,6 +57,8 @@ class FakeStage:
         )
         self.seen: list[int] = []
         self.epochs: list[int] = []
+        self.greetings = 0
+        self.refuse_first = False
         self.hold = False
         self.break_connection = threading.Event()
         self.port = 0
@@ -108,7 +110,11 @@ class FakeStage:
                     parts = items.recv_multipart()
                     route = parts[:0] if self.fetch_port else parts[:1]
                     header, frames = parse(parts[len(route)]), parts[len(route) + 1 :]
-                    if header[0] == "greet":
+                    if header[0] == "greet" and self.refuse_first:
+                        self.refuse_first = False
+                        items.send_multipart([*route, pack(["refuse", "too-many-peers", "full"])])
+                    elif header[0] == "greet":
+                        self.greetings += 1
                         if not self.fetch_port:
                             items.send_multipart([*route, pack(["greet", 1, 1, "a"])])
                         items.send_multipart([*route, pack(["credit", self.items, 1 << 24])])
@@ -206,7 +212,7 @@ class Server:
         inputs: tuple[TensorSpec, ...] = INPUTS,
         outputs: tuple[TensorSpec, ...] = OUTPUTS,
     ) -> None:
-        route = e.Route(model, epoch, inputs, outputs, link_of(epoch, stage.first), 1, ("a",))
+        route = e.Route(model, epoch, inputs, outputs, link_of(stage.first), 1, ("a",))
         self.shell.open_route(route, stage.first, PeerRef("a"))
         self.shell.post(e.RouteReady(epoch))
         info = api.ModelInfo(model, "ready", "", epoch, inputs, outputs)

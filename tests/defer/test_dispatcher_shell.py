@@ -13,6 +13,7 @@ import pytest
 import zmq
 
 from defer.dispatcher import events as e
+from defer.dispatcher.neighbours import link_of
 from defer.dispatcher.shell import DataShell
 from defer.errors import PortInUse, UsageError
 from node_agent.frames import pack_item
@@ -156,7 +157,7 @@ def test_a_last_stage_that_cannot_dial_is_dialled(make_server: Callable[..., Any
     router = context.socket(zmq.ROUTER)
     router.RCVTIMEO = 5000
     port = router.bind_to_random_port("tcp://127.0.0.1")
-    route = e.Route("m", 5, (), (), "to 5", 1, ("a", "z"))
+    route = e.Route("m", 5, (), (), link_of(stage.first), 1, ("a", "z"))
     server.shell.open_route(route, stage.first, PeerRef("z", f"tcp://127.0.0.1:{port}"))
     identity, greeting = router.recv_multipart()
     assert msgspec.msgpack.decode(greeting)[0] == "greet"
@@ -173,6 +174,29 @@ def test_a_last_stage_that_cannot_dial_is_dialled(make_server: Callable[..., Any
     while server.drained != [5]:
         time.sleep(0.001)
     context.destroy(linger=0)
+
+
+def test_routes_that_start_on_one_device_share_its_connection(server: Any, dealer: Any) -> None:
+    stage = server.stages[0]
+    server.serve(stage, epoch=2, model="other")
+    for number, model in enumerate(["twice", "other", "twice"]):
+        dealer.send_multipart([pack(infer(str(number), model=model)), BODY])
+        assert answer(dealer)[0] == "result"
+    assert stage.epochs == [1, 2, 1]
+    server.shell.post(e.RouteDropped(1, "undeployed"))
+    dealer.send_multipart([pack(infer("last", model="other")), BODY])
+    assert answer(dealer)[0] == "result"
+    assert stage.greetings == 1
+
+
+def test_a_stage_that_refuses_is_dialled_again(make_server: Callable[..., Any], caplog: Any) -> None:
+    server = make_server()
+    stage = server.stage()
+    stage.refuse_first = True
+    server.serve(stage)
+    headers, frames = pack_item({"x": np.zeros((1, 4), np.float32)})
+    assert server.shell.canary(1, headers, frames, 10).result(10)
+    assert "refused our connection: full" in caplog.text
 
 
 def test_a_canary_raises_what_a_client_would_get(server: Any) -> None:
