@@ -62,8 +62,6 @@ def bound_inputs(chain: partitioner.BlockChain) -> tuple[TensorSpec, ...]:
     """A model's inputs with every free dimension replaced by its bound value."""
     bindings = chain.bindings
     return tuple(
-        TensorSpec(
-            spec.name, spec.dtype, tuple(bindings[d] if isinstance(d, str) else d for d in spec.shape)
-        )
+        TensorSpec(spec.name, spec.dtype, tuple(bindings[d] if isinstance(d, str) else d for d in spec.shape))
         for spec in chain.inputs
     )

@@ -156,7 +156,7 @@ def _measure_blocks(
         resident.append(answer.resident_bytes)
         produced.update({stats.name: stats for stats in answer.outputs})
     codecs, ratios = _codec_costs(chain, produced)
-    return BlockCosts(1, engine, tuple(seconds), tuple(resident), codecs, ratios)
+    return BlockCosts(1, _engine_name(pool, name, engine), tuple(seconds), tuple(resident), codecs, ratios)
 
 
 def _codec_costs(
@@ -290,6 +290,13 @@ def _remember(path: Path, costs: BlockCosts) -> None:
 def _offer(pool: AgentPool, name: str) -> m.Offer | None:
     known = pool.liveness(name)
     return None if known is None else known.offer
+
+
+def _engine_name(pool: AgentPool, name: str, engine: str) -> str:
+    """The engine that a device's agent takes for `engine`: its default for `auto`."""
+    offer = _offer(pool, name)
+    present = [known.name for known in offer.engines if not known.missing] if offer is not None else []
+    return present[0] if engine == m.AUTO_ENGINE and present else engine
 
 
 def _fingerprint(pool: AgentPool, name: str) -> str:

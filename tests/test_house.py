@@ -115,7 +115,7 @@ def test_wheel_holds_exactly_the_five_packages(wheel: Path) -> None:
 
 
 def test_edge_box_has_no_planner(edge_box: Path) -> None:
-    probe = "import importlib.util as u; print([m for m in %r if u.find_spec(m)])" % (PLANNER,)
+    probe = f"import importlib.util as u; print([m for m in {PLANNER!r} if u.find_spec(m)])"
     assert run(edge_box, "-c", probe).stdout.strip() == "[]"
 
 
@@ -148,7 +148,7 @@ def test_agent_and_client_run_without_the_planner(edge_box: Path, tmp_path: Path
             assert serve.stdout is not None
             lines = iter(serve.stdout.readline, "")
             ready = next(event["ready"] for event in map(json.loads, lines) if "ready" in event)
-            answer = run(edge_box, "-m", "defer", "infer", "--address", ready, "--random", "--json")
+            answer = run(edge_box, "-m", "defer", "infer", "--dispatcher", ready, "--random", "--json")
             assert answer.returncode == 0, answer.stderr
             assert json.loads(answer.stdout)["outputs"]
         finally:
@@ -175,7 +175,7 @@ def test_missing_engine_is_named_by_the_agent(edge_box: Path, tmp_path: Path) ->
     blocked.write_text("raise ModuleNotFoundError(\"No module named 'onnxruntime'\", name='onnxruntime')\n")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
-        "from node_agent.engines import available; print([e.missing for e in available()])"
+        "from node_agent.engines import inventory; print([e.missing for e in inventory()])"
     )
     done = run(edge_box, "-c", code)
     assert "defer-edge[cpu]" in done.stdout, done.stderr

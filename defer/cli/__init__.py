@@ -44,6 +44,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "defer.cli.demo:command",
         "Four agents on this machine, one model, measured against one device.",
     ),
+    "testbed": (
+        "defer.cli.testbed:command",
+        "Emulate an edge cluster on this machine: devices, shares, links.",
+    ),
 }
 """Every verb: where its command is, and its line in `defer --help`."""
 
