@@ -111,5 +111,7 @@ def _show(measured: CostProfile) -> None:
     out.print(devices)
     links = table("link", "bandwidth", "delay", right=("bandwidth", "delay"))
     for link in measured.links:
-        links.add_row(f"{link.source} → {link.target}", show_bandwidth(link.bytes_per_s), show_duration(link.delay_s))
+        links.add_row(
+            f"{link.source} → {link.target}", show_bandwidth(link.bytes_per_s), show_duration(link.delay_s)
+        )
     out.print(links)

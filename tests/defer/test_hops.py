@@ -29,7 +29,9 @@ def plan(paths: list[tuple[str, ...]], devices: list[str]) -> Plan:
         for i, d in enumerate(devices)
     )
     transfers = tuple(
-        PlanTransfer(boundary=i, path=p, codec="lz4" if i else "raw", nbytes=1, seconds=0.0, tensors=(f"t{i}",))
+        PlanTransfer(
+            boundary=i, path=p, codec="lz4" if i else "raw", nbytes=1, seconds=0.0, tensors=(f"t{i}",)
+        )
         for i, p in enumerate(paths)
     )
     return Plan(
