@@ -336,6 +336,14 @@ _ALIASES: Final[dict[str, str]] = {
     "unwritable-path": "file-problem",
     "wrong-argument": "usage",
     "missing-package": "missing-extra",
+    "address-in-use": "port-in-use",
+    "address-invalid": "usage",
+    "insecure-listen": "usage",
+    "incompatible-version": "protocol-mismatch",
+    "engine-missing": "missing-extra",
+    "store-error": "file-problem",
+    "store-full": "disk-full",
+    "invalid-file": "corrupt-file",
 }
 """Codes of rooms that are ours under another name; finer ones are found by their base class."""
 

@@ -24,7 +24,7 @@ from defer.dispatcher.shell import DataShell
 from defer.documents.address import Address
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile
-from defer.errors import AgentUnreachable, DeferError, UnknownModel, from_code
+from defer.errors import AgentUnreachable, DeferError, UnknownModel, from_code, translate
 from defer.hops import Place
 from node_agent.dtypes import storage
 from node_agent.frames import pack_item
@@ -101,9 +101,11 @@ class Deployments:
 
             try:
                 outcome = self._bring_up(order, report, begin)
-            except BaseException:
+            except BaseException as error:
                 if first:
                     self._shell.post(e.ModelForgotten(order.name))
+                if isinstance(error, Exception):
+                    raise translate(error) from error
                 raise
             # The same plan is loaded again when an agent restarts, so the order keeps it.
             self.orders[order.name] = replace(order, plan=outcome.deployment.plan, profile=outcome.profile)

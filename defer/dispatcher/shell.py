@@ -21,10 +21,10 @@ from defer.dispatcher import events as e
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.links import Inbound, Outbox
 from defer.dispatcher.neighbours import Neighbours, drain, refuse, take
-from defer.errors import PortInUse, UsageError, from_code
+from defer.errors import from_code, translate
 from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake
-from node_agent.errors import AddressInUseError, AddressInvalidError, FrameError, WireError
+from node_agent.errors import AgentError, FrameError, WireError
 from node_agent.frames import encode_header
 from node_agent.link import Socket, bind, open_socket, send
 from node_agent.messages import (
@@ -161,10 +161,8 @@ class DataShell:
         try:
             self.data_port = bind(self._data, self._host, self.data_port)
             self.fetch_port = bind(fetch, self._host, self.fetch_port)
-        except AddressInUseError as error:
-            raise PortInUse(str(error), hint=error.hint) from None
-        except AddressInvalidError as error:
-            raise UsageError(str(error), hint=error.hint) from None
+        except AgentError as error:
+            raise translate(error) from error
         self.name = f"{self.name}:{self.data_port}"
         self._inbound = Inbound(self.name)
         self._loop.watch(self._data, partial(drain, self._data, self._on_data, routed=True))
