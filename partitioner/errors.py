@@ -6,6 +6,7 @@ PartitionerError
 │   ├── MissingWeights  external data absent or too short
 │   └── UnsafePath      external data outside the model's folder
 ├── UnsupportedOp       an op that cannot be analysed or cut, by name
+├── UnsupportedPrecision  a number format that this model cannot be written in
 ├── WrongInput          ``input_shapes`` contradicts the model
 │   └── MissingDimension  a free dimension that a cost needs
 ├── InvalidCut          a position that cannot be a boundary
@@ -63,6 +64,12 @@ class UnsupportedOp(PartitionerError):  # noqa: N818
     """An op that is unknown or that this room cannot treat; the message names it."""
 
     code: ClassVar[str] = "unsupported-op"
+
+
+class UnsupportedPrecision(PartitionerError):  # noqa: N818
+    """A number format that is unknown, or that this model cannot be written in; the message says why."""
+
+    code: ClassVar[str] = "unsupported-precision"
 
 
 class WrongInput(PartitionerError):  # noqa: N818

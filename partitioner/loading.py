@@ -54,8 +54,8 @@ def _read_stripped(path: Path) -> bytes:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise InvalidModel(f"{path} is empty, so it is no ONNX model")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-                return wire.strip_weights(view)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return wire.strip_weights(data)
     except OSError as error:
         raise ModelNotFound(f"the model {path} cannot be read: {error.strerror}") from error
     except InvalidModel as error:

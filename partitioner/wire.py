@@ -10,6 +10,7 @@ Field numbers: onnx.proto3 of ONNX 1.23 (they are frozen by protobuf's compatibi
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -21,7 +22,7 @@ SELF: Final = "<this file>"
 THRESHOLD: Final = 16 * 1024
 """Tensors below this many bytes are parsed with the rest of the model."""
 
-Buffer = bytes | memoryview
+Buffer = bytes | mmap.mmap
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -73,25 +74,25 @@ def strip_weights(data: Buffer) -> bytes:
     Raises:
         InvalidModel: if the bytes end inside a field or are no protobuf message.
     """
-    return _strip(memoryview(data), 0, len(data), "model")
+    return _strip(data, 0, len(data), "model")
 
 
-def _strip(data: memoryview, start: int, stop: int, message: str) -> bytes:
+def _strip(data: Buffer, start: int, stop: int, message: str) -> bytes:
     descent = _DESCENT[message]
-    parts: list[Buffer] = []
+    parts: list[bytes] = []
     copied = start
     for number, begin, payload, end in _fields(data, start, stop):
         child = descent.get(number)
         if child is None or end - payload < THRESHOLD:
             continue
         inner = _strip_tensor(data, payload, end) if child == "tensor" else _strip(data, payload, end, child)
-        parts += [bytes(data[copied:begin]), field(number, inner)]
+        parts += [data[copied:begin], field(number, inner)]
         copied = end
-    parts.append(bytes(data[copied:stop]))
+    parts.append(data[copied:stop])
     return b"".join(parts)
 
 
-def _strip_tensor(data: memoryview, start: int, stop: int) -> bytes:
+def _strip_tensor(data: Buffer, start: int, stop: int) -> bytes:
     raw: tuple[int, int] | None = None
     kept = bytearray()
     for number, begin, payload, end in _fields(data, start, stop):
@@ -107,7 +108,7 @@ def _strip_tensor(data: memoryview, start: int, stop: int) -> bytes:
     return bytes(kept)
 
 
-def _fields(data: memoryview, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+def _fields(data: Buffer, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield (number, start of tag, start of payload, end) of each field in ``data[start:stop]``."""
     at = start
     while at < stop:
@@ -134,7 +135,7 @@ def _fields(data: memoryview, start: int, stop: int) -> Iterator[tuple[int, int,
         yield tag >> 3, begin, payload, at
 
 
-def _read_varint(data: memoryview, at: int, stop: int) -> tuple[int, int]:
+def _read_varint(data: Buffer, at: int, stop: int) -> tuple[int, int]:
     value = shift = 0
     while at < stop and shift < 70:
         byte = data[at]
