@@ -26,9 +26,11 @@ the latency. A plan that cannot exist raises `NoRoute`, whose message names the 
 `docs/planning.md` states the model.
 """
 
+from router.branches import GraphPlan, GraphStage, split_graph
 from router.cluster import Cluster, Device, Link
 from router.errors import InvalidProblem, NoRoute, RouterError
 from router.evaluation import evaluate, explain
+from router.opgraph import DeviceKind, OpGraph, Tensor
 from router.placing import place
 from router.problem import OBJECTIVES, RAW, Buffers, CodecCost, Load, Objective, Pins, Problem
 from router.route import Evaluation, Route, Share, Solution, Stage, Term, Transfer
@@ -41,12 +43,16 @@ __all__ = [
     "Cluster",
     "CodecCost",
     "Device",
+    "DeviceKind",
     "Evaluation",
+    "GraphPlan",
+    "GraphStage",
     "InvalidProblem",
     "Link",
     "Load",
     "NoRoute",
     "Objective",
+    "OpGraph",
     "Pins",
     "Problem",
     "Route",
@@ -54,10 +60,12 @@ __all__ = [
     "Share",
     "Solution",
     "Stage",
+    "Tensor",
     "Term",
     "Transfer",
     "evaluate",
     "explain",
     "place",
     "solve",
+    "split_graph",
 ]

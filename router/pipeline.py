@@ -88,8 +88,8 @@ def _spans(values: Floats) -> Floats:
     walls = np.concatenate([[0], np.cumsum(cannot)])
     table = total[None, :] - total[:, None]
     at = np.arange(blocks + 1)
-    table[(at[:, None] >= at[None, :]) | (walls[None, :] > walls[:, None])] = np.inf
-    return table
+    never = (at[:, None] >= at[None, :]) | (walls[None, :] > walls[:, None])
+    return np.where(never, np.inf, table)
 
 
 def _stage(instance: Instance, u: int, cost: Additive, scale: float) -> tuple[Floats, Floats, Floats, float]:
