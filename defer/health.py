@@ -17,6 +17,7 @@ import msgspec
 
 from defer import units
 from defer.errors import EXTRAS
+from defer.paths import cache
 
 PACKAGES: Final = ("defer", "partitioner", "router", "node_agent", "models")
 """Our five top-level names, all generic enough that another distribution or a file may shadow them."""
@@ -213,15 +214,8 @@ def _loopback() -> Iterator[Check]:
         context.destroy(linger=0)
 
 
-def store_directory() -> Path:
-    """Where agents keep partitions unless told otherwise: `DEFER_STORE`, else a folder of the user's cache."""
-    named = os.environ.get("DEFER_STORE")
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(named or f"{cache}/defer").expanduser()
-
-
 def _store() -> Iterator[Check]:
-    path = store_directory()
+    path = cache() / "store"
     there = path
     while not there.exists():
         there = there.parent
@@ -230,9 +224,8 @@ def _store() -> Iterator[Check]:
             pass
         yield Check("store", "good", f"{path}, {units.show_size(shutil.disk_usage(there).free)} free")
     except OSError as exc:
-        yield Check(
-            "store", "bad", f"cannot write to {path}: {exc.strerror}", "set DEFER_STORE to a folder of yours"
-        )
+        advice = "give agents another folder with --store, or set XDG_CACHE_HOME"
+        yield Check("store", "bad", f"cannot write to {path}: {exc.strerror}", advice)
 
 
 def _version(distribution: str) -> str:
