@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,8 @@ class Partition:
         outputs: What is wanted of it; empty for everything that it produces.
         threads: Threads that one run may use.
         options: Engine options of the deployment, by name.
+        usual: Shapes that requests will usually have, by input, where some dimension is free.
+        progress: Told what an engine that compiles is doing, and how far it is, 0 to 1.
     """
 
     graph: Path
@@ -31,6 +33,8 @@ class Partition:
     outputs: Sequence[TensorSpec]
     threads: int = 1
     options: Mapping[str, str] = field(default_factory=dict)
+    usual: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    progress: Callable[[str, float], None] | None = None
 
 
 class Session(Protocol):

@@ -18,12 +18,13 @@ from node_agent.messages import EngineInfo, TensorSpec
 NAME = "onnxruntime-cpu"
 _INSTALL = 'Install ONNX Runtime: pip install "defer-edge[cpu]".'
 
-_LEVELS = {
+LEVELS = {
     "all": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",
     "basic": "ORT_ENABLE_BASIC",
     "none": "ORT_DISABLE_ALL",
 }
+"""Graph optimisation levels by the name of option `optimization`."""
 
 _ONNX_TYPE = {
     "bfloat16": 16,
@@ -48,7 +49,12 @@ _NUMPY_NAME = {
 """Wire names of the types that ONNX Runtime calls otherwise."""
 
 
-def _runtime() -> Any:
+def import_runtime() -> Any:
+    """The `onnxruntime` module.
+
+    Raises:
+        EngineMissingError: It is not installed, or is broken.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -62,14 +68,14 @@ class OnnxRuntimeCpu:
     def info(self) -> EngineInfo:
         """See `Engine.info`."""
         try:
-            runtime = _runtime()
+            runtime = import_runtime()
         except EngineMissingError as error:
             return EngineInfo(NAME, missing=f"{error} {error.hint}")
         return EngineInfo(NAME, runtime.__version__, "CPUExecutionProvider")
 
     def load(self, partition: Partition) -> Session:
         """See `Engine.load`. Option `optimization`: all (default), extended, basic or none."""
-        runtime = _runtime()
+        runtime = import_runtime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = partition.threads
         options.inter_op_num_threads = 1
@@ -78,12 +84,12 @@ class OnnxRuntimeCpu:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         for name, value in partition.options.items():
-            if name != "optimization" or value not in _LEVELS:
+            if name != "optimization" or value not in LEVELS:
                 raise LoadFailedError(
                     f"Engine {NAME} has no option {name}={value}.",
-                    hint=f"It has: optimization={'|'.join(_LEVELS)}.",
+                    hint=f"It has: optimization={'|'.join(LEVELS)}.",
                 )
-            options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _LEVELS[value])
+            options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[value])
         try:
             # By path: from bytes ONNX Runtime keeps the GIL while it builds the session.
             inner = runtime.InferenceSession(
@@ -91,14 +97,19 @@ class OnnxRuntimeCpu:
             )
         except Exception as error:
             raise LoadFailedError(
-                f"ONNX Runtime refuses partition {partition.graph.name}: {_sentence(error)}",
+                f"ONNX Runtime refuses partition {partition.graph.name}: {sentence(error)}",
                 hint="Load the model with onnxruntime by itself; if that works, report the partition.",
             ) from None
         trim()
-        return _session(runtime, inner, partition)
+        return bind(runtime, inner, partition)
 
 
-def _session(runtime: Any, inner: Any, partition: Partition) -> Session:
+def bind(runtime: Any, inner: Any, partition: Partition) -> Session:
+    """A `Session` on an `InferenceSession`, whatever its provider.
+
+    Raises:
+        LoadFailedError: It lacks an input or output that the partition declares.
+    """
     held = {value.name for value in inner.get_inputs()}
     made = {value.name: value for value in inner.get_outputs()}
     for spec in partition.inputs:
@@ -133,7 +144,7 @@ class _PlainSession:
         try:
             values = self._inner.run(self._names, inputs)
         except Exception as error:
-            raise RunFailedError(f"ONNX Runtime failed: {_sentence(error)}") from None
+            raise RunFailedError(f"ONNX Runtime failed: {sentence(error)}") from None
         return dict(zip(self._names, values, strict=True))
 
     def close(self) -> None:
@@ -163,7 +174,7 @@ class _RawBitsSession:
                 for spec, value in zip(self.outputs, values, strict=True)
             }
         except Exception as error:
-            raise RunFailedError(f"ONNX Runtime failed: {_sentence(error)}") from None
+            raise RunFailedError(f"ONNX Runtime failed: {sentence(error)}") from None
 
     def _value(self, array: npt.NDArray[Any], kind: int | None) -> Any:
         if kind is None:
@@ -184,6 +195,7 @@ def _bits(value: Any, dtype: str) -> npt.NDArray[Any]:
     return array
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """What ONNX Runtime said, on one line and not endless."""
     text = " ".join(str(error).split())
     return text if len(text) <= 1000 else text[:1000] + "…"

@@ -1,0 +1,235 @@
+"""ONNX Runtime with an execution provider other than the CPU's (https://onnxruntime.ai/docs/execution-providers/).
+
+ONNX Runtime falls back to the CPU without a word when a provider cannot start. Here the provider that a session
+really has is looked up, and what is missing is found by loading the provider's library beforehand.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from node_agent.engines.base import Partition, Session
+from node_agent.engines.onnxruntime_cpu import LEVELS, bind, import_runtime, sentence
+from node_agent.errors import EngineMissingError, LoadFailedError, OutOfMemoryError
+from node_agent.machine import trim
+from node_agent.messages import EngineInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One execution provider.
+
+    Attributes:
+        engine: What `--engine` calls it.
+        name: What ONNX Runtime calls it.
+        install: How to get it.
+        library: Stem of its shared library beside ONNX Runtime's own; empty where it is built in.
+        also: Providers that take the ops it leaves, before the CPU.
+        options: Options that it always gets, unless the deployment sets them.
+    """
+
+    engine: str
+    name: str
+    install: str
+    library: str = ""
+    also: tuple[str, ...] = ()
+    options: Mapping[str, str] | None = None
+
+
+_GPU = (
+    'pip uninstall onnxruntime, then pip install "defer-edge[gpu]" (x86-64); on a Jetson see docs/install.md.'
+)
+
+PROVIDERS = (
+    Provider(
+        "onnxruntime-tensorrt",
+        "TensorrtExecutionProvider",
+        f"{_GPU} TensorRT itself comes with pip install tensorrt.",
+        "onnxruntime_providers_tensorrt",
+        also=("CUDAExecutionProvider",),
+    ),
+    Provider("onnxruntime-cuda", "CUDAExecutionProvider", _GPU, "onnxruntime_providers_cuda"),
+    Provider(
+        "onnxruntime-rocm",
+        "ROCMExecutionProvider",
+        "Install AMD's onnxruntime-rocm.",
+        "onnxruntime_providers_rocm",
+    ),
+    Provider(
+        "onnxruntime-migraphx",
+        "MIGraphXExecutionProvider",
+        "Install AMD's onnxruntime-migraphx.",
+        "onnxruntime_providers_migraphx",
+    ),
+    Provider(
+        "onnxruntime-openvino",
+        "OpenVINOExecutionProvider",
+        "pip uninstall onnxruntime, then pip install onnxruntime-openvino.",
+        "onnxruntime_providers_openvino",
+    ),
+    Provider("onnxruntime-coreml", "CoreMLExecutionProvider", "It comes with onnxruntime on macOS."),
+)
+"""All that can be asked for by name, the fastest as a rule first."""
+
+_BY_ENGINE = {provider.engine: provider for provider in PROVIDERS}
+
+_NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+_PROBE_S = 60.0
+"""Seconds that a library may take to load; CUDA's are large."""
+
+OWN_OPTIONS = ("optimization", "cpu_ops")
+"""Options that are ours; every other one is passed to the provider as it is."""
+
+
+class OnnxRuntimeProvider:
+    """ONNX Runtime on one provider."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+
+    def info(self) -> EngineInfo:
+        """See `Engine.info`."""
+        name = self._provider.engine
+        try:
+            runtime = import_runtime()
+            self._check(runtime)
+        except EngineMissingError as error:
+            return EngineInfo(name, missing=f"{error} {error.hint}")
+        return EngineInfo(name, runtime.__version__, self._provider.name)
+
+    def load(self, partition: Partition) -> Session:
+        """See `Engine.load`.
+
+        Options: `optimization` as on the CPU; `cpu_ops=no` refuses a partition of which the provider leaves ops to
+        the CPU; all others go to the provider.
+        """
+        runtime = import_runtime()
+        self._check(runtime)
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = partition.threads
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        level = partition.options.get("optimization", "all")
+        if level not in LEVELS:
+            raise LoadFailedError(f"There is no optimization={level}.", hint=f"Choose {'|'.join(LEVELS)}.")
+        options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[level])
+        if partition.options.get("cpu_ops") == "no":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        passed = {name: value for name, value in partition.options.items() if name not in OWN_OPTIONS}
+        wanted: list[Any] = [(self._provider.name, {**(self._provider.options or {}), **passed})]
+        wanted += [name for name in self._provider.also if name in runtime.get_available_providers()]
+        try:
+            inner = runtime.InferenceSession(str(partition.graph), sess_options=options, providers=wanted)
+        except Exception as error:
+            said = sentence(error)
+            kind = OutOfMemoryError if "out of memory" in said.lower() else LoadFailedError
+            raise kind(
+                f"{self._provider.name} refuses partition {partition.graph.name}: {said}",
+                hint="Run it on onnxruntime-cpu, or cut the model around the op.",
+            ) from None
+        trim()
+        actual = inner.get_providers()
+        if not actual or actual[0] != self._provider.name:
+            reason = why_absent(runtime, self._provider) or "ONNX Runtime gives no reason"
+            raise EngineMissingError(
+                f"ONNX Runtime runs on {actual[0] if actual else 'nothing'} instead of {self._provider.name}: {reason}.",
+                hint=self._provider.install,
+            )
+        return bind(runtime, inner, partition)
+
+    def _check(self, runtime: Any) -> None:
+        """The provider is built in, and what its library needs is there.
+
+        Raises:
+            EngineMissingError: Saying what is not.
+        """
+        provider = self._provider
+        if provider.name not in runtime.get_available_providers():
+            raise EngineMissingError(
+                f"This ONNX Runtime ({runtime.__version__}) is built without {provider.name}.",
+                hint=provider.install,
+            )
+        reason = why_absent(runtime, provider)
+        if reason:
+            raise EngineMissingError(f"{provider.name} cannot start: {reason}.", hint=provider.install)
+
+
+_PROBE = """
+import ctypes, sys
+import onnxruntime
+if hasattr(onnxruntime, "preload_dlls") and sys.argv[3] == "nvidia":
+    onnxruntime.preload_dlls()
+ctypes.CDLL(sys.argv[2], mode=ctypes.RTLD_GLOBAL)
+try:
+    ctypes.CDLL(sys.argv[1])
+except OSError as error:
+    print("absent:", error)
+"""
+
+
+def why_absent(runtime: Any, provider: Provider) -> str:
+    """What keeps a provider's library from loading; empty if nothing does, or if it is no library of its own."""
+    if not provider.library:
+        return ""
+    folder = Path(runtime.__file__).parent / "capi"
+    return _missing_library(folder, provider.library, provider.name in _NVIDIA)
+
+
+@cache
+def _missing_library(folder: Path, stem: str, nvidia: bool) -> str:
+    """Loads a provider's library in a child process, because outside ONNX Runtime it may crash once it is complete."""
+    library, shared = folder / f"lib{stem}.so", folder / "libonnxruntime_providers_shared.so"
+    if not library.exists() or not shared.exists():
+        return ""  # another platform, or built in
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE, str(library), str(shared), "nvidia" if nvidia else ""],
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # nothing is known; creating the session will tell
+    absent = [line for line in done.stdout.splitlines() if line.startswith("absent: ")]
+    return absent[-1].removeprefix("absent: ") if absent else ""
+
+
+def _named(engine: str) -> OnnxRuntimeProvider:
+    return OnnxRuntimeProvider(_BY_ENGINE[engine])
+
+
+def tensorrt() -> OnnxRuntimeProvider:
+    """TensorRT inside ONNX Runtime."""
+    return _named("onnxruntime-tensorrt")
+
+
+def cuda() -> OnnxRuntimeProvider:
+    """CUDA and cuDNN."""
+    return _named("onnxruntime-cuda")
+
+
+def rocm() -> OnnxRuntimeProvider:
+    """AMD GPUs, by ROCm."""
+    return _named("onnxruntime-rocm")
+
+
+def migraphx() -> OnnxRuntimeProvider:
+    """AMD GPUs, by MIGraphX."""
+    return _named("onnxruntime-migraphx")
+
+
+def openvino() -> OnnxRuntimeProvider:
+    """Intel CPUs, GPUs and NPUs."""
+    return _named("onnxruntime-openvino")
+
+
+def coreml() -> OnnxRuntimeProvider:
+    """Apple's."""
+    return _named("onnxruntime-coreml")
