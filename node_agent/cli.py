@@ -76,6 +76,12 @@ def version() -> str:
         return "unknown (not installed)"
 
 
+def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        click.echo(f"defer-agent {version()}, protocol version {PROTOCOL_VERSION}")
+        ctx.exit()
+
+
 @click.command(
     "agent",
     epilog=_EXAMPLES,
@@ -140,11 +146,8 @@ def version() -> str:
 @click.option(
     "--json", "as_json", is_flag=True, help="When ready, print one line of JSON with name, ports and pid."
 )
-@click.version_option(
-    None,
-    "--version",
-    package_name="defer-edge",
-    message=f"defer-agent %(version)s, protocol {PROTOCOL_VERSION}",
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show it."
 )
 def agent_command(
     name: str | None,

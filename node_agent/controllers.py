@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from node_agent import events as ev
 from node_agent.errors import AgentError, VersionError, code_of
 from node_agent.messages import ControlMessage, Fault, Hello, Offer, Welcome
+from node_agent.noise import Seldom
 from node_agent.versions import VersionRange, negotiate
 
 HELLO_AGAIN_S = 2.0
@@ -48,6 +49,7 @@ class Controllers:
         self._names: dict[ev.Connection, str] = {}
         self._dials = {connection: _Dial() for connection in dials}
         self._ids = 0
+        self._noise = Seldom()
 
     @property
     def connections(self) -> tuple[ev.Connection, ...]:
@@ -63,7 +65,7 @@ class Controllers:
     ) -> list[ev.Instruction] | None:
         """Takes the messages that open a connection; None for any other."""
         if isinstance(message, Hello):
-            return self._hello(connection, message)
+            return self._hello(connection, message, now)
         dial = self._dials.get(connection)
         if dial is None:
             return None
@@ -99,16 +101,17 @@ class Controllers:
                 due += self._say_hello(connection, dial, now)
         return due
 
-    def _hello(self, connection: ev.Connection, message: Hello) -> list[ev.Instruction]:
+    def _hello(self, connection: ev.Connection, message: Hello, now: float) -> list[ev.Instruction]:
         ticket = ev.Ticket(connection, message.id)
         try:
             version = negotiate(self._ours, VersionRange(message.minimum, message.version), message.name)
         except VersionError as error:
             self._names.pop(connection, None)
-            return [
-                fault(ticket, error),
-                ev.Log(logging.WARNING, f"Refused a controller: {error} {error.hint}"),
-            ]
+            refused: list[ev.Instruction] = [fault(ticket, error)]
+            more = self._noise.told(now)
+            if more is not None:
+                refused.append(ev.Log(logging.WARNING, f"Refused a controller: {error} {error.hint}{more}"))
+            return refused
         known = connection in self._names
         self._names[connection] = message.name
         welcome = Welcome(message.id, version, self._name, self._boot, self._offer)

@@ -33,6 +33,7 @@ from node_agent.messages import (
     Unload,
     Want,
 )
+from node_agent.noise import Seldom
 from node_agent.versions import OURS, VersionRange
 
 IDLE_TICKS = 2
@@ -69,6 +70,7 @@ class AgentCore:
         self._stopping = False
         self._give_up = float("inf")
         self._idle_ticks = 0
+        self._noise = Seldom()
         self._on_event: dict[type, Callable[[Any, float], list[ev.Instruction]]] = {
             ev.Received: self._received,
             ev.Unreadable: self._unreadable,
@@ -137,13 +139,13 @@ class AgentCore:
         self._draining = [ticket for ticket in self._draining if ticket.connection != gone]
         return self.controllers.lost(gone)
 
-    def _unreadable(self, event: ev.Unreadable, _: float) -> list[ev.Instruction]:
-        return [
-            ev.Say(event.connection, Fault(0, event.code, event.message)),
-            ev.Log(
-                logging.WARNING, f"Unreadable control message from {event.connection[0]}: {event.message}"
-            ),
-        ]
+    def _unreadable(self, event: ev.Unreadable, now: float) -> list[ev.Instruction]:
+        answer: list[ev.Instruction] = [ev.Say(event.connection, Fault(0, event.code, event.message))]
+        more = self._noise.told(now)
+        if more is not None:
+            text = f"Unreadable control message from {event.connection[0]}: {event.message}{more}"
+            answer.append(ev.Log(logging.WARNING, text))
+        return answer
 
     # ------------------------------------------------------------------------------------------------- time
 

@@ -33,6 +33,7 @@ from node_agent.messages import (
     ProbeEcho,
     Refusal,
 )
+from node_agent.noise import Seldom
 from node_agent.threads import Shell
 from node_agent.work import Ledger, LoadedRoute, Origin, Work
 
@@ -98,6 +99,7 @@ class Receiver(Shell):
         self._upstreams: dict[PeerRef, _Upstream] = {}
         self._dialled: dict[Any, PeerRef] = {}
         self._paused = False
+        self._noise = Seldom()
         self._poller = zmq.Poller()
 
     # ------------------------------------------------------------------------------------- from other threads
@@ -175,7 +177,7 @@ class Receiver(Shell):
             send(self._router, encode_header(ProbeEcho(header.id)), identity=identity)
             return
         if isinstance(header, FrameError):
-            log.warning("A message on the data socket was refused: %s", header)
+            self._complain("A message on the data socket was refused: %s", header)
             self._origins.pop(identity, None)
             self._refuse(self._router, identity, header.code, str(header))
             return
@@ -210,7 +212,9 @@ class Receiver(Shell):
             send(origin.socket, encode_header(answer), identity=origin.identity)
         handshake = origin.end.handshake
         if handshake.state == "refused" and state != "refused":
-            log.error("Data connection with %s refused: %s", handshake.peer or "a peer", handshake.reason)
+            self._complain(
+                "Data connection with %s refused: %s", handshake.peer or "a peer", handshake.reason
+            )
             if origin.identity is not None:
                 self._origins.pop(origin.identity, None)
 
@@ -220,7 +224,7 @@ class Receiver(Shell):
         try:
             self._ledger.receive(origin, nbytes)
         except FlowError as error:
-            log.error("%s broke the flow rules: %s", origin.end.handshake.peer, error)
+            self._complain("%s broke the flow rules: %s", origin.end.handshake.peer, error)
             if origin.identity is not None:
                 self._origins.pop(origin.identity, None)
             self._refuse(origin.socket, origin.identity, error.code, str(error))
@@ -256,6 +260,11 @@ class Receiver(Shell):
             return
         work.loaded.counters.decode_ns += time.monotonic_ns() - work.arrived_ns
         self._runs.put(work)
+
+    def _complain(self, text: str, *about: object) -> None:
+        more = self._noise.told(time.monotonic())
+        if more is not None:
+            log.warning(text + "%s", *about, more)
 
     def _grant(self, origin: Origin, credit: Credit) -> None:
         send(origin.socket, encode_header(credit), identity=origin.identity)
@@ -303,7 +312,7 @@ class Receiver(Shell):
             for _ in range(_BURST):
                 _, got, frames = receive(ready, routed=False, limits=self._limits)
                 if isinstance(got, FrameError):
-                    log.warning("A message from %s was refused: %s", peer.name, got)
+                    self._complain("A message from %s was refused: %s", peer.name, got)
                 elif isinstance(got, Item | Failure):
                     self._take(upstream.origin, got, frames)
                 else:

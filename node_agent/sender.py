@@ -23,6 +23,7 @@ from node_agent.inbox import Inbox
 from node_agent.limits import CONNECTIONS, DEFAULT, Limits
 from node_agent.link import Context, Monitor, Sent, Socket, bind, open_socket, receive, send
 from node_agent.messages import DataHeader, Greeting, Item, PeerRef, Refusal, TensorHeader
+from node_agent.noise import Seldom
 from node_agent.threads import Shell
 from node_agent.work import Work
 
@@ -81,6 +82,7 @@ class Sender(Shell):
         self._peers: dict[PeerRef, _Downstream] = {}
         self._fetchers: dict[bytes, _Downstream] = {}
         self._dialled: dict[Any, _Downstream] = {}
+        self._noise = Seldom()
         self._poller = zmq.Poller()
 
     # -------------------------------------------------------------------------------------- from other thread
@@ -288,7 +290,7 @@ class Sender(Shell):
             while True:
                 identity, header, _ = receive(socket, routed=socket is self._router, limits=self._limits)
                 if isinstance(header, FrameError):
-                    log.warning("A message on the send socket was refused: %s", header)
+                    self._complain("A message on the send socket was refused: %s", header)
                 else:
                     handle(identity, header)
         except zmq.Again:
@@ -312,15 +314,20 @@ class Sender(Shell):
         if downstream is not None:
             self._handle(downstream, header)
 
+    def _complain(self, text: str, *about: object) -> None:
+        more = self._noise.told(time.monotonic())
+        if more is not None:
+            log.warning(text + "%s", *about, more)
+
     def _handle(self, downstream: _Downstream, header: DataHeader) -> None:
         try:
             answers = downstream.end.handle(header)
         except WireError as error:
-            log.warning("%s: %s", downstream.peer.name, error)
+            self._complain("%s: %s", downstream.peer.name, error)
             return
         self._say(downstream, answers)
         if downstream.end.handshake.state == "refused":
-            log.error(
+            self._complain(
                 "Data connection with %s refused: %s", downstream.peer.name, downstream.end.handshake.reason
             )
         self._flush(downstream)

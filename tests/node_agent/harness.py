@@ -48,7 +48,7 @@ def value(name: str, *shape: int | str, kind: int = TensorProto.FLOAT) -> Any:
 def affine(source: str, target: str, width: int, seed: int) -> tuple[bytes, np.ndarray]:
     """`target = relu(source @ w)` for rows of `width`, and its weights."""
     w = (np.random.default_rng(seed).standard_normal((width, width)) / np.sqrt(width)).astype(np.float32)
-    nodes = [helper.make_node("MatMul", [source, "w"], ["h"]), helper.make_node("Relu", ["h"], [target])]
+    nodes = [helper.make_node("MatMul", [source, "w"], ["pre"]), helper.make_node("Relu", ["pre"], [target])]
     return (
         model_bytes(nodes, [value(source, "n", width)], [value(target, "n", width)], {"w": w}),
         w,
@@ -139,6 +139,10 @@ class AgentProcess:
         """Ends the process; its exit code and what it wrote to stderr."""
         if self.process.poll() is None:
             self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> tuple[int, str]:
+        """Waits for the end that was asked for; the exit code and what was written to stderr."""
         try:
             _, stderr = self.process.communicate(timeout=20)
         except subprocess.TimeoutExpired:
