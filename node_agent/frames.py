@@ -150,7 +150,7 @@ def check_lengths(headers: Sequence[TensorHeader], frames: Sequence[Any]) -> Non
 def pack_tensor(
     name: str, array: Array, codec: str = "raw", dtype: str | None = None
 ) -> tuple[TensorHeader, Any]:
-    """One tensor as header and frame; raw where the codec does not make it smaller.
+    """One tensor as header and frame; raw where the codec does not take it or does not make it smaller.
 
     Args:
         name: The tensor's name.
@@ -167,8 +167,12 @@ def pack_tensor(
     if dtype is not None and storage(dtype).itemsize != array.dtype.itemsize:
         raise CodecError(f"Tensor {name!r} is said to be {dtype} but holds {array.dtype.name}.")
     if codec != "raw" and array.nbytes >= _WORTH_ENCODING:
-        frame = chosen.encode(array)
-        if len(frame) < array.nbytes:
+        try:
+            frame = chosen.encode(array)
+        except CodecError:
+            # A NaN in one request must not fail it, nor may it be spoiled: that tensor goes as it is.
+            frame = None
+        if frame is not None and len(frame) < array.nbytes:
             return TensorHeader(name, kind, array.shape, codec, len(frame)), frame
     frame = CODECS["raw"].encode(array)
     return TensorHeader(name, kind, array.shape, "raw", len(frame)), frame

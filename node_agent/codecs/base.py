@@ -1,0 +1,146 @@
+"""What a codec is, and how arrays become bytes and back. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from node_agent.dtypes import storage
+from node_agent.errors import CodecError
+
+Array = npt.NDArray[Any]
+
+
+class Codec(Protocol):
+    """One way to encode tensors.
+
+    A codec that has no use for an element type (int8 on integers) encodes it as its raw bytes. One that cannot take a
+    value (a NaN where values are scaled) raises `CodecError`, and whoever packs the tensor sends it raw.
+
+    Attributes:
+        name: Its name in `TensorHeader.codec`.
+        values: Name of the codec that decodes to the same values: `raw` for every lossless codec, `int8` for
+            `int8-lz4`. Codecs with one such name have one error.
+        most_expansion: Largest ratio of decoded to encoded bytes that an honest frame can have; a frame that
+            promises more is refused before anything is allocated.
+    """
+
+    name: str
+    values: str
+    most_expansion: int
+
+    def encode(self, array: Array) -> Any:
+        """The frame of `array`: a one-dimensional buffer of bytes, which may share the array's memory.
+
+        Raises:
+            CodecError: The codec does not take such values, for example NaN.
+        """
+
+    def decode(self, frame: Any, dtype: str, shape: Sequence[int]) -> Array:
+        """The array of wire type `dtype` and shape `shape` in `frame`; may share its memory, or be read-only.
+
+        Raises:
+            CodecError: The frame is not the encoding of such an array.
+        """
+
+    def bound(self, array: Array) -> Array:
+        """Most that a round trip changes each element of `array`; of its shape, or of none for all alike."""
+
+    def most_bytes(self, dtype: str, shape: Sequence[int]) -> int:
+        """Largest frame that an array of this type and shape can have."""
+
+
+class Lossless:
+    """What every codec that gives back all bits has in common, whatever the array."""
+
+    values = "raw"
+
+    def bound(self, array: Array) -> Array:  # noqa: ARG002
+        """See `Codec.bound`."""
+        return np.zeros(())
+
+
+def count(shape: Sequence[int]) -> int:
+    """Number of elements of a shape."""
+    return math.prod(shape)
+
+
+def plain_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes that an array takes unencoded."""
+    return math.prod(shape) * storage(dtype).itemsize
+
+
+def is_float(held: np.dtype[Any]) -> bool:
+    """Whether elements held so are floating-point numbers; raw bits of `bfloat16` and the like are not."""
+    return held.kind == "f"
+
+
+def byte_view(array: Array) -> memoryview:
+    """The bytes of `array` in C order, little endian; copied only where it is not so already."""
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    if array.size == 0:
+        return memoryview(b"")
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def from_bytes(frame: Any, dtype: str, shape: Sequence[int]) -> Array:
+    """The array whose bytes `frame` is, on the frame's own memory where that is aligned for its type."""
+    held = storage(dtype)
+    expected = math.prod(shape) * held.itemsize
+    check_length(frame, expected, dtype, shape)
+    if expected == 0:
+        return np.empty(tuple(shape), held)
+    array = np.frombuffer(frame, held).reshape(tuple(shape))
+    # A short message lies at any address in libzmq's receive buffer; engines expect aligned elements.
+    return array if array.flags.aligned else array.copy()
+
+
+def check_length(frame: Any, expected: int, dtype: str, shape: Sequence[int]) -> None:
+    """Checks the length of a frame that has only one possible length.
+
+    Raises:
+        CodecError: It has another.
+    """
+    if len(frame) != expected:
+        raise CodecError(
+            f"A frame of {len(frame)} bytes cannot hold {dtype}{list(shape)}, which takes {expected}."
+        )
+
+
+def flat_float32(array: Array) -> tuple[npt.NDArray[np.float32], float, float]:
+    """The elements in C order as float32, with the least and the largest of them (0 and 0 of none).
+
+    Raises:
+        CodecError: One is NaN or infinite, or too large for float32.
+    """
+    with np.errstate(over="ignore"):
+        flat = np.ascontiguousarray(array, np.float32).reshape(-1)
+    if not flat.size:
+        return flat, 0.0, 0.0
+    least, largest = float(flat.min()), float(flat.max())
+    # NaN is the least and the largest of any set that holds it.
+    if not math.isfinite(least) or not math.isfinite(largest):
+        raise CodecError("A lossy codec takes no NaN, no infinity and nothing above float32's range.")
+    return flat, least, largest
+
+
+def as_type(values: npt.NDArray[np.float32], dtype: str, shape: Sequence[int]) -> Array:
+    """Decoded float32 elements as an array of wire type `dtype`; what a float16 cannot hold becomes infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        array: Array = values.astype(storage(dtype), copy=False).reshape(tuple(shape))
+    return array
+
+
+def rounding(array: Array) -> Array:
+    """What is lost per element by computing in float32 and by storing in the array's own type."""
+    coarsest = max(float(np.finfo(array.dtype).eps), float(np.finfo(np.float32).eps))
+    with np.errstate(over="ignore"):
+        lost: Array = np.abs(array.astype(np.float64)) * (4 * coarsest) + np.finfo(np.float32).tiny
+    if array.dtype == np.float16:
+        lost += 2.0**-24  # the distance of its smallest numbers
+    return lost

@@ -1,0 +1,156 @@
+"""`int8` and `int8-channel`: floats as 256 steps between the least and the largest value. Pure.
+
+A frame is, per channel, the size of a step (float32), then per channel the step that stands for zero (uint8), then one
+byte per element. Zero is always a step of its own, so what a ReLU cut off stays zero and packs well afterwards.
+`int8` has one channel; `int8-channel` has one per channel of the tensor: axis 1 of four or more dimensions (N, C, H,
+W), else the last (tokens, features). A tensor too small for that, where the steps would take more than an eighth of
+the values, has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from node_agent.codecs.base import (
+    Array,
+    as_type,
+    byte_view,
+    check_length,
+    count,
+    flat_float32,
+    from_bytes,
+    is_float,
+    plain_bytes,
+    rounding,
+)
+from node_agent.dtypes import storage
+from node_agent.errors import CodecError
+
+_MAGIC = np.float32(1.5 * 2**23)
+"""Added to a float32 below 2²², it leaves the number, rounded to nearest, in the lowest bits."""
+
+_SMALLEST_STEP = 2.0**-120
+"""Below, 1/step and products of it leave float32's normal range."""
+
+_STEP_BYTES = 5
+"""Step and zero of one channel."""
+
+Floats = npt.NDArray[np.float32]
+
+
+class Int8:
+    """See the module.
+
+    Args:
+        name: Its name.
+        by_channel: Whether every channel has steps of its own.
+    """
+
+    most_expansion = 8
+
+    def __init__(self, name: str, *, by_channel: bool) -> None:
+        self.name = self.values = name
+        self._by_channel = by_channel
+
+    def encode(self, array: Array) -> memoryview:
+        """See `Codec.encode`."""
+        if not is_float(array.dtype):
+            return byte_view(array)
+        if not array.size:
+            return memoryview(b"")
+        flat, _, _ = flat_float32(array)
+        grouped = flat.reshape(self._grouping(array.shape))
+        steps, zeros = _steps(grouped)
+        frame = np.empty(self.exact_bytes(array.dtype.name, array.shape), np.uint8)
+        split = _STEP_BYTES * steps.size
+        frame[: 4 * steps.size] = steps.reshape(-1).astype("<f4").view(np.uint8)
+        frame[4 * steps.size : split] = zeros.reshape(-1)
+        scaled = np.zeros_like(steps)
+        np.divide(np.float32(1), steps, out=scaled, where=steps > 0)
+        levels = grouped * scaled
+        levels += zeros + _MAGIC
+        frame[split:] = levels.reshape(-1).view(np.uint32)
+        return frame.data
+
+    def decode(self, frame: Any, dtype: str, shape: Sequence[int]) -> Array:
+        """See `Codec.decode`."""
+        if not is_float(storage(dtype)):
+            return from_bytes(frame, dtype, shape)
+        check_length(frame, self.exact_bytes(dtype, shape), dtype, shape)
+        if not len(frame):
+            return np.empty(tuple(shape), storage(dtype))
+        grouping = self._grouping(shape)
+        channels = grouping[1]
+        per_channel = (channels, 1)
+        held = np.frombuffer(frame, np.uint8)
+        steps = held[: 4 * channels].copy().view("<f4").reshape(per_channel)
+        if not (np.isfinite(steps).all() and (steps >= 0).all()):
+            raise CodecError(f"A frame of codec {self.name} has steps that are no sizes.")
+        values = held[_STEP_BYTES * channels :].reshape(grouping).astype(np.float32)
+        values -= held[4 * channels : _STEP_BYTES * channels].reshape(per_channel)
+        with np.errstate(over="ignore"):
+            values *= steps
+        return as_type(values.reshape(-1), dtype, shape)
+
+    def bound(self, array: Array) -> Array:
+        """See `Codec.bound`: half a step of the element's channel."""
+        if not is_float(array.dtype) or not array.size:
+            return np.zeros(())
+        grouped = flat_float32(array)[0].reshape(self._grouping(array.shape))
+        steps = np.broadcast_to(_steps(grouped)[0], grouped.shape).reshape(array.shape)
+        return 0.501 * steps.astype(np.float64) + rounding(array)
+
+    def exact_bytes(self, dtype: str, shape: Sequence[int]) -> int:
+        """Length of every frame."""
+        elements = count(shape)
+        if not is_float(storage(dtype)):
+            return plain_bytes(dtype, shape)
+        return elements + _STEP_BYTES * self._grouping(shape)[1] if elements else 0
+
+    def most_bytes(self, dtype: str, shape: Sequence[int]) -> int:
+        """See `Codec.most_bytes`."""
+        return self.exact_bytes(dtype, shape)
+
+    def _grouping(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """The shape as (before the channels, channels, after them)."""
+        elements = count(shape)
+        if self._by_channel and len(shape) > 1:
+            axis = 1 if len(shape) >= 4 else len(shape) - 1
+            channels = shape[axis]
+            if 8 * _STEP_BYTES * channels <= elements:
+                return (count(shape[:axis]), channels, count(shape[axis + 1 :]))
+        return (1, 1, elements)
+
+
+def _steps(grouped: Floats) -> tuple[Floats, npt.NDArray[np.uint8]]:
+    """Step and zero of every channel, each (channels, 1).
+
+    Values on both sides of zero have 254 steps, which leaves one for the rounding of zero itself; on one side, 255.
+
+    Raises:
+        CodecError: The values are too close to zero for float32's arithmetic.
+    """
+    least = np.minimum(_along(np.minimum, grouped), 0.0).astype(np.float64)
+    largest = np.maximum(_along(np.maximum, grouped), 0.0).astype(np.float64)
+    steps = (largest - least) / np.where((least < 0) & (largest > 0), 254.0, 255.0)
+    if ((steps > 0) & (steps < _SMALLEST_STEP)).any():
+        raise CodecError("Values this close to zero are not scaled.")
+    rounded = steps.astype(np.float32)
+    below = np.zeros_like(least)
+    np.divide(-least, rounded, out=below, where=steps > 0)
+    # Rounded up, so that the least value never falls below step 0.
+    zeros = np.minimum(np.ceil(below), 255).astype(np.uint8)
+    return rounded[:, None], zeros[:, None]
+
+
+def _along(reduce: np.ufunc, grouped: Floats) -> Floats:
+    """The least or largest value of every channel."""
+    if grouped.shape[2] == 1:
+        found: Floats = reduce.reduce(grouped[:, :, 0], axis=0)
+    else:
+        found = reduce.reduce(reduce.reduce(grouped, axis=2), axis=0)
+    return found
