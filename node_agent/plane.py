@@ -47,6 +47,7 @@ class DataPlane:
         runs: SimpleQueue[Any] = SimpleQueue()
         self.sender = Sender(context, name, host, ports[1], release=self._release)
         forward = self.sender.inbox.put
+        self.worker = Worker(name, runs, forward=forward, drop=self._drop)
         self.receiver = Receiver(
             context,
             name,
@@ -54,10 +55,10 @@ class DataPlane:
             ports[0],
             ledger=self._ledger,
             runs=runs,
+            try_now=self.worker.try_now,
             forward=forward,
             window=window or Window(),
         )
-        self.worker = Worker(name, runs, forward=forward, drop=self._drop)
 
     @property
     def ports(self) -> tuple[int, int]:

@@ -63,6 +63,7 @@ class Receiver(Shell):
         port: Data-in port; 0 for any.
         ledger: Credit owed to upstream peers.
         runs: Where items go that have a partition to run.
+        try_now: Runs such an item in this thread if it is short; whether it did.
         forward: Takes items that go straight on.
         window: What each upstream connection may have under way.
         limits: Bounds on messages.
@@ -77,6 +78,7 @@ class Receiver(Shell):
         *,
         ledger: Ledger,
         runs: SimpleQueue[Any],
+        try_now: Callable[[Work], bool],
         forward: Callable[[Work], None],
         window: Window,
         limits: Limits = DEFAULT,
@@ -92,6 +94,7 @@ class Receiver(Shell):
         self._bind = (host, port)
         self._ledger = ledger
         self._runs = runs
+        self._try_now = try_now
         self._forward = forward
         self._window = window
         self._limits = limits
@@ -259,7 +262,8 @@ class Receiver(Shell):
             self._forward(work)
             return
         work.loaded.counters.decode_ns += time.monotonic_ns() - work.arrived_ns
-        self._runs.put(work)
+        if not self._try_now(work):
+            self._runs.put(work)
 
     def _complain(self, text: str, *about: object) -> None:
         more = self._noise.told(time.monotonic())

@@ -51,12 +51,14 @@ class LoadedRoute:
         session: The partition; None for a relay.
         counters: What has been done.
         closed: Its epoch is being unloaded: what still waits for it is dropped.
+        last_run_ns: How long its last run took; 0 before the first.
     """
 
     route: Route
     session: Session | None
     counters: HopCounters = field(default_factory=HopCounters)
     closed: bool = False
+    last_run_ns: int = 0
 
     def status(self) -> HopStatus:
         """The counters as other processes see them."""

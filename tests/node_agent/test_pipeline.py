@@ -324,3 +324,33 @@ def test_links_are_measured_on_sockets_of_their_own(driver: Driver, start_agent:
     assert 0 < measured.delay < 1
     fault = link.ask(m.MeasureLink, m.PeerRef("b"))
     assert fault.code == "cannot-probe"
+
+
+def test_epochs_change_under_load_and_every_item_is_accounted_for(driver: Driver, start_agent: Start) -> None:
+    """Short runs are done in the receive thread: unloading must not take a partition away under one."""
+    graph = identity()
+    tensors = {"inputs": (spec("x", "n"),), "outputs": (spec("y", "n"),), "send": ("y",)}
+    agent, link, socket = one_stage(driver, start_agent, graph, **tensors)
+    request = 0
+    for epoch in range(2, 12):
+        assert isinstance(
+            link.load(epoch, hop(0, m.PeerRef("test"), driver.peer, graph=ref(graph), **tensors)), m.Loaded
+        )
+        for _ in range(30):
+            driver.send(socket, epoch - 1, request, 0, {"x": np.full(10, request, np.float32)})
+            header, frames = driver.result()
+            assert header.request == request
+            assert arrays_of(header, frames)["y"][0] == request
+            request += 1
+        for number in range(10):
+            driver.send(socket, epoch - 1, request + number, 0, {"x": np.ones(10, np.float32)})
+        assert isinstance(link.ask(m.Unload, epoch - 1), m.Done)
+        came = 0
+        while driver.results.poll(300):
+            header, _ = driver.result()
+            assert request <= header.request < request + 10
+            came += 1
+        request += 10
+        assert came <= 10
+        assert link.beat(lambda beat: beat.queued == 0).epochs == (epoch,)
+    assert agent.end() == (0, "")
