@@ -28,7 +28,8 @@ class Provider:
     Attributes:
         engine: What `--engine` calls it.
         name: What ONNX Runtime calls it.
-        install: How to get it.
+        install: How to get an ONNX Runtime that has it.
+        libraries: How to get what it needs besides.
         library: Stem of its shared library beside ONNX Runtime's own; empty where it is built in.
         also: Providers that take the ops it leaves, before the CPU.
         options: Options that it always gets, unless the deployment sets them.
@@ -37,6 +38,7 @@ class Provider:
     engine: str
     name: str
     install: str
+    libraries: str = "Install the vendor's driver and runtime."
     library: str = ""
     also: tuple[str, ...] = ()
     options: Mapping[str, str] | None = None
@@ -46,32 +48,35 @@ _GPU = (
     'pip uninstall onnxruntime, then pip install "defer-edge[gpu]" (x86-64); on a Jetson see docs/install.md.'
 )
 
+_CUDA = 'Install CUDA and cuDNN: pip install "onnxruntime-gpu[cuda,cudnn]", and NVIDIA\'s driver.'
+
 PROVIDERS = (
     Provider(
         "onnxruntime-tensorrt",
         "TensorrtExecutionProvider",
-        f"{_GPU} TensorRT itself comes with pip install tensorrt.",
+        _GPU,
+        f"{_CUDA} TensorRT of the version that is named: pip install tensorrt-cu13 or tensorrt-cu12.",
         "onnxruntime_providers_tensorrt",
         also=("CUDAExecutionProvider",),
     ),
-    Provider("onnxruntime-cuda", "CUDAExecutionProvider", _GPU, "onnxruntime_providers_cuda"),
+    Provider("onnxruntime-cuda", "CUDAExecutionProvider", _GPU, _CUDA, "onnxruntime_providers_cuda"),
     Provider(
         "onnxruntime-rocm",
         "ROCMExecutionProvider",
         "Install AMD's onnxruntime-rocm.",
-        "onnxruntime_providers_rocm",
+        library="onnxruntime_providers_rocm",
     ),
     Provider(
         "onnxruntime-migraphx",
         "MIGraphXExecutionProvider",
         "Install AMD's onnxruntime-migraphx.",
-        "onnxruntime_providers_migraphx",
+        library="onnxruntime_providers_migraphx",
     ),
     Provider(
         "onnxruntime-openvino",
         "OpenVINOExecutionProvider",
         "pip uninstall onnxruntime, then pip install onnxruntime-openvino.",
-        "onnxruntime_providers_openvino",
+        library="onnxruntime_providers_openvino",
     ),
     Provider("onnxruntime-coreml", "CoreMLExecutionProvider", "It comes with onnxruntime on macOS."),
 )
@@ -139,7 +144,7 @@ class OnnxRuntimeProvider:
             reason = why_absent(runtime, self._provider) or "ONNX Runtime gives no reason"
             raise EngineMissingError(
                 f"ONNX Runtime runs on {actual[0] if actual else 'nothing'} instead of {self._provider.name}: {reason}.",
-                hint=self._provider.install,
+                hint=self._provider.libraries,
             )
         return bind(runtime, inner, partition)
 
@@ -157,7 +162,7 @@ class OnnxRuntimeProvider:
             )
         reason = why_absent(runtime, provider)
         if reason:
-            raise EngineMissingError(f"{provider.name} cannot start: {reason}.", hint=provider.install)
+            raise EngineMissingError(f"{provider.name} cannot start: {reason}.", hint=provider.libraries)
 
 
 _PROBE = """

@@ -112,7 +112,8 @@ def _configure(job: Job, trt: Any, config: Any, builder: Any, network: Any, say:
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if tensor.name in job.shapes:
-            profile.set_shape(tensor.name, *job.shapes[tensor.name])
+            least, usual, greatest = job.shapes[tensor.name]
+            profile.set_shape(tensor.name, least, usual, greatest)
     if job.shapes:
         config.add_optimization_profile(profile)
     if job.workspace_bytes:

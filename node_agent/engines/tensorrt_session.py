@@ -54,8 +54,11 @@ class TensorRtSession:
         self._profile = profile
         self.engine_bytes = engine_bytes
         self._inputs = {spec.name: spec.dtype for spec in partition.inputs}
-        self.outputs: Sequence[TensorSpec] = tuple(partition.outputs) or _made(engine)
-        self._outputs = {spec.name: spec.dtype for spec in self.outputs}
+        made = _made(engine)
+        self.outputs: Sequence[TensorSpec] = tuple(partition.outputs) or made
+        self._wanted = [spec.name for spec in self.outputs]
+        # TensorRT writes every output; one that nobody wants still needs a place.
+        self._outputs = {spec.name: spec.dtype for spec in made}
         self._slots: deque[Slot] = deque()
         self._busy: deque[Slot] = deque()
         self._streams: list[Any] = []
@@ -118,7 +121,7 @@ class TensorRtSession:
         slot = self._busy.popleft()
         try:
             self._cuda.synchronize(slot.returned)
-            return {name: slot.buffers[name].take(slot.shapes[name]) for name in self._outputs}
+            return {name: slot.buffers[name].take(slot.shapes[name]) for name in self._wanted}
         finally:
             self._slots.append(slot)
 
@@ -154,7 +157,7 @@ class TensorRtSession:
             raise RunFailedError("TensorRT could not start the partition.")
         self._cuda.record(slot.computed, compute)
         self._cuda.wait(download, slot.computed)
-        for name in self._outputs:
+        for name in self._wanted:
             slot.buffers[name].fetch(slot.shapes[name], download)
         self._cuda.record(slot.returned, download)
 
