@@ -16,7 +16,8 @@ from router import Buffers, Cluster, Device, Link, Objective, Problem, Solution,
 
 MIB = 1024 * 1024
 ITEM_BYTES = 4
-KNOWN = {  # seconds per batch, by (board counts, Mbit/s or None)
+KNOWN_FILE = "vit_base_minnowboard_rccve"
+KNOWN: dict[tuple[int | float | None, ...], float] = {  # seconds per batch, by (board counts, Mbit/s or None)
     (4, 4, None): 1.548760,
     (2, 2, None): 2.936569,
     (4, 0, None): 3.354294,

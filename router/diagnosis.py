@@ -41,12 +41,15 @@ def check_blocks(instance: Instance) -> None:
             limit="reachability",
             hint="add a link, or lift a ban",
         )
-    for block in range(instance.blocks):
-        able = np.flatnonzero(np.isfinite(instance.block[:, block]))
-        if not able.size:
+    able = np.isfinite(instance.block)  # (n, L)
+    connected = np.array([name in ahead and name in behind for name in instance.names])
+    room = np.where(able & connected[:, None], instance.memory[:, None], -1.0).max(axis=0)
+    alone = instance.stage_bytes[np.arange(instance.blocks), np.arange(1, instance.blocks + 1)]
+    for block in np.flatnonzero((room < alone) | (room < 0)).tolist():
+        names = [instance.names[u] for u in np.flatnonzero(able[:, block])]
+        if not names:
             raise _no_device(problem, block)
-        names = [instance.names[u] for u in able]
-        reached = [name for name in names if name in ahead and name in behind]
+        reached = [name for name in names if connected[instance.index[name]]]
         if not reached:
             raise NoRoute(
                 f"block {block} can run only on {_listed(names)}, which cannot be reached from "
@@ -54,15 +57,13 @@ def check_blocks(instance: Instance) -> None:
                 limit="reachability",
                 hint="add links to and from the device",
             )
-        needed = float(instance.stage_bytes[block, block + 1])
         largest = max(reached, key=lambda name: instance.memory[instance.index[name]])
-        if needed > instance.memory[instance.index[largest]]:
-            raise NoRoute(
-                f"block {block} alone needs {size(needed)}; of the devices that can run it, {largest!r} "
-                f"has the most memory: {size(float(instance.memory[instance.index[largest]]))}",
-                limit="memory",
-                hint="cut the model finer, or add a device with more memory",
-            )
+        raise NoRoute(
+            f"block {block} alone needs {size(float(alone[block]))}; of the devices that can run it, {largest!r} "
+            f"has the most memory: {size(float(instance.memory[instance.index[largest]]))}",
+            limit="memory",
+            hint="cut the model finer, or add a device with more memory",
+        )
 
 
 def _no_device(problem: Problem, block: int) -> NoRoute:

@@ -47,8 +47,22 @@ class Network:
         self.dst: Ints = instance.dst[self.order]
         self.src: Ints = instance.src[self.order]
         self.n = instance.n
+        # Where senders have about equally many links, one row per n-th link of every device lets numpy take the
+        # minimum row by row, three times as fast as over runs of unequal length.
+        degree = np.bincount(self.src, minlength=self.n)
+        self.rows = int(degree.max(initial=0)) if self.rows_pay(degree) else 0
+        start = np.concatenate([[0], np.cumsum(degree)])
+        self.slot: Ints = (np.arange(len(self.src)) - start[self.src]) * self.n + self.src
+        self.target: Ints = np.zeros(self.rows * self.n, np.int64)
+        if self.rows:
+            self.target[self.slot] = self.dst
         self.senders, first = np.unique(self.src, return_index=True)
         self.first: Ints = first.astype(np.int64)
+
+    @staticmethod
+    def rows_pay(degree: Ints) -> bool:
+        """Whether padding every device to the largest number of links wastes little."""
+        return bool(degree.max(initial=0) * len(degree) <= 2 * degree.sum())
 
     def to_go(self, leave: Floats, link_cost: Floats) -> Floats:
         """Least cost over any number of hops, then leaving at the last device.
@@ -62,15 +76,32 @@ class Network:
         """
         if not len(self.order):
             return leave
-        weight = link_cost[:, self.order]
+        return np.stack(
+            [self._relax(row, cost.take(self.order)) for row, cost in zip(leave, link_cost, strict=True)]
+        )
+
+    def _relax(self, leave: Floats, weight: Floats) -> Floats:
+        """Rounds of relaxation over all links at once, until none changes."""
         best = leave.copy()
+        if self.rows:
+            padded = np.full(len(self.target), np.inf)
+            padded[self.slot] = weight
+            through, reached = np.empty(len(padded)), np.empty(self.n)
+            for _ in range(_ROUNDS_BEFORE_DIJKSTRA):
+                np.take(best, self.target, out=through, mode="clip")
+                through += padded
+                through.reshape(self.rows, self.n).min(axis=0, out=reached)
+                if not (reached < best).any():
+                    return best
+                np.minimum(best, reached, out=best)
+            return self._dijkstra(leave, weight)
         for _ in range(_ROUNDS_BEFORE_DIJKSTRA):
-            reached = np.minimum.reduceat(best[:, self.dst] + weight, self.first, axis=1)
-            now = best[:, self.senders]
+            reached = np.minimum.reduceat(best[self.dst] + weight, self.first)
+            now = best[self.senders]
             if not (reached < now).any():
                 return best
-            best[:, self.senders] = np.minimum(now, reached)
-        return np.stack([self._dijkstra(leave[k], weight[k]) for k in range(len(leave))])
+            best[self.senders] = np.minimum(now, reached)
+        return self._dijkstra(leave, weight)
 
     def _dijkstra(self, leave: Floats, weight: Floats) -> Floats:
         """The same by a compiled Dijkstra from a virtual root, for networks of large diameter."""

@@ -66,7 +66,7 @@ def make_pipeline(instance: Instance) -> Pipeline:
     return Pipeline(instance, interchangeable(instance), instance.seconds_per_byte / share)
 
 
-def _widest(instance: Instance, airtime: Floats) -> Floats:
+def widest(instance: Instance, airtime: Floats) -> Floats:
     """(n, n) least over paths of the largest airtime per byte."""
     wide = np.full((instance.n, instance.n), np.inf)
     wide[instance.src, instance.dst] = airtime
@@ -80,7 +80,7 @@ def _pick(groups: list[list[int]]) -> tuple[list[int], list[int]]:
     return [group[0] for group in groups], [group[-1] for group in groups]
 
 
-def _spans(values: Floats) -> Floats:
+def spans(values: Floats) -> Floats:
     """(L+1, L+1) sums of values[i:j] at [i, j], inf for i >= j or where a value is infinite."""
     blocks = len(values)
     cannot = np.isinf(values)
@@ -94,7 +94,7 @@ def _spans(values: Floats) -> Floats:
 
 def _stage(instance: Instance, u: int, cost: Additive, scale: float) -> tuple[Floats, Floats, Floats, float]:
     """Tables of `ChainCosts` for stages on device u: moving both ways, staying first, staying last, staying."""
-    span = _spans(cost.block[u]) + cost.start[u]
+    span = spans(cost.block[u]) + cost.start[u]
     span[instance.stage_bytes > instance.memory[u]] = np.inf
     enters, leaves = cost.decode[:, u], cost.encode[:, u]  # (K, L+1)
     full = enters[:, :, None, None] + span[None, :, :, None] + leaves.T[None, None]
@@ -151,7 +151,7 @@ def _assemble(
 def period_costs(pipeline: Pipeline) -> ChainCosts:
     """The program whose value is the least period."""
     instance = pipeline.instance
-    wide = _widest(instance, pipeline.airtime)
+    wide = widest(instance, pipeline.airtime)
     np.fill_diagonal(wide, np.inf)
     with np.errstate(invalid="ignore"):
         way = wide[:, :, None, None] * instance.wire[None, None]

@@ -4,7 +4,8 @@
    graph. If that path keeps every limit it is the optimum, however large the instance.
 2. With one stage per device, the stage-by-stage program (`router.pipeline`) gives a bound and a route for the period
    and for sums under memory limits and a period; if the route attains the bound it is the optimum.
-3. Otherwise an exact search over labelled routes, as long as its label budget lasts.
+3. For the period on clusters too large for that, a beam search with a bound (`router.threshold`).
+4. Otherwise an exact search over labelled routes, as long as its label budget lasts.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from router.pipeline import EFFORT, least_cost, least_period, make_pipeline
 from router.problem import Objective, Problem
 from router.route import Route, Solution
 from router.search import search
+from router.threshold import beam_period
 
 TOLERANCE = 1e-9
 LABELS = 100_000
+SEARCHABLE = 300  # devices, links and media
 
 
 def solution(instance: Instance, objective: Objective, route: Route, bound: float) -> Solution:
@@ -66,6 +69,11 @@ class _Attempt:
             self.value, self.route = value, route
 
     @property
+    def searchable(self) -> bool:
+        """Whether the exact search has a chance: its labels carry one load per resource."""
+        return not self.goal.loads_matter or self.instance.resources <= SEARCHABLE
+
+    @property
     def proved(self) -> bool:
         """Whether nothing better can exist."""
         return self.value <= self.bound * (1 + TOLERANCE)
@@ -81,7 +89,7 @@ class _Attempt:
                 self.offer(route)
         if not self.proved and self.instance.problem.stages_per_device == 1 and not self._pipeline():
             return None
-        if not self.proved:
+        if not self.proved and (self.route is None or self.searchable):
             found = search(self.instance, self.goal, budget=labels, incumbent=self.value)
             self.offer(found.route)
             self.bound = max(self.bound, min(found.bound, self.value))
@@ -93,6 +101,11 @@ class _Attempt:
         """Try the stage-by-stage program; False when it proves that there is no plan."""
         pipeline = make_pipeline(self.instance)
         if pipeline.effort > EFFORT:
+            if self.goal.primary is None:
+                least, route = beam_period(pipeline)
+                self.bound = max(self.bound, least if math.isfinite(least) else 0.0)
+                self.offer(route)
+                return math.isfinite(least)
             return True
         limit = self.objective.max_period
         if self.goal.primary is None:

@@ -1,0 +1,102 @@
+"""SEIFER's setting: random wireless clusters, memory limits, and only the transfers count.
+
+N nodes uniform in a square of 150 m, every two joined at log2(1 + 283230 / d²) Mbit/s; a node holds one partition;
+the bottleneck is the slowest transfer between partitions. The lower bound is the planner's own; the ratio that SEIFER
+reports is to (largest transfer of the plan) / (largest bandwidth).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import cache
+from random import Random
+
+from benchmarks.runner import Options, Outcome, Row, Target
+from router import Cluster, Device, Link, NoRoute, Problem, solve
+
+PUBLISHED = {"resnet50": 1.268, "vgg16": 1.198, "densenet121": 1.004, "mobilenet_v2": 1.0, "vgg19": 1.0}
+MIB = 2**20
+NODES = (5, 10, 20, 35, 50)
+MEMORY = (64, 128, 256, 512)
+
+
+@cache
+def chain_of(model: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(bytes per block, bytes per boundary) of a network of the zoo, at its own cut points."""
+    import models
+    import partitioner
+
+    chain = partitioner.coarsen(partitioner.analyze(models.build(model)), 120)
+    weights = tuple(block.weight_bytes for block in chain.blocks)
+    return weights, tuple(boundary.nbytes for boundary in chain.boundaries)
+
+
+def cluster_of(nodes: int, memory: int, seed: int) -> Cluster:
+    """One random cluster, with a source and a sink that cost nothing."""
+    rng = Random(seed)
+    places = [(rng.uniform(0, 150), rng.uniform(0, 150)) for _ in range(nodes)]
+    names = [f"n{k}" for k in range(nodes)]
+    links = []
+    for a in range(nodes):
+        for b in range(nodes):
+            if a != b:
+                square = max(math.dist(places[a], places[b]) ** 2, 1e-6)
+                links.append(Link(names[a], names[b], math.log2(1 + 283230 / square) * 1e6 / 8))
+    links += [Link("in", name, math.inf) for name in names] + [Link(name, "out", math.inf) for name in names]
+    ends = [Device("in", computes=False), Device("out", computes=False)]
+    return Cluster(ends + [Device(name, memory=memory * MIB) for name in names], links)
+
+
+def measure(options: Options) -> Outcome:
+    """One row per network: ratios over all clusters on which a plan exists."""
+    names = ["mobilenet_v2"] if options.quick else list(PUBLISHED)
+    seeds = 2 if options.quick else 5
+    rows: list[Row] = []
+    targets = []
+    for model in names:
+        weights, sizes = chain_of(model)
+        ratios, theirs, proved, impossible, single = [], [], 0, 0, 0
+        begin = time.perf_counter()
+        for nodes in NODES:
+            for memory in MEMORY:
+                for seed in range(seeds):
+                    with options.console.status(f"{model}: {nodes} nodes, {memory} MiB"):
+                        cluster = cluster_of(nodes, memory, seed)
+                        free = {d.name: [0.0] * len(weights) for d in cluster.devices if d.computes}
+                        try:
+                            best = solve(Problem(cluster, "in", "out", free, sizes, weights), "throughput")
+                        except NoRoute:
+                            impossible += 1
+                            continue
+                    if len(best.route.stages) == 1:
+                        single += 1
+                        continue
+                    proved += best.optimal
+                    ratios.append(best.value / best.bound)
+                    fastest = max(k.bandwidth for k in cluster.links if math.isfinite(k.bandwidth))
+                    largest = max(sizes[t.boundary] for t in best.route.transfers[1:-1])
+                    theirs.append(best.value / (largest / fastest))
+        seconds = time.perf_counter() - begin
+        row: dict[str, str | float | int | None] = {
+            "case": model,
+            "objective": "throughput",
+            "planned": len(ratios),
+        }
+        row |= {"one node": single, "impossible": impossible, "optimal": proved}
+        if ratios:
+            row |= {"least": min(ratios), "mean": sum(ratios) / len(ratios), "worst": max(ratios)}
+            row |= {"mean as SEIFER": sum(theirs) / len(theirs)}
+            targets.append(
+                Target(
+                    f"{model}: mean ratio as SEIFER reports it",
+                    sum(theirs) / len(theirs),
+                    PUBLISHED[model],
+                    "most",
+                )
+            )
+        rows.append({**row, "published": PUBLISHED[model], "seconds": round(seconds, 1)})
+    notes = [
+        "one node: the model fits one node, nothing is sent. impossible: one block alone exceeds a node's memory"
+    ]
+    return Outcome(rows, targets, notes)
