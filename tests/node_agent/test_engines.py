@@ -179,7 +179,8 @@ def test_blocks_are_measured_on_what_the_ones_before_produced(store: FileStore) 
     assert got.load_seconds > 0
     (stats,) = got.outputs
     assert (stats.name, stats.dtype, stats.shape, stats.nbytes) == ("h", "float32", (4, 16), 256)
-    assert set(stats.codecs) == set(CODECS)
+    # A codec that cannot take this tensor is not on offer for it.
+    assert {"raw", "lz4"} <= set(stats.codecs) <= set(CODECS)
     assert stats.codecs["raw"][0] == 256
     held = timer._held
     assert set(held) == {"h"}
