@@ -151,7 +151,8 @@ class SocketLoop:
             self._commands.popleft()()
 
     def _woken(self) -> None:
-        # First the flag, then the commands: one that comes in between wakes the thread once more.
-        self._signalled = False
+        # In this order: whoever finds the flag set has put its command where this turn still finds it, and whoever
+        # finds it cleared sends a byte that is not read here any more.
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(4096)
+        self._signalled = False

@@ -107,11 +107,12 @@ def test_two_stages_equal_the_whole_model(daemon: Daemon, order: Order, expected
     assert "sending a canary through the pipeline" in seen
     with Client(str(daemon.address)) as client:
         check(client, expected, range(40))
+        # An agent counts an item when it has let it go, which may be after the client has it.
+        until(lambda: [stage.items for stage in client.status().deployments[0].stages] == [41, 41])
         status = client.status()
     (info,) = status.deployments
     assert (info.state, info.failed, info.waiting, info.in_flight) == ("ready", 0, 0, 0)
     assert info.answered == 41
-    assert [stage.items for stage in info.stages] == [41, 41]
     assert {device.state for device in status.devices} == {"alive"}
 
 
@@ -239,7 +240,7 @@ def test_a_port_in_use_and_an_agent_that_is_not_there(tmp_path: Path) -> None:
         cluster = loads_cluster(
             f'[dispatcher]\nlisten = "127.0.0.1:{port}"\n[[device]]\nname = "a"\naddress = "127.0.0.1:1"'
         )
-        with pytest.raises(errors.PortInUse, match=str(port)):
+        with pytest.raises(errors.PortInUse, match="in use by another process"):
             Daemon(cluster, tmp_path).start()
     cluster = loads_cluster(
         '[dispatcher]\nlisten = "127.0.0.1:0"\n[[device]]\nname = "a"\naddress = "127.0.0.1:1"'
