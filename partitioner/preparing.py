@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from partitioner import proto, tensors
-from partitioner.errors import InvalidModel
+from partitioner.errors import InvalidModel, UnsupportedOp
 from partitioner.layout import Layout, lay_out
 from partitioner.loading import load
 from partitioner.loops import loop_states
@@ -115,6 +115,7 @@ def prepare(model: str | Path | onnx.ModelProto | ir.Model) -> Prepared:
     proto.check_ops(graph.all_nodes(), loaded.opset_imports, loaded.functions)
     for function in functions:
         proto.check_ops(function.all_nodes(), function.opset_imports, loaded.functions)
+    _check_ends(graph)
     _check_values(graph)
     _sort(graph)
     inline_functions(loaded)
@@ -213,6 +214,22 @@ def _is_lost(known: ValueType | None) -> bool:
 
 def _bound(dim: int | str | None, values: Mapping[str, int]) -> int | str | None:
     return values.get(dim) if isinstance(dim, str) else dim
+
+
+def _check_ends(graph: ir.Graph) -> None:
+    """Refuse a model that hands nothing out, or takes or hands out what no frame can hold."""
+    if not graph.outputs:
+        raise InvalidModel("the model has no outputs, so there is nothing to compute")
+    for word, values in (("input", graph.inputs), ("output", graph.outputs)):
+        for value in values:
+            kind = declared(value).kind
+            if kind != "tensor":
+                node = value.producer()
+                maker = "" if node is None else f", made by op {node.op_type!r}"
+                raise UnsupportedOp(
+                    f"the model's {word} {value.name!r}{maker} is a {kind}; only tensors can be sent",
+                    hint="change the model so that its inputs and outputs are tensors",
+                )
 
 
 def _check_values(graph: ir.Graph) -> None:

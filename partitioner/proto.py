@@ -71,13 +71,17 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
             hint="store it as a dense initializer",
         )
     try:
-        return ir.serde.deserialize_model(proto)
+        model = ir.serde.deserialize_model(proto)
+        for opsets in (model.graph.opset_imports, *(f.opset_imports for f in model.functions.values())):
+            if "ai.onnx" in opsets:  # the default domain's long name
+                opsets.setdefault("", opsets.pop("ai.onnx"))
+        return model
     except (ValueError, TypeError, NotImplementedError, RuntimeError, ir.serde.SerdeError) as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        first = str(cause).strip().splitlines()
-        raise InvalidModel(f"the ONNX model cannot be read: {first[0] if first else cause!r}") from error
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        raise InvalidModel(f"the ONNX model cannot be read: {reason}") from error
 
 
 def serialize_graph(graph: ir.Graph | ir.GraphView, *, ir_version: int) -> bytes:

@@ -10,6 +10,7 @@ from typing import Final
 
 import onnx_ir as ir
 
+from partitioner import proto
 from partitioner.errors import MissingWeights
 
 CHUNK: Final = 4 * 1024 * 1024
@@ -60,6 +61,32 @@ def chunks(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
         ) from error
     if left:
         raise MissingWeights(f"{tensor.path} ends {left} bytes before the end of tensor {tensor.name!r}")
+
+
+def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The tensor itself, or a copy of its bytes if it lies in a file."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    return proto.raw_tensor(tensor, b"".join(chunks(tensor)))
+
+
+def renamed(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """The same data under another name; the tensor given keeps its own, since it may be the caller's."""
+    if tensor.name == name:
+        return tensor
+    if isinstance(tensor, ir.ExternalTensor):
+        return ir.ExternalTensor(
+            tensor.location,
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=name,
+            base_dir=tensor.base_dir,
+        )
+    if tensor.dtype == ir.DataType.STRING:
+        return ir.StringTensor(tensor.numpy(), shape=ir.Shape(tensor.shape.numpy()), name=name)
+    return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
 
 
 def sha256(tensor: ir.TensorProtocol) -> str:

@@ -61,7 +61,8 @@ def graph_bytes(model: ir.Model, replaced: dict[str, ir.TensorProtocol | None]) 
     try:
         for name, value in values.items():
             if name not in replaced:
-                value.const_value = _in_memory(kept[name])
+                tensor = kept[name]
+                value.const_value = None if tensor is None else tensors.in_memory(tensor)
             elif replaced[name] is None:
                 del model.graph.initializers[name]
             else:
@@ -72,12 +73,6 @@ def graph_bytes(model: ir.Model, replaced: dict[str, ir.TensorProtocol | None]) 
         for name, value in values.items():
             value.const_value = kept[name]
             model.graph.initializers[name] = value
-
-
-def _in_memory(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
-    if not isinstance(tensor, ir.ExternalTensor):
-        return tensor
-    return proto.raw_tensor(tensor, b"".join(tensors.chunks(tensor)))
 
 
 def write_model(model: ir.Model, target: Path, *, embed_up_to: int) -> tuple[str, str | None]:

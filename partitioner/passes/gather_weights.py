@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from partitioner.errors import InvalidModel
+from partitioner.tensors import in_memory, renamed
 
 _BODY_LIMIT = 1024  # bytes; smaller constants inside a body stay where they are
 
@@ -37,6 +38,7 @@ def gather_weights(model: ir.Model) -> None:
             for name, value in [*body.initializers.items()]:
                 if value.const_value is not None and value.const_value.nbytes >= _BODY_LIMIT:
                     _move_out(graph, body, name, value, taken)
+    _read_the_rest(model)
 
 
 def _defined(graph: ir.Graph) -> list[ir.Value]:
@@ -81,6 +83,22 @@ def _move_out(graph: ir.Graph, body: ir.Graph, name: str, value: ir.Value, taken
     graph.register_initializer(new)
 
 
+def _read_the_rest(model: ir.Model) -> None:
+    """Read tensors that stayed inside bodies, functions and attributes: only initializers may lie in files."""
+    graphs = [*model.graphs()]
+    for function in model.functions.values():
+        graphs += [function.graph, *function.graph.subgraphs()]
+    for graph in graphs:
+        for node in graph:
+            for name, attribute in [*node.attributes.items()]:
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    node.attributes[name] = ir.AttrTensor(name, in_memory(attribute.as_tensor()))
+        if graph is not model.graph:
+            for value in graph.initializers.values():
+                if value.const_value is not None:
+                    value.const_value = in_memory(value.const_value)
+
+
 def _initializer(name: str, tensor: ir.TensorProtocol, taken: set[str | None] | None) -> ir.Value:
     """A new initializer; ``taken`` are the names it has to avoid, None to keep the name as it is."""
     unique, count = name, 1
@@ -93,5 +111,5 @@ def _initializer(name: str, tensor: ir.TensorProtocol, taken: set[str | None] | 
         name=unique,
         type=ir.TensorType(tensor.dtype),
         shape=ir.Shape(tensor.shape.numpy()),
-        const_value=tensor,
+        const_value=renamed(tensor, unique),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ def run_parts(
 
 
 def onnx_bytes(part: Partition) -> bytes:
-    import onnx_ir as ir  # noqa: PLC0415
+    import onnx_ir as ir
 
     for value in part.model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
@@ -150,7 +151,11 @@ def onnx_bytes(part: Partition) -> bytes:
     return ir.to_proto(part.model).SerializeToString()
 
 
-def check_chained(
+def check_chained(*args, **options) -> BlockChain:
+    return prove(*args, **options).chain
+
+
+def prove(
     model: onnx.ModelProto | Path,
     feeds: Feeds,
     *,
@@ -160,7 +165,7 @@ def check_chained(
     optimised: bool = False,
     folder: Path | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-) -> BlockChain:
+) -> Whole:
     """The proof: balanced into each count of parts, and cut everywhere, chained equals whole.
 
     Args:
@@ -182,7 +187,7 @@ def check_chained(
             if name in values:
                 assert equal(values[name], whole.values[name], tolerance), f"{name} differs"
         assert set(whole.outputs) <= set(values)
-    return chain
+    return whole
 
 
 @dataclass
@@ -252,7 +257,7 @@ def session() -> Callable[..., onnxruntime.InferenceSession]:
 @pytest.fixture
 def harness():
     """All of the above for tests that need the pieces."""
-    from types import SimpleNamespace  # noqa: PLC0415
+    from types import SimpleNamespace
 
     return SimpleNamespace(
         Builder=Builder,
@@ -261,6 +266,7 @@ def harness():
         load_without_data=lambda path: onnx.load(path, load_external_data=False),
         open_session=open_session,
         onnx_bytes=onnx_bytes,
+        prove=prove,
         run=run,
         run_parts=run_parts,
         run_whole=run_whole,
@@ -291,3 +297,10 @@ def no_large_files():
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limit
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    """A folder for files too large to be kept until the next runs, as pytest does."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)

@@ -10,7 +10,7 @@ from partitioner import Block, BlockChain, Boundary, coarsen
 def make_chain(flops, nbytes, weights):
     blocks = tuple(
         Block(i, i + 1, f"b{i}", ("Op",), work, (f"w{w}",), 10, 7 * i)
-        for i, (work, w) in enumerate(zip(flops, weights))
+        for i, (work, w) in enumerate(zip(flops, weights, strict=True))
     )
     boundaries = tuple(Boundary(i, (f"t{i}",), size) for i, size in enumerate(nbytes))
     sizes = {f"w{w}": 10 for w in weights}

@@ -1,3 +1,5 @@
+import contextlib
+
 import onnx
 import pytest
 from hypothesis import given
@@ -56,10 +58,8 @@ def test_field_framing_is_protobufs():
 
 @given(st.binary(max_size=200))
 def test_never_fails_otherwise(data):
-    try:
+    with contextlib.suppress(InvalidModel):
         wire.strip_weights(data)
-    except InvalidModel:
-        pass
 
 
 def test_truncation_is_named():
