@@ -20,6 +20,7 @@ from node_agent.engines.build_process import DEADLINE_S, run_build
 from node_agent.engines.cuda import Cuda, DeviceInfo
 from node_agent.engines.engine_cache import LIMIT_BYTES, EngineCache, EngineKey, shapes_of
 from node_agent.engines.profiles import Profile, choose_profile
+from node_agent.engines.slots import check_memory
 from node_agent.engines.tensorrt_build import Job, make_logger
 from node_agent.engines.tensorrt_session import TensorRtSession
 from node_agent.errors import AgentError, EngineMissingError, LoadFailedError
@@ -114,10 +115,12 @@ class TensorRt:
         data = cache.get(key)
         engine = None
         if data is not None:
+            check_memory(cuda.free_bytes(), len(data), 0, (), 0)
             engine = _deserialize(trt, log, data, options)
         if engine is None:
             # Absent, or of the right name and yet refused: build it (again).
             data = self._compile(partition, profile, key, cache, options)
+            check_memory(cuda.free_bytes(), len(data), 0, (), 0)
             engine = _deserialize(trt, log, data, options)
         if engine is None or data is None:
             cache.drop(key)
