@@ -71,6 +71,15 @@ def wire_name(array: npt.NDArray[np.generic]) -> str:
     Raises:
         CodecError: The type does not travel.
     """
-    name = array.dtype.name
-    storage(name)
+    dtype = array.dtype
+    name = _NAMES.get(dtype)
+    if name is None:
+        # NumPy works a type's name out anew each time, which takes longer than sending a small tensor.
+        name = dtype.name
+        storage(name)
+        _NAMES[dtype] = name
     return name
+
+
+_NAMES: dict[np.dtype[np.generic], str] = {}
+"""Wire names of types that have been sent; there are not many."""

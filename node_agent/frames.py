@@ -46,9 +46,20 @@ def decode_header(data: Any, limits: Limits = DEFAULT) -> DataHeader:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise FrameError(f"Not a data header: {error}.") from None
     tensors = getattr(header, "tensors", ())
-    if tensors:
+    if tensors and (tensors not in _CHECKED or limits is not DEFAULT):
         check_headers(tensors, limits)
+        if len(data) <= _REMEMBERED_BYTES and limits is DEFAULT:
+            if len(_CHECKED) >= _REMEMBERED:
+                _CHECKED.clear()
+            _CHECKED.add(tensors)
     return header
+
+
+_CHECKED: set[tuple[TensorHeader, ...]] = set()
+"""Tensor headers that passed `check_headers`: the items of one model have the same ones over and over."""
+
+_REMEMBERED, _REMEMBERED_BYTES = 256, 4096
+"""How many of them, and of how long headers."""
 
 
 def decode_control(data: Any, limit: int = CONTROL_BYTES) -> ControlMessage:

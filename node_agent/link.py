@@ -7,7 +7,7 @@ A socket is made, used and closed by one thread. Connection states and credit wi
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import zmq
@@ -26,6 +26,7 @@ __all__ = [
     "SendingEnd",
     "Sent",
     "bind",
+    "incoming",
     "open_socket",
     "receive",
     "send",
@@ -161,6 +162,21 @@ def receive(
         except FrameError as error:
             problem = error
     return (identity, header, frames) if problem is None else (identity, problem, [])
+
+
+def incoming(
+    socket: Socket, *, routed: bool, limits: Limits = DEFAULT, most: int = 32
+) -> Iterator[tuple[bytes, DataHeader | FrameError, list[Any]]]:
+    """What waits on a socket, as from `receive`, up to `most` messages: then others get their turn."""
+    for _ in range(most):
+        try:
+            message = receive(socket, routed=routed, limits=limits)
+        except zmq.Again:
+            return
+        yield message
+        # Asking is cheaper than the exception of a socket that has nothing.
+        if socket.closed or not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            return
 
 
 class Sent(enum.Enum):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from queue import SimpleQueue
 from typing import Any
 
+from node_agent.coder import Coder
+from node_agent.data_loop import DataLoop
+from node_agent.encoding import admit, decode, encode
 from node_agent.engines.base import Session
 from node_agent.events import Gauge
 from node_agent.flow import Window
@@ -16,9 +18,9 @@ from node_agent.machine import resident_bytes
 from node_agent.messages import HopStatus, Load
 from node_agent.receiver import Receiver
 from node_agent.routing import Route, RoutingTable
-from node_agent.sender import Sender
+from node_agent.sender import GREET_AGAIN_MS, Sender
 from node_agent.threads import Shell
-from node_agent.work import Ledger, LoadedRoute, Work
+from node_agent.work import LoadedRoute, Work
 from node_agent.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ JOIN_S = 5.0
 
 
 class DataPlane:
-    """The three threads of the data path.
+    """The threads of the data path: one over all data sockets, one that runs, two for what a codec takes time for.
 
     Args:
         context: The process's context.
@@ -41,34 +43,38 @@ class DataPlane:
     def __init__(
         self, context: Context, name: str, host: str, ports: tuple[int, int], window: Window | None = None
     ) -> None:
-        self._ledger = Ledger()
+        self._name = name
         self._table = RoutingTable()
         self._loaded: dict[tuple[int, int], LoadedRoute] = {}
-        runs: SimpleQueue[Any] = SimpleQueue()
-        self.sender = Sender(context, name, host, ports[1], release=self._release)
-        forward = self.sender.inbox.put
-        self.worker = Worker(name, runs, forward=forward, drop=self._drop)
-        self.receiver = Receiver(
+        self._loop = loop = DataLoop()
+        self._sender = Sender(loop, context, name, host, ports[1], release=self._release)
+        self._receiver = Receiver(
+            loop,
             context,
             name,
             host,
             ports[0],
-            ledger=self._ledger,
-            runs=runs,
-            try_now=self.worker.try_now,
-            forward=forward,
+            admit=self._admit,
+            forward=self._sender.submit,
             window=window or Window(),
         )
+        loop.parts = (self._sender, self._receiver)
+        loop.submit = self._sender.submit
+        loop.pause_ms = lambda: GREET_AGAIN_MS if self._sender.refused else None
+        loop.idle = self._sender.greet_again
+        self._worker = Worker(name, done=self._ran, drop=self._drop)
+        self._decoder = Coder("decode", lambda work: decode(work, name), self._decoded)
+        self._encoder = Coder("encode", lambda work: encode(work, name), loop.put)
 
     @property
     def ports(self) -> tuple[int, int]:
         """Data-in and fetch port, once started."""
-        return self.receiver.port, self.sender.port
+        return self._receiver.port, self._sender.port
 
     @property
     def shells(self) -> tuple[Shell, ...]:
-        """The threads."""
-        return (self.receiver, self.worker, self.sender)
+        """The threads, in the order in which an item passes them last."""
+        return (self._decoder, self._worker, self._encoder, self._loop)
 
     def start(self) -> None:
         """Binds both data ports and starts the threads.
@@ -76,17 +82,16 @@ class DataPlane:
         Raises:
             StartError: A port cannot be bound.
         """
-        for shell in (self.sender, self.worker, self.receiver):
+        for shell in reversed(self.shells):
             shell.start()
 
     def stop(self) -> bool:
         """Ends the threads; whether all of them ended."""
-        for shell in (self.receiver, self.worker, self.sender):
+        for shell in self.shells:
             shell.stop()
-        ended = [shell.join(JOIN_S) for shell in (self.receiver, self.worker, self.sender)]
+        ended = [shell.join(JOIN_S) for shell in self.shells]
         if all(ended):
-            self.receiver.inbox.close()
-            self.sender.inbox.close()
+            self._loop.close()
         return all(ended)
 
     def install(self, load: Load, sessions: Mapping[int, Session]) -> None:
@@ -95,13 +100,15 @@ class DataPlane:
         self._table = self._table.with_routes(routes)
         added = {route.key: LoadedRoute(route, sessions.get(route.spec.hop)) for route in routes}
         self._loaded = {**self._loaded, **added}
-        for route in routes:
-            # Downstream first: an item that arrives at once finds where to go.
-            self.sender.attach(route.spec.next)
-        self.receiver.routes = self._loaded
-        for route in routes:
-            if route.spec.previous.endpoint:
-                self.receiver.dial(route.spec.previous)
+        self._receiver.routes = self._loaded
+
+        def connect() -> None:
+            for route in routes:
+                self._sender.attach(route.spec.next)
+                if route.spec.previous.endpoint:
+                    self._receiver.dial(route.spec.previous)
+
+        self._loop.put(connect)
 
     def retire(self, epoch: int, done: Callable[[], None]) -> None:
         """Takes an epoch out of force: the item in work is finished, the rest dropped; then calls `done`."""
@@ -110,29 +117,65 @@ class DataPlane:
                 loaded.closed = True
         self._table = self._table.without_epoch(epoch)
         self._loaded = {key: loaded for key, loaded in self._loaded.items() if key[0] != epoch}
-        self.receiver.routes = self._loaded
-        # Asked when the threads come to it: by then another epoch may need a peer that this one leaves.
-        self.receiver.keep(lambda: self._table.peers("previous"))
-        self.worker.call(lambda: self.sender.retire(epoch, lambda: self._table.peers("next"), done))
+        self._receiver.routes = self._loaded
+
+        def disconnect() -> None:
+            # Asked only now: meanwhile another epoch may need a peer that this one leaves.
+            self._receiver.keep(self._table.peers("previous"))
+            # After the item in work; those behind it find their route closed.
+            self._worker.put(lambda: self._loop.put(forget))
+
+        def forget() -> None:
+            self._sender.retire(epoch, self._table.peers("next"))
+            done()
+
+        self._loop.put(disconnect)
 
     def stop_credit(self) -> None:
         """Grants no more credit to anybody upstream."""
-        self.receiver.pause()
+        self._loop.put(self._receiver.pause)
 
     def gauge(self) -> Gauge:
         """How the data path stands."""
-        started = self.worker.started_ns
+        started = self._worker.started_ns
         age = (time.monotonic_ns() - started) / 1e9 if started else 0.0
-        return Gauge(
-            self.worker.progress + self.sender.relayed, max(0.0, age), self._ledger.held, resident_bytes()
-        )
+        progress = self._worker.progress + self._sender.relayed
+        return Gauge(progress, max(0.0, age), self._receiver.held, resident_bytes())
 
     def status(self) -> tuple[tuple[HopStatus, ...], int]:
         """The counters of every hop in force, and the number of items that belonged to none."""
-        return tuple(loaded.status() for loaded in self._loaded.values()), self.receiver.stale
+        return tuple(loaded.status() for loaded in self._loaded.values()), self._receiver.stale
+
+    # ---------------------------------------------------------------------------------- an item's way through
+
+    def _admit(self, work: Work) -> None:
+        """In the data thread: an item has come in."""
+        if not admit(work, self._name):
+            self._sender.submit(work)
+        elif work.loaded.coded:
+            self._decoder.put(work)
+        else:
+            decode(work, self._name)
+            if work.failure is not None or (not _encodes(work) and self._worker.run_here(work)):
+                self._sender.submit(work)
+            else:
+                self._worker.put(work)
+
+    def _decoded(self, work: Work) -> None:
+        """In the decode thread."""
+        (self._loop if work.failure is not None else self._worker).put(work)
+
+    def _ran(self, work: Work) -> None:
+        """In the run thread."""
+        (self._encoder if _encodes(work) else self._loop).put(work)
 
     def _release(self, origin: Any, nbytes: int) -> None:
-        self.receiver.release(origin, nbytes)
+        self._receiver.release(origin, nbytes)
 
     def _drop(self, work: Work) -> None:
-        self.receiver.release(work.origin, work.nbytes)
+        self._loop.put(lambda: self._receiver.release(work.origin, work.nbytes))
+
+
+def _encodes(work: Work) -> bool:
+    """Whether handing on an item takes an encoder."""
+    return work.loaded.route.spec.codec != "raw"

@@ -1,6 +1,6 @@
-"""The receive thread: takes items in, checks and decodes them, and grants credit.
+"""The receiving side of the data thread: takes items in, checks them, and grants credit.
 
-It owns the data-in ROUTER, where upstream peers dial in, and a DEALER to the fetch port of each upstream peer
+It has the data-in ROUTER, where upstream peers dial in, and a DEALER to the fetch port of each upstream peer
 that this agent dials.
 """
 
@@ -10,20 +10,18 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any
 
 import zmq
 
 from node_agent.connection import Handshake, ReceivingEnd
-from node_agent.errors import AgentError, FlowError, FrameError, WireError, code_of
+from node_agent.data_loop import DataLoop
+from node_agent.errors import FlowError, FrameError, WireError
 from node_agent.flow import Window
-from node_agent.frames import encode_header, unpack_tensor
-from node_agent.inbox import Inbox
+from node_agent.frames import encode_header
 from node_agent.limits import CONNECTIONS, DEFAULT, Limits
-from node_agent.link import Context, Monitor, Socket, bind, open_socket, receive, send
+from node_agent.link import Context, Monitor, Socket, bind, incoming, open_socket, send
 from node_agent.messages import (
-    Credit,
     DataHeader,
     Failure,
     Greeting,
@@ -34,15 +32,9 @@ from node_agent.messages import (
     Refusal,
 )
 from node_agent.noise import Seldom
-from node_agent.threads import Shell
-from node_agent.work import Ledger, LoadedRoute, Origin, Work
+from node_agent.work import LoadedRoute, Origin, Work
 
 log = logging.getLogger(__name__)
-
-Command = Callable[["Receiver"], None]
-
-_BURST = 32
-"""Messages taken from one socket before the others get their turn."""
 
 
 @dataclass(slots=True)
@@ -53,17 +45,16 @@ class _Upstream:
     monitor: Monitor
 
 
-class Receiver(Shell):
-    """See the module.
+class Receiver:
+    """See the module. Everything happens in the data thread, but where another is named.
 
     Args:
+        loop: The data thread.
         context: The process's context.
         name: This device's name.
         host: Address to bind to.
         port: Data-in port; 0 for any.
-        ledger: Credit owed to upstream peers.
-        runs: Where items go that have a partition to run.
-        try_now: Runs such an item in this thread if it is short; whether it did.
+        admit: Takes items that have a partition to run.
         forward: Takes items that go straight on.
         window: What each upstream connection may have under way.
         limits: Bounds on messages.
@@ -71,109 +62,68 @@ class Receiver(Shell):
 
     def __init__(
         self,
+        loop: DataLoop,
         context: Context,
         name: str,
         host: str,
         port: int,
         *,
-        ledger: Ledger,
-        runs: SimpleQueue[Any],
-        try_now: Callable[[Work], bool],
+        admit: Callable[[Work], None],
         forward: Callable[[Work], None],
         window: Window,
         limits: Limits = DEFAULT,
     ) -> None:
-        super().__init__("receive")
         self.routes: dict[tuple[int, int], LoadedRoute] = {}
-        """Replaced as a whole by the control thread, read by this one."""
-        self.inbox: Inbox[Command | tuple[Origin, Credit]] = Inbox()
+        """Replaced as a whole by the control thread."""
         self.stale = 0
+        self.held = 0
+        """Items that this agent holds."""
         self.port = 0
+        self._loop = loop
         self._context = context
         self._name = name
         self._bind = (host, port)
-        self._ledger = ledger
-        self._runs = runs
-        self._try_now = try_now
+        self._admit = admit
         self._forward = forward
         self._window = window
         self._limits = limits
         self._origins: dict[bytes, Origin] = {}
         self._upstreams: dict[PeerRef, _Upstream] = {}
-        self._dialled: dict[Any, PeerRef] = {}
-        self._paused = False
         self._noise = Seldom()
-        self._poller = zmq.Poller()
+        self._paused = False
 
-    # ------------------------------------------------------------------------------------- from other threads
+    def open(self) -> None:
+        """Binds the data-in port."""
+        self._router = open_socket(self._context, zmq.ROUTER, purpose="data", limits=self._limits)
+        self.port = bind(self._router, *self._bind)
+        self._loop.watch(self._router, self._read_router)
+
+    def shut(self) -> None:
+        """Closes every socket."""
+        for peer in list(self._upstreams):
+            self._hang_up(peer)
+        if hasattr(self, "_router"):
+            self._router.close()
 
     def release(self, origin: Origin, nbytes: int) -> None:
         """An item from `origin` is no longer held."""
-        credit = self._ledger.release(origin, nbytes)
+        self.held -= 1
+        credit = origin.end.window.release(nbytes)
         if credit is not None:
-            self.inbox.put((origin, credit))
-
-    def dial(self, peer: PeerRef) -> None:
-        """Fetches items from `peer`."""
-        self.inbox.put(lambda self: self._dial(peer))
-
-    def keep(self, peers: Callable[[], frozenset[PeerRef]]) -> None:
-        """Hangs up on upstream peers that are not among `peers()` when this thread comes to it."""
-        self.inbox.put(lambda self: self._keep(peers()))
-
-    def pause(self) -> None:
-        """Grants no more credit."""
-        self.inbox.put(Receiver._pause)
-
-    # -------------------------------------------------------------------------------------------- the thread
-
-    def open(self) -> None:
-        """See `Shell.open`."""
-        self._router = open_socket(self._context, zmq.ROUTER, purpose="data", limits=self._limits)
-        self.port = bind(self._router, *self._bind)
-        self._poller.register(self._router, zmq.POLLIN)
-        self._poller.register(self.inbox.fd, zmq.POLLIN)
-
-    def turn(self) -> None:
-        """See `Shell.turn`."""
-        for ready, _ in self._poller.poll():
-            if ready is self._router:
-                self._read_router()
-            elif ready == self.inbox.fd:
-                for command in self.inbox.take():
-                    if isinstance(command, tuple):
-                        self._grant(*command)
-                    else:
-                        command(self)
-            else:
-                self._read_dialled(ready)
-
-    def shut(self) -> None:
-        """See `Shell.shut`."""
-        for peer in list(self._upstreams):
-            self._hang_up(peer)
-        self._router.close()
-
-    def wake(self) -> None:
-        """See `Shell.wake`."""
-        self.inbox.put(lambda _: None)
+            send(origin.socket, encode_header(credit), identity=origin.identity)
 
     def _read_router(self) -> None:
         router = self._router
-        try:
-            for _ in range(_BURST):
-                identity, header, frames = receive(router, routed=True, limits=self._limits)
-                kind = type(header)
-                if kind is Item or kind is Failure:
-                    origin = self._origins.get(identity)
-                    if origin is None:
-                        self._refuse(router, identity, "no-greeting", "Say Greeting before sending items.")
-                    else:
-                        self._take(origin, header, frames)  # type: ignore[arg-type]
+        for identity, header, frames in incoming(router, routed=True, limits=self._limits):
+            kind = type(header)
+            if kind is Item or kind is Failure:
+                origin = self._origins.get(identity)
+                if origin is None:
+                    self._refuse(router, identity, "no-greeting", "Say Greeting before sending items.")
                 else:
-                    self._other(identity, header)
-        except zmq.Again:
-            return
+                    self._take(origin, header, frames)  # type: ignore[arg-type]
+            else:
+                self._other(identity, header)
 
     def _other(self, identity: bytes, header: DataHeader | FrameError) -> None:
         if isinstance(header, Probe):
@@ -207,7 +157,7 @@ class Receiver(Shell):
     def _answer(self, origin: Origin, header: DataHeader) -> None:
         state = origin.end.handshake.state
         try:
-            answers = self._ledger.greet(origin, header)
+            answers = origin.end.handle(header)
         except WireError as error:
             log.debug("Ignored on the data socket: %s", error)
             return
@@ -225,13 +175,14 @@ class Receiver(Shell):
         arrived = time.monotonic_ns()
         nbytes = sum(tensor.nbytes for tensor in header.tensors) if type(header) is Item else 0
         try:
-            self._ledger.receive(origin, nbytes)
+            origin.end.window.receive(nbytes)
         except FlowError as error:
             self._complain("%s broke the flow rules: %s", origin.end.handshake.peer, error)
             if origin.identity is not None:
                 self._origins.pop(origin.identity, None)
             self._refuse(origin.socket, origin.identity, error.code, str(error))
             return
+        self.held += 1
         loaded = self.routes.get((header.epoch, header.hop))
         if loaded is None:
             self.stale += 1
@@ -248,30 +199,12 @@ class Receiver(Shell):
             work.forward = list(range(len(frames)))
             self._forward(work)
         else:
-            self._prepare(work, header)
-
-    def _prepare(self, work: Work, header: Item) -> None:
-        try:
-            decode, work.forward = work.loaded.route.admit(header.tensors)
-            work.inputs = {
-                header.tensors[index].name: unpack_tensor(header.tensors[index], work.frames[index])
-                for index in decode
-            }
-        except AgentError as error:
-            work.fail(code_of(error), f"{error} {error.hint}".strip(), self._name)
-            self._forward(work)
-            return
-        work.loaded.counters.decode_ns += time.monotonic_ns() - work.arrived_ns
-        if not self._try_now(work):
-            self._runs.put(work)
+            self._admit(work)
 
     def _complain(self, text: str, *about: object) -> None:
         more = self._noise.told(time.monotonic())
         if more is not None:
             log.warning(text + "%s", *about, more)
-
-    def _grant(self, origin: Origin, credit: Credit) -> None:
-        send(origin.socket, encode_header(credit), identity=origin.identity)
 
     def _refuse(self, socket: Socket, identity: bytes | None, code: str, text: str) -> None:
         send(socket, encode_header(Refusal(code, text)), identity=identity)
@@ -280,63 +213,59 @@ class Receiver(Shell):
         end = ReceivingEnd(Handshake(self._name, dialled=identity is None), self._window)
         origin = Origin(end, socket, identity)
         if self._paused:
-            self._ledger.pause(origin)
+            end.window.pause()
         return origin
 
     # ----------------------------------------------------------------------------------- peers that are diall
 
-    def _dial(self, peer: PeerRef) -> None:
+    def dial(self, peer: PeerRef) -> None:
+        """Fetches items from `peer`."""
         if peer in self._upstreams:
             return
         socket = open_socket(self._context, zmq.DEALER, purpose="data", limits=self._limits)
         monitor = Monitor(socket)
         socket.connect(peer.endpoint)
         self._upstreams[peer] = _Upstream(self._origin(socket, None), monitor)
-        for each in (socket, monitor.socket):
-            self._dialled[each] = peer
-            self._poller.register(each, zmq.POLLIN)
+        self._loop.watch(socket, lambda: self._read_dialled(peer))
+        self._loop.watch(monitor.socket, lambda: self._watch_dialled(peer))
 
-    def _read_dialled(self, ready: Any) -> None:
-        peer = self._dialled.get(ready)
-        if peer is None:
-            return
+    def _watch_dialled(self, peer: PeerRef) -> None:
         upstream = self._upstreams[peer]
-        if ready is upstream.monitor.socket:
-            for event in upstream.monitor.events():
-                if event == "up":
-                    # A new connection: what the old one still holds here owes credit to nobody.
-                    upstream.origin = self._origin(upstream.origin.socket, None)
-                    for header in upstream.origin.end.opened():
-                        send(upstream.origin.socket, encode_header(header))
-                elif event == "down":
-                    log.info("The data connection to %s at %s broke.", peer.name, peer.endpoint)
-                    upstream.origin.end.closed()
-            return
-        try:
-            for _ in range(_BURST):
-                _, got, frames = receive(ready, routed=False, limits=self._limits)
-                if isinstance(got, FrameError):
-                    self._complain("A message from %s was refused: %s", peer.name, got)
-                elif isinstance(got, Item | Failure):
-                    self._take(upstream.origin, got, frames)
-                else:
-                    self._answer(upstream.origin, got)
-        except zmq.Again:
-            return
+        for event in upstream.monitor.events():
+            if event == "up":
+                # A new connection: what the old one still holds here owes credit to nobody.
+                upstream.origin = self._origin(upstream.origin.socket, None)
+                for header in upstream.origin.end.opened():
+                    send(upstream.origin.socket, encode_header(header))
+            elif event == "down":
+                log.info("The data connection to %s at %s broke.", peer.name, peer.endpoint)
+                upstream.origin.end.closed()
 
-    def _keep(self, peers: frozenset[PeerRef]) -> None:
+    def _read_dialled(self, peer: PeerRef) -> None:
+        upstream = self._upstreams[peer]
+        socket = upstream.origin.socket
+        for _, got, frames in incoming(socket, routed=False, limits=self._limits):
+            if isinstance(got, FrameError):
+                self._complain("A message from %s was refused: %s", peer.name, got)
+            elif isinstance(got, Item | Failure):
+                self._take(upstream.origin, got, frames)
+            else:
+                self._answer(upstream.origin, got)
+
+    def keep(self, peers: frozenset[PeerRef]) -> None:
+        """Hangs up on upstream peers that are not among `peers`."""
         for peer in [peer for peer in self._upstreams if peer not in peers]:
             self._hang_up(peer)
 
     def _hang_up(self, peer: PeerRef) -> None:
         upstream = self._upstreams.pop(peer)
         for each in (upstream.origin.socket, upstream.monitor.socket):
-            self._poller.unregister(each)
-            del self._dialled[each]
+            self._loop.unwatch(each)
         upstream.monitor.close()
         upstream.origin.socket.close()
 
-    def _pause(self) -> None:
+    def pause(self) -> None:
+        """Grants no more credit."""
         self._paused = True
         for origin in [*self._origins.values(), *(upstream.origin for upstream in self._upstreams.values())]:
-            self._ledger.pause(origin)
+            origin.end.window.pause()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from node_agent.connection import ReceivingEnd
 from node_agent.engines.base import Arrays, Session
 from node_agent.errors import DEADLINE_EXCEEDED
-from node_agent.messages import NO_DEADLINE, Credit, Failure, HopStatus, Item
+from node_agent.messages import NO_DEADLINE, Failure, HopStatus, Item, TensorHeader
 from node_agent.routing import Route
 
 
@@ -19,27 +19,27 @@ class HopCounters:
     """Sums since a hop was loaded; each field is written by one thread, named in brackets."""
 
     bytes_in: int = 0
-    """[receive]"""
+    """[data]"""
     arrived: int = 0
-    """[receive]"""
+    """[data]"""
     decode_ns: int = 0
-    """[receive]"""
+    """[decode]"""
     wait_ns: int = 0
-    """[run, or send for a relay]"""
+    """[run, or data for a relay]"""
     run_ns: int = 0
     """[run]"""
     dropped: int = 0
     """[run]"""
     items: int = 0
-    """[send]"""
+    """[data]"""
     failures: int = 0
-    """[send]"""
+    """[data]"""
     stale: int = 0
-    """[send]"""
+    """[data]"""
     encode_ns: int = 0
-    """[send]"""
+    """[encode, or data where the codec is raw]"""
     bytes_out: int = 0
-    """[send]"""
+    """[data]"""
 
 
 @dataclass(slots=True, eq=False)
@@ -51,14 +51,22 @@ class LoadedRoute:
         session: The partition; None for a relay.
         counters: What has been done.
         closed: Its epoch is being unloaded: what still waits for it is dropped.
-        last_run_ns: How long its last run took; 0 before the first.
+        run_ns: About how long a run takes (the median); 0 before the first.
+        sent: Latest headers of outputs that went on raw.
+        seen: Headers of the latest item that was admitted.
+        admitted: Which of them the partition takes and which go on.
+        coded: Whether the partition takes one that is not raw.
     """
 
     route: Route
     session: Session | None
     counters: HopCounters = field(default_factory=HopCounters)
     closed: bool = False
-    last_run_ns: int = 0
+    run_ns: int = 0
+    seen: tuple[TensorHeader, ...] | None = None
+    admitted: tuple[Sequence[int], Sequence[int]] = ((), ())
+    coded: bool = False
+    sent: dict[str, TensorHeader] = field(default_factory=dict)
 
     def status(self) -> HopStatus:
         """The counters as other processes see them."""
@@ -79,40 +87,6 @@ class LoadedRoute:
             bytes_in=c.bytes_in,
             bytes_out=c.bytes_out,
         )
-
-
-class Ledger:
-    """Which upstream connection is owed how much credit; shared by the data path's threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.held = 0
-
-    def receive(self, origin: Origin, nbytes: int) -> None:
-        """An item came in.
-
-        Raises:
-            FlowError: The peer had no credit for it.
-        """
-        with self._lock:
-            origin.end.window.receive(nbytes)
-            self.held += 1
-
-    def release(self, origin: Origin, nbytes: int) -> Credit | None:
-        """An item is no longer held; the credit to grant now, if any."""
-        with self._lock:
-            self.held -= 1
-            return origin.end.window.release(nbytes)
-
-    def greet(self, origin: Origin, message: Any) -> list[Any]:
-        """Lets the connection handle a message that may renew its window."""
-        with self._lock:
-            return origin.end.handle(message)
-
-    def pause(self, origin: Origin) -> None:
-        """Grants this connection nothing more."""
-        with self._lock:
-            origin.end.window.pause()
 
 
 @dataclass(slots=True, eq=False)
@@ -141,6 +115,7 @@ class Work:
         origin: Where it came from.
         nbytes: Bytes of its frames: the credit to give back.
         arrived_ns: Monotonic time of its arrival.
+        decode: Indices of the tensors that the partition takes.
         forward: Indices of the tensors that go on undecoded.
         inputs: The partition's inputs, until it has run.
         outputs: The partition's outputs, once it has run.
@@ -154,7 +129,8 @@ class Work:
     origin: Origin
     nbytes: int
     arrived_ns: int
-    forward: list[int] = field(default_factory=list)
+    decode: Sequence[int] = ()
+    forward: Sequence[int] = ()
     inputs: Arrays | None = None
     outputs: Arrays | None = None
     failure: Failure | None = None
@@ -162,7 +138,7 @@ class Work:
 
     def remaining_ns(self) -> int:
         """Time left, less the time spent here; `NO_DEADLINE` for none."""
-        granted = self.item.remaining_ns if isinstance(self.item, Item) else NO_DEADLINE
+        granted = self.item.remaining_ns if type(self.item) is Item else NO_DEADLINE
         if granted == NO_DEADLINE:
             return NO_DEADLINE
         return max(0, granted - (time.monotonic_ns() - self.arrived_ns))

@@ -1,0 +1,104 @@
+"""The data thread: one loop over every data socket, receiving and sending.
+
+ZeroMQ's own thread moves the bytes, so one thread for both directions loses no overlap, and an item that needs no other
+thread passes the agent without waking one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import zmq
+
+from node_agent.inbox import Inbox
+from node_agent.threads import Shell
+from node_agent.work import Work
+
+
+class Part(Protocol):
+    """What lives in the loop."""
+
+    def open(self) -> None:
+        """Opens its sockets, in the thread."""
+
+    def shut(self) -> None:
+        """Closes what it has opened."""
+
+
+class DataLoop(Shell):
+    """See the module.
+
+    Args:
+        submit: Takes items that other threads have finished with.
+        pause_ms: How long to wait for something to happen before `idle` is called; None for ever.
+        idle: See `pause_ms`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("data")
+        self.parts: tuple[Part, ...] = ()
+        self.submit: Callable[[Work], None]
+        self.pause_ms: Callable[[], int | None] = lambda: None
+        self.idle: Callable[[], None] = lambda: None
+        self._inbox: Inbox[Work | Callable[[], None]] = Inbox()
+        self._handlers: dict[Any, Callable[[], None]] = {}
+        self._poller = zmq.Poller()
+
+    # ------------------------------------------------------------------------------------- from other threads
+
+    def put(self, entry: Work | Callable[[], None]) -> None:
+        """Submits an item, or makes a call, in the data thread."""
+        self._inbox.put(entry)
+
+    def wake(self) -> None:
+        """See `Shell.wake`."""
+        self._inbox.put(_nothing)
+
+    def close(self) -> None:
+        """Gives the inbox's descriptors back, once every thread has ended."""
+        self._inbox.close()
+
+    # -------------------------------------------------------------------------------------------- the thread
+
+    def watch(self, socket: Any, handler: Callable[[], None]) -> None:
+        """Calls `handler` whenever something waits on `socket`."""
+        self._handlers[socket] = handler
+        self._poller.register(socket, zmq.POLLIN)
+
+    def unwatch(self, socket: Any) -> None:
+        """Before a socket is closed."""
+        self._poller.unregister(socket)
+        del self._handlers[socket]
+
+    def open(self) -> None:
+        """See `Shell.open`."""
+        self.watch(self._inbox.fd, self._take)
+        for part in self.parts:
+            part.open()
+
+    def turn(self) -> None:
+        """See `Shell.turn`."""
+        ready = self._poller.poll(self.pause_ms())
+        if not ready:
+            self.idle()
+        for socket, _ in ready:
+            handler = self._handlers.get(socket)
+            if handler is not None:  # not closed by a handler before it
+                handler()
+
+    def shut(self) -> None:
+        """See `Shell.shut`."""
+        for part in self.parts:
+            part.shut()
+
+    def _take(self) -> None:
+        for entry in self._inbox.take():
+            if isinstance(entry, Work):
+                self.submit(entry)
+            else:
+                entry()
+
+
+def _nothing() -> None:
+    """Wakes the thread."""
