@@ -7,10 +7,8 @@ command on a queue, wake the control thread, and wait on a future, always with a
 from __future__ import annotations
 
 import contextlib
-import socket as sockets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -23,6 +21,7 @@ import zmq
 from defer.agents_core import AgentsCore, Instruction, Liveness, Notify, Report, Send, Settle, with_id
 from defer.documents.address import Address, parse_address
 from defer.errors import AgentUnreachable, ProtocolMismatch, from_code
+from defer.socket_loop import SocketLoop
 from node_agent import messages as m
 from node_agent.frames import decode_control, encode_control
 from node_agent.link import Monitor, bind, open_socket
@@ -61,15 +60,19 @@ class AgentPool:
         self._listen = listen
         self._on_api = on_api
         self._on_event = on_event
-        self._commands: deque[Callable[[], None]] = deque()
         self._waiting: dict[int, tuple[Future[m.ControlMessage], ProgressHandler | None]] = {}
         self._dealers: dict[str, zmq.Socket[bytes]] = {}
         self._monitors: dict[str, Monitor] = {}
         self._identities: dict[str, bytes] = {}
         self._router: zmq.Socket[bytes] | None = None
-        self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
-        self._closing = False
+        self._loop = SocketLoop(
+            "defer-control",
+            opened=self._open,
+            next_wake=lambda: time.monotonic() + TICK_S,
+            turned=lambda: self._execute(self._core.tick(time.monotonic())),
+            closed=self._end,
+        )
         self.endpoint = ""
         """Where the ROUTER is bound, the port resolved."""
 
@@ -81,28 +84,11 @@ class AgentPool:
         Raises:
             AgentError: The address of `listen` cannot be bound (in use, or not of this machine).
         """
-        self._wake_read, self._wake_write = sockets.socketpair()
-        self._wake_read.setblocking(False)
-        self._wake_write.setblocking(False)
-        started: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(started,), name="defer-control", daemon=True)
-        self._thread.start()
-        try:
-            started.result(timeout=10)
-        except BaseException:
-            self.close()
-            raise
+        self._loop.start()
 
     def close(self) -> None:
         """End the thread and close every socket; open questions end as unreachable."""
-        thread, self._thread = self._thread, None
-        if thread is None:
-            return
-        self._closing = True
-        self._wake()
-        thread.join(timeout=10)
-        self._wake_read.close()
-        self._wake_write.close()
+        self._loop.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -128,7 +114,7 @@ class AgentPool:
             ProtocolMismatch: It speaks no protocol version that we do.
         """
         if endpoint:
-            self._call(lambda: self._dial(name, endpoint))
+            self._loop.enqueue(lambda: self._dial(name, endpoint))
         deadline = time.monotonic() + timeout
         with self._changed:
             while True:
@@ -160,10 +146,9 @@ class AgentPool:
             self._waiting[number] = (future, on_progress)
             self._execute(todo)
 
-        if self._thread is None:
+        if not self._loop.running:
             raise AgentUnreachable(f"agent {name!r} cannot be asked: the connection pool is closed")
-        self._commands.append(put)
-        self._wake()
+        self._loop.enqueue(put)
         return future
 
     def ask(
@@ -213,63 +198,20 @@ class AgentPool:
 
     def reply(self, identity: bytes, frames: list[bytes]) -> None:
         """Answer a caller of the api."""
-        self._commands.append(lambda: self._route(identity, frames))
-        self._wake()
+        self._loop.enqueue(lambda: self._route(identity, frames))
 
     # --------------------------------------------------------------------------------------- control thread's
 
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError, OSError):
-            self._wake_write.send(b"\0")
+    def _open(self) -> None:
+        if self._listen is not None:
+            self._bind(self._listen)
 
-    def _call(self, action: Callable[[], None]) -> None:
-        self._commands.append(action)
-        self._wake()
-
-    def _run(self, started: Future[None]) -> None:
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._context = context
-        try:
-            self._poller = zmq.Poller()
-            self._poller.register(self._wake_read, zmq.POLLIN)
-            if self._listen is not None:
-                self._bind(self._listen)
-            started.set_result(None)
-            while not self._closing:
-                self._turn()
-        except Exception as error:  # the starter re-raises what stopped the thread
-            if started.done():
-                raise
-            started.set_exception(error)
-        finally:
-            for future, _ in self._waiting.values():
-                future.set_exception(
-                    AgentUnreachable("the connection pool closed while it waited for an answer")
-                )
-            self._waiting.clear()
-            for name in list(self._dealers):
-                self._hang_up(name)
-            if self._router is not None:
-                self._router.close(linger=FAREWELL_MS)
-            context.term()
-
-    def _turn(self) -> None:
-        ready = dict(self._poller.poll(int(TICK_S * 1000)))
-        if self._wake_read.fileno() in ready:
-            with contextlib.suppress(BlockingIOError):
-                self._wake_read.recv(4096)
-        for name, dealer in list(self._dealers.items()):
-            if dealer in ready:
-                self._drain(partial(self._heard, name), dealer)
-        for name, monitor in list(self._monitors.items()):
-            for event in monitor.events() if monitor.socket in ready else ():
-                act = self._core.connected if event == "up" else self._core.disconnected
-                self._execute(act(name, time.monotonic()))
-        if self._router is not None and self._router in ready:
-            self._drain(self._heard_on_router, self._router)
-        while self._commands:
-            self._commands.popleft()()
-        self._execute(self._core.tick(time.monotonic()))
+    def _end(self) -> None:
+        for future, _ in self._waiting.values():
+            future.set_exception(AgentUnreachable("the connection pool closed while it waited for an answer"))
+        self._waiting.clear()
+        for name in list(self._dealers):
+            self._hang_up(name)
 
     def _drain(self, handle: Callable[[list[bytes]], None], socket: zmq.Socket[bytes]) -> None:
         for _ in range(64):  # a flood on one socket does not starve the others
@@ -281,14 +223,14 @@ class AgentPool:
 
     def _bind(self, endpoint: str) -> None:
         address = parse_address(endpoint.removeprefix("tcp://"))
-        router = open_socket(self._context, zmq.ROUTER, purpose="control")
+        router = open_socket(self._loop.context, zmq.ROUTER, purpose="control")
         try:
             self.endpoint = Address(address.host, bind(router, address.host, address.port)).endpoint()
         except BaseException:
             router.close()
             raise
         self._router = router
-        self._poller.register(router, zmq.POLLIN)
+        self._loop.watch(router, lambda: self._drain(self._heard_on_router, router))
 
     def _dial(self, name: str, endpoint: str) -> None:
         known = self._core.agents.get(name)
@@ -297,18 +239,23 @@ class AgentPool:
         if name in self._dealers:
             self._execute(self._core.forget(name))
             self._hang_up(name)
-        dealer = open_socket(self._context, zmq.DEALER, purpose="control")
+        dealer = open_socket(self._loop.context, zmq.DEALER, purpose="control")
         monitor = Monitor(dealer)
         dealer.connect(endpoint)
         self._dealers[name], self._monitors[name] = dealer, monitor
-        self._poller.register(dealer, zmq.POLLIN)
-        self._poller.register(monitor.socket, zmq.POLLIN)
+        self._loop.watch(dealer, lambda: self._drain(partial(self._heard, name), dealer))
+        self._loop.watch(monitor.socket, lambda: self._noticed(name, monitor))
         self._execute(self._core.dial(name, endpoint, time.monotonic()))
+
+    def _noticed(self, name: str, monitor: Monitor) -> None:
+        for event in monitor.events():
+            act = self._core.connected if event == "up" else self._core.disconnected
+            self._execute(act(name, time.monotonic()))
 
     def _hang_up(self, name: str) -> None:
         dealer, monitor = self._dealers.pop(name), self._monitors.pop(name)
-        self._poller.unregister(dealer)
-        self._poller.unregister(monitor.socket)
+        self._loop.unwatch(dealer)
+        self._loop.unwatch(monitor.socket)
         monitor.close()
         dealer.close(linger=FAREWELL_MS)
 

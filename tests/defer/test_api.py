@@ -25,7 +25,8 @@ from defer.errors import (
     ProtocolMismatch,
 )
 from defer.model_files import model_files
-from defer.upload import CHUNK_BYTES, upload
+from defer.transfer import CHUNK_BYTES
+from defer.upload import upload
 from node_agent.errors import AgentError
 from node_agent.messages import Chunk, Done, FileRef, Have, Progress, Taken, Want
 
