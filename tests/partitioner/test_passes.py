@@ -233,7 +233,7 @@ def test_made_twice(build):
     build.op("Relu", "x", out="y")
     build.op("Tanh", "x", out="y")
     build.output("y")
-    with pytest.raises(InvalidModel, match="'y' is redeclared .* by operator 'Tanh'"):
+    with pytest.raises(InvalidModel, match=r"'y' is redeclared .* by operator 'Tanh'"):
         partitioner.analyze(build.model())
 
 
