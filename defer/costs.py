@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import router
 from defer import units
+from defer.codec_costs import Errors, offered_codecs
 from defer.documents.cluster import Cluster, Device
 from defer.documents.profile import CostProfile, LinkProfile
 from defer.errors import InvalidDocument, NoRoute
@@ -73,6 +74,7 @@ def make_costs(
     *,
     max_stages: int | None = None,
     codec: str | None = None,
+    errors: Errors | None = None,
 ) -> Costs:
     """The router's problem for one model on one cluster.
 
@@ -82,6 +84,7 @@ def make_costs(
         profile: What was measured, or None for static costs.
         max_stages: At most so many stages.
         codec: The one codec between stages; None takes the cluster file's word, `auto` whatever is cheapest.
+        errors: What lossy codecs do at each boundary; without it none is used.
 
     Raises:
         InvalidDocument: The profile is of another model, or of other blocks.
@@ -104,7 +107,9 @@ def make_costs(
         stage_memory=RUNTIME_MEMORY,
         buffers=QUEUED,
         stage_overhead={name: _overhead(profile, name) for name in seconds},
-        codecs=_codecs(chain, cluster, profile, codec or cluster.network.codec),
+        codecs=offered_codecs(
+            len(chain.boundaries), cluster, profile, codec or cluster.network.codec, _sink(cluster), errors
+        ),
         max_stages=max_stages,
     )
     return Costs(problem, method, tuple(notes))
@@ -239,50 +244,3 @@ def _block_memory(chain: BlockChain, profile: CostProfile | None) -> list[int]:
         resident = max((table[number] for table in tables), default=2 * block.weight_bytes)
         found.append(min(max(resident, block.weight_bytes), 2 * block.weight_bytes))
     return found
-
-
-def _codecs(
-    chain: BlockChain, cluster: Cluster, profile: CostProfile | None, wanted: str
-) -> tuple[router.CodecCost, ...]:
-    """What may travel encoded.
-
-    A client speaks raw to a dispatcher without an agent, so a codec is offered only where the device was measured
-    with it, or, without a profile, between stages.
-    """
-    if wanted == "raw":
-        return (router.RAW,)
-    names = sorted(profile.codecs) if profile else []
-    offered = [_measured_codec(profile, name) for name in names if profile and name != "raw"]
-    if wanted == "auto":
-        return (router.RAW, *offered)
-    chosen = next((codec for codec in offered if codec.name == wanted), None)
-    if chosen is None and profile is not None:
-        known = ", ".join(("raw", *(codec.name for codec in offered)))
-        raise NoRoute(f"codec {wanted!r} was not measured on these devices", hint=f"measured were {known}")
-    last = len(chain.boundaries) - 1
-    inner = [0 < boundary < last for boundary in range(last + 1)]
-    agents = [device.name for device in cluster.agents]
-    never, free = float("inf"), 0.0
-    # The one codec between stages, raw at both ends: infinite seconds forbid the other.
-    raw = router.CodecCost(
-        "raw",
-        encode={name: [never if i else free for i in inner] for name in (*cluster.names, _sink(cluster))},
-    )
-    if chosen is None:
-        unmeasured = {name: [free if i else never for i in inner] for name in agents}
-        return (raw, router.CodecCost(wanted, encode=unmeasured))
-    encode = {
-        name: [cost if i else never for cost, i in zip(costs, inner, strict=True)]
-        for name, costs in chosen.encode.items()
-    }
-    return (raw, router.CodecCost(chosen.name, chosen.ratio, encode, chosen.decode))
-
-
-def _measured_codec(profile: CostProfile, name: str) -> router.CodecCost:
-    having = {device: costs.codecs[name] for device, costs in profile.devices.items() if name in costs.codecs}
-    return router.CodecCost(
-        name,
-        profile.codecs[name],
-        {device: cost.encode_s for device, cost in having.items()},
-        {device: cost.decode_s for device, cost in having.items()},
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,17 @@ def wire_spec(spec: partitioner.TensorSpec) -> TensorSpec:
 
 def bound_inputs(chain: partitioner.BlockChain) -> tuple[TensorSpec, ...]:
     """A model's inputs with every free dimension replaced by its bound value."""
+    return bound(chain, chain.inputs)
+
+
+def bound(chain: partitioner.BlockChain, specs: Iterable[partitioner.TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Tensors with their free dimensions replaced by the chain's values; what has none stays free."""
     bindings = chain.bindings
     return tuple(
-        TensorSpec(spec.name, spec.dtype, tuple(bindings[d] if isinstance(d, str) else d for d in spec.shape))
-        for spec in chain.inputs
+        TensorSpec(
+            spec.name,
+            spec.dtype,
+            tuple(bindings.get(d, d) if isinstance(d, str) else d for d in spec.shape),
+        )
+        for spec in specs
     )

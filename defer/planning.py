@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import router
+from defer.codec_costs import Errors
 from defer.costs import Costs, make_costs
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan, PlanAlternative, PlanStage, PlanTerm, PlanTransfer
@@ -33,6 +34,8 @@ def make_plan(
     max_stages: int | None = None,
     placement: Placement | None = None,
     codec: str | None = None,
+    errors: Errors | None = None,
+    max_error: float = math.inf,
 ) -> Plan:
     """The plan with the least latency or period.
 
@@ -44,14 +47,16 @@ def make_plan(
         max_stages: At most so many stages.
         placement: Blocks of each device, chosen by hand; planning then only finds the way between them.
         codec: The one codec between stages, or `auto`; None takes the cluster file's.
+        errors: What lossy codecs add at each boundary; without it no codec changes a value.
+        max_error: The most that the codecs' `errors` may add up to.
 
     Raises:
         NoRoute: No plan can exist; the message names the limit.
         InvalidDocument: The profile does not fit the chain.
         UnknownDevice, UsageError: The placement does not fit the cluster or the chain.
     """
-    costs = make_costs(chain, cluster, profile, max_stages=max_stages, codec=codec)
-    goal = router.Objective(objective)
+    costs = make_costs(chain, cluster, profile, max_stages=max_stages, codec=codec, errors=errors)
+    goal = router.Objective(objective, max_error=max_error)
     try:
         if placement is None:
             solution = router.solve(costs.problem, goal)

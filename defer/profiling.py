@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -18,6 +18,7 @@ import msgspec
 
 import partitioner
 from defer.agents import AgentPool
+from defer.codec_profiling import client_costs, codec_costs, worst_ratios
 from defer.deployer import in_parallel, place_of
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CodecProfile, CostProfile, DeviceProfile, LinkProfile
@@ -27,6 +28,9 @@ from defer.link_probe import measure_from_here
 from defer.parts import WrittenPart, write_parts
 from defer.shipping import ship
 from node_agent import messages as m
+
+BLOCK_COSTS = 2
+"""Version of what is remembered of a device; older ones are measured again."""
 
 MEASURE_TIMEOUT_S = 300.0
 """One block: shipping is done before; this is load, warm-up and the timed runs."""
@@ -116,7 +120,8 @@ def profile(
         bindings=dict(chain.bindings),
         devices=devices,
         links=tuple(_measure_links(pool, cluster, dispatcher, on_step)),
-        codecs=_worst_ratios(measured.values()),
+        codecs=worst_ratios(costs.ratios for costs in measured.values()),
+        client=client_costs(chain),
     )
 
 
@@ -155,50 +160,10 @@ def _measure_blocks(
         seconds.append(median(answer.seconds))
         resident.append(answer.resident_bytes)
         produced.update({stats.name: stats for stats in answer.outputs})
-    codecs, ratios = _codec_costs(chain, produced)
-    return BlockCosts(1, _engine_name(pool, name, engine), tuple(seconds), tuple(resident), codecs, ratios)
-
-
-def _codec_costs(
-    chain: partitioner.BlockChain, produced: Mapping[str, m.TensorStats]
-) -> tuple[dict[str, CodecProfile], dict[str, tuple[float, ...]]]:
-    """Per codec and boundary: seconds to encode and decode all its tensors, and how much smaller they get.
-
-    A model's inputs are not produced by any block; they count as incompressible and cost nothing to encode.
-    """
-    names = {codec for stats in produced.values() for codec in stats.codecs}
-    codecs: dict[str, CodecProfile] = {}
-    ratios: dict[str, tuple[float, ...]] = {}
-    for codec in sorted(names):
-        encode: list[float] = []
-        decode: list[float] = []
-        ratio: list[float] = []
-        for boundary in chain.boundaries:
-            known = [
-                produced[t].codecs[codec]
-                for t in boundary.tensors
-                if t in produced and codec in produced[t].codecs
-            ]
-            small = sum(row[0] for row in known)
-            large = sum(
-                produced[t].nbytes for t in boundary.tensors if t in produced and codec in produced[t].codecs
-            )
-            other = boundary.nbytes - large
-            encode.append(sum(row[1] for row in known))
-            decode.append(sum(row[2] for row in known))
-            ratio.append(boundary.nbytes / (small + other) if small + other > 0 else 1.0)
-        codecs[codec] = CodecProfile(encode_s=tuple(encode), decode_s=tuple(decode))
-        ratios[codec] = tuple(ratio)
-    return codecs, ratios
-
-
-def _worst_ratios(measured: Iterable[BlockCosts]) -> dict[str, tuple[float, ...]]:
-    """The least ratio over the devices: they measured the same tensors up to rounding."""
-    worst: dict[str, tuple[float, ...]] = {}
-    for costs in measured:
-        for codec, ratios in costs.ratios.items():
-            worst[codec] = tuple(map(min, worst[codec], ratios)) if codec in worst else ratios
-    return worst
+    codecs, ratios = codec_costs(chain, produced)
+    return BlockCosts(
+        BLOCK_COSTS, _engine_name(pool, name, engine), tuple(seconds), tuple(resident), codecs, ratios
+    )
 
 
 def _device_profile(pool: AgentPool, name: str, costs: BlockCosts) -> DeviceProfile:
@@ -268,7 +233,14 @@ def _measure_one(
 
 
 def _cache_key(chain: partitioner.BlockChain, positions: Sequence[int], fingerprint: str, engine: str) -> str:
-    identity = [chain.digest, list(positions), sorted(chain.bindings.items()), fingerprint, engine]
+    identity = [
+        BLOCK_COSTS,
+        chain.digest,
+        list(positions),
+        sorted(chain.bindings.items()),
+        fingerprint,
+        engine,
+    ]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
@@ -277,7 +249,7 @@ def _cached(path: Path) -> BlockCosts | None:
         known = msgspec.json.decode(path.read_bytes(), type=BlockCosts)
     except (OSError, msgspec.MsgspecError):
         return None  # absent or from another version: measured again
-    return known if known.version == 1 else None
+    return known if known.version == BLOCK_COSTS else None
 
 
 def _remember(path: Path, costs: BlockCosts) -> None:

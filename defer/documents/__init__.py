@@ -13,7 +13,15 @@ from defer.documents.cluster import (
     loads_cluster,
 )
 from defer.documents.files import read_bytes, write_bytes
-from defer.documents.plan import Objective, Plan, PlanAlternative, PlanStage, PlanTerm, PlanTransfer
+from defer.documents.plan import (
+    Objective,
+    Plan,
+    PlanAccuracy,
+    PlanAlternative,
+    PlanStage,
+    PlanTerm,
+    PlanTransfer,
+)
 from defer.documents.profile import CodecProfile, CostProfile, Created, DeviceProfile, LinkProfile
 from defer.documents.schema import DOCUMENTS, schema
 
@@ -37,6 +45,7 @@ __all__ = [
     "Network",
     "Objective",
     "Plan",
+    "PlanAccuracy",
     "PlanAlternative",
     "PlanStage",
     "PlanTerm",

@@ -75,6 +75,24 @@ class PlanAlternative(msgspec.Struct, frozen=True, kw_only=True):
     period_s: float
 
 
+class PlanAccuracy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan's codecs, all together, were measured to do to the output.
+
+    Attributes:
+        metric: `relative`: ‖Δoutput‖₂ / ‖output‖₂ of the worst calibration input; `top1`: share of changed classes.
+        budget: The most that was allowed.
+        error: What was measured.
+        requests: Calibration inputs.
+        calibration: Where they come from: a file's name, or `generated`.
+    """
+
+    metric: Literal["relative", "top1"]
+    budget: float
+    error: float
+    requests: int
+    calibration: str
+
+
 class Plan(Document, frozen=True, kw_only=True):
     """A route of one model through the cluster; `transfers[i]` leads into `stages[i]`, the last to the sink.
 
@@ -96,6 +114,7 @@ class Plan(Document, frozen=True, kw_only=True):
         alternatives: The whole model on each single device that can hold it.
         by_hand: Whether an operator placed the blocks; `optimal` and `bound_s` then hold for that placement.
         notes: What planning assumed or left out, one sentence each.
+        accuracy: Where an error budget was given, what its check found; without one no codec changes a value.
     """
 
     KIND: ClassVar[str] = "plan"
@@ -118,6 +137,7 @@ class Plan(Document, frozen=True, kw_only=True):
     alternatives: dict[str, PlanAlternative] = msgspec.field(default_factory=dict)
     by_hand: bool = False
     notes: tuple[str, ...] = ()
+    accuracy: PlanAccuracy | None = None
 
     @property
     def cuts(self) -> tuple[int, ...]:

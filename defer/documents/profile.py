@@ -112,6 +112,7 @@ class CostProfile(Document, frozen=True, kw_only=True):
         devices: By device name.
         links: Directions that were measured.
         codecs: Per codec its ratio at each boundary: raw bytes over encoded bytes.
+        client: Per codec that every client knows, what it costs where requests come from.
         created: Where it comes from.
     """
 
@@ -125,6 +126,7 @@ class CostProfile(Document, frozen=True, kw_only=True):
     devices: dict[str, DeviceProfile]
     links: tuple[LinkProfile, ...] = ()
     codecs: dict[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
+    client: dict[str, CodecProfile] = msgspec.field(default_factory=dict)
     created: Created = Created()
 
     def problems(self) -> None:
@@ -137,6 +139,7 @@ class CostProfile(Document, frozen=True, kw_only=True):
             raise InvalidDocument("positions must rise from 0", where="positions", hint=f"`{self.MADE_BY}`")
         for name, device in self.devices.items():
             self._check_device(device, f"devices.{name}")
+        self._check_codecs(self.client, "client")
         for codec, ratios in self.codecs.items():
             self._check(ratios, len(self.positions), f"codecs.{codec}", "boundaries")
             if 0.0 in ratios:
@@ -160,9 +163,12 @@ class CostProfile(Document, frozen=True, kw_only=True):
         if device.block_resident:
             self._check(device.block_resident, blocks, f"{place}.block_resident", "blocks")
         self._check((device.stage_overhead_s,), 1, f"{place}.stage_overhead_s", "stages")
-        for codec, cost in device.codecs.items():
-            self._check(cost.encode_s, blocks + 1, f"{place}.codecs.{codec}.encode_s", "boundaries")
-            self._check(cost.decode_s, blocks + 1, f"{place}.codecs.{codec}.decode_s", "boundaries")
+        self._check_codecs(device.codecs, f"{place}.codecs")
+
+    def _check_codecs(self, codecs: dict[str, CodecProfile], place: str) -> None:
+        for codec, cost in codecs.items():
+            self._check(cost.encode_s, len(self.positions), f"{place}.{codec}.encode_s", "boundaries")
+            self._check(cost.decode_s, len(self.positions), f"{place}.{codec}.decode_s", "boundaries")
 
     def _check(self, values: tuple[float, ...], count: int, place: str, of: str) -> None:
         if len(values) != count:

@@ -1,0 +1,194 @@
+"""The best plan whose codecs, all together, keep the output within an error budget.
+
+What each codec does at each boundary is measured first. Errors of several codecs hardly ever point the same way, so
+their squares add up, not they; that is a guess which the end-to-end check of every candidate corrects. Candidates come
+from shares of the budget: with the whole budget for each transfer the plan is the fastest and mostly too inaccurate;
+its stages are kept while the router chooses its codecs anew under the budget; then the same with smaller shares, as
+long as what they allow could still be better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+import router
+from defer.accuracy import Arrays, Budget
+from defer.block_runner import BlockRunner
+from defer.codec_costs import Errors
+from defer.codec_errors import OnStep, error_table, plan_error
+from defer.documents.cluster import Cluster
+from defer.documents.plan import Objective, Plan, PlanAccuracy
+from defer.documents.profile import CostProfile
+from defer.errors import NoRoute
+from defer.planning import Placement, make_plan
+from partitioner import BlockChain
+
+SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
+"""Parts of the budget that a single transfer may use."""
+
+TIGHTENINGS = 4
+"""How often the codecs of one split are chosen anew because the check found more than the errors promised."""
+
+MARGIN = 0.97
+"""Aimed at, so that the next check does not fail by a hair."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the operator asked for; see `make_plan`."""
+
+    objective: Objective = "latency"
+    max_stages: int | None = None
+    placement: Placement | None = None
+    codec: str | None = None
+
+
+def plan_within(
+    runner: BlockRunner,
+    cluster: Cluster,
+    profile: CostProfile,
+    budget: Budget,
+    inputs: Sequence[Arrays],
+    calibration: str,
+    wish: Wish,
+    on_step: OnStep | None = None,
+) -> Plan:
+    """The best plan found that keeps the budget, checked end to end.
+
+    Args:
+        runner: The blocks that are planned with.
+        cluster: Devices and links.
+        profile: What was measured; codecs that it does not have are not used.
+        budget: How far the output may move.
+        inputs: Calibration requests.
+        calibration: Where they come from, for the plan.
+        wish: Objective, and what the operator decided.
+        on_step: Told of progress.
+
+    Raises:
+        NoRoute: No plan can exist, or none with the codec that the operator named keeps the budget.
+    """
+    table = error_table(runner, inputs, profile.codecs, budget, on_step)
+    search = _Search(runner.chain, cluster, profile, budget, table, wish)
+
+    def check(plan: Plan) -> float:
+        return plan_error(runner, inputs, plan, budget, on_step)
+
+    found = search.run(check)
+    if found is None:
+        raise NoRoute(
+            f"no plan keeps the error budget of {budget} with codec {wish.codec!r}",
+            hint="allow a larger --max-error, or another codec",
+        )
+    plan, error = found
+    accuracy = PlanAccuracy(
+        metric=budget.metric,
+        budget=budget.limit,
+        error=error,
+        requests=len(inputs),
+        calibration=calibration,
+    )
+    return msgspec.structs.replace(plan, accuracy=accuracy)
+
+
+class _Search:
+    """Candidates and the best of them so far."""
+
+    def __init__(
+        self,
+        chain: BlockChain,
+        cluster: Cluster,
+        profile: CostProfile,
+        budget: Budget,
+        table: Errors,
+        wish: Wish,
+    ) -> None:
+        self._chain = chain
+        self._cluster = cluster
+        self._profile = profile
+        self._budget = budget
+        self._table = table
+        self._wish = wish
+        self._best: tuple[Plan, float] | None = None
+        self._bound = 0.0
+
+    def run(self, check: Callable[[Plan], float]) -> tuple[Plan, float] | None:
+        """The best plan that `check` finds within the budget, and what it found."""
+        for number, share in enumerate(SHARES):
+            try:
+                fastest = self._plan(share)
+            except NoRoute:
+                if number == 0 and self._wish.codec in (None, "auto", "raw"):
+                    raise
+                break
+            self._bound = self._bound or fastest.bound_s
+            if self._best is not None and fastest.value_s >= self._best[0].value_s:
+                break  # smaller shares allow only what this one allows
+            self._take(fastest, share, check)
+        if self._best is None and self._wish.codec in (None, "auto", "raw"):
+            lossless = self._plan(0.0)
+            self._best = lossless, check(lossless)
+        if self._best is None:
+            return None
+        plan, error = self._best
+        optimal = plan.value_s <= self._bound * (1 + 1e-9)
+        by_hand = self._wish.placement is not None
+        plan = msgspec.structs.replace(
+            plan, by_hand=by_hand, optimal=optimal, bound_s=plan.value_s if optimal else self._bound
+        )
+        return plan, error
+
+    def _take(self, plan: Plan, share: float, check: Callable[[Plan], float]) -> None:
+        """Offer a plan, and while it fails its check the same stages with other codecs."""
+        limit = self._budget.limit
+        room = limit
+        for _ in range(TIGHTENINGS):
+            error = check(plan)
+            if error <= limit:
+                if self._best is None or plan.value_s < self._best[0].value_s:
+                    self._best = plan, error
+                return
+            believed = self._sum(plan)
+            # What the errors add up to when the check finds just the limit, if both shrink alike.
+            room = min(room, believed) * MARGIN * min(1.0, limit / error if math.isfinite(error) else 0.5)
+            stages = tuple(router.Stage(each.device, each.start, each.stop) for each in plan.stages)
+            try:
+                plan = self._plan(share, stages, room)
+            except NoRoute:
+                return
+            if self._best is not None and plan.value_s >= self._best[0].value_s:
+                return
+
+    def _plan(self, share: float, stages: Placement | None = None, room: float = math.inf) -> Plan:
+        """The fastest plan in which no transfer takes more than `share` of the budget, and all at most `room`."""
+        power, limit = self._budget.power, share * self._budget.limit
+        errors = {
+            codec: [error**power if error <= limit else math.inf for error in row]
+            for codec, row in self._table.items()
+        }
+        wish = self._wish
+        return make_plan(
+            self._chain,
+            self._cluster,
+            self._profile,
+            objective=wish.objective,
+            max_stages=wish.max_stages,
+            placement=stages if stages is not None else wish.placement,
+            codec=wish.codec,
+            errors=errors,
+            max_error=room**power,
+        )
+
+    def _sum(self, plan: Plan) -> float:
+        """What the measured errors of a plan's codecs add up to."""
+        power = self._budget.power
+        errors = [
+            self._table[transfer.codec][transfer.boundary]
+            for transfer in plan.transfers
+            if transfer.codec in self._table
+        ]
+        return float(math.fsum(error**power for error in errors) ** (1 / power))
