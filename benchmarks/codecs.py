@@ -88,9 +88,11 @@ def boundaries(name: str, count: int) -> Iterator[Arrays]:
 
     with tempfile.TemporaryDirectory(prefix="defer-codecs-") as directory:
         path = models.save(name, Path(directory) / f"{name}.onnx")
-        chain = partitioner.coarsen(partitioner.analyze(path), count)
+        inputs = models.example_inputs(name)
+        shapes = {key: array.shape for key, array in inputs.items()}
+        chain = partitioner.coarsen(partitioner.analyze(path, shapes), count)
         with BlockRunner(path, chain, Path(directory) / "parts") as runner:
-            yield from runner.states(models.example_inputs(name))[1:-1]
+            yield from runner.states(inputs)[1:-1]
 
 
 def figures(item: Arrays, codec: str, repeats: int) -> Figures:

@@ -7,13 +7,13 @@ needs to decode, such as scales, travels in its frame; docs/codecs.md describes 
 
 from __future__ import annotations
 
-from node_agent.codecs.base import Array, Codec, byte_view, from_bytes
+from node_agent.codecs.base import Array, Codec, byte_view, from_bytes, item_bytes
 from node_agent.codecs.binary import Bit
 from node_agent.codecs.bitmap import Bitmap
 from node_agent.codecs.halves import Bfloat16, Float16
 from node_agent.codecs.int4 import Int4
 from node_agent.codecs.int8 import Int8
-from node_agent.codecs.lz4_block import Lz4, item_bytes
+from node_agent.codecs.lz4_block import Lz4
 from node_agent.codecs.raw import Raw
 from node_agent.codecs.zfp import AVAILABLE as _ZFP
 from node_agent.codecs.zfp import Zfp
@@ -21,20 +21,37 @@ from node_agent.errors import CodecError
 
 __all__ = ["CODECS", "EVERYWHERE", "Array", "Codec", "byte_view", "codec_named", "from_bytes", "is_lossless"]
 
+
+def _half_bytes(dtype: str) -> int:
+    """Bytes of an element behind float16 or bfloat16, which leave all but wider floats as they are."""
+    return 2 if dtype in ("float32", "float64") else item_bytes(dtype)
+
+
+def _int_bytes(dtype: str) -> int:
+    """Bytes of an element behind int8, which leaves all but floats as they are."""
+    return 1 if dtype in ("float16", "float32", "float64") else item_bytes(dtype)
+
+
+_INT8, _INT8_CHANNEL = Int8("int8", by_channel=False), Int8("int8-channel", by_channel=True)
+
 _ALWAYS: tuple[Codec, ...] = (
     Raw(),
     Lz4("lz4", Raw()),
     Lz4("shuffle-lz4", Raw(), item_bytes),
-    Bitmap(),
+    Bitmap("bitmap", Raw(), item_bytes),
     Bit(),
     Float16(),
-    Lz4("float16-lz4", Float16(), lambda dtype: 2 if dtype in ("float32", "float64") else 1),
+    Lz4("float16-lz4", Float16(), _half_bytes),
+    Bitmap("float16-bitmap", Float16(), _half_bytes),
     Bfloat16(),
-    Lz4("bfloat16-lz4", Bfloat16(), lambda dtype: 2 if dtype in ("float32", "float64") else 1),
-    Int8("int8", by_channel=False),
-    Lz4("int8-lz4", Int8("int8", by_channel=False)),
-    Int8("int8-channel", by_channel=True),
-    Lz4("int8-channel-lz4", Int8("int8-channel", by_channel=True)),
+    Lz4("bfloat16-lz4", Bfloat16(), _half_bytes),
+    Bitmap("bfloat16-bitmap", Bfloat16(), _half_bytes),
+    _INT8,
+    Lz4("int8-lz4", _INT8),
+    Bitmap("int8-bitmap", _INT8, _int_bytes),
+    _INT8_CHANNEL,
+    Lz4("int8-channel-lz4", _INT8_CHANNEL),
+    Bitmap("int8-channel-bitmap", _INT8_CHANNEL, _int_bytes),
     Int4(),
     Lz4("int4-lz4", Int4()),
 )

@@ -54,6 +54,13 @@ class Codec(Protocol):
         """Largest frame that an array of this type and shape can have."""
 
 
+class Sized(Codec, Protocol):
+    """A codec whose frames have a length that follows from type and shape, so that others can take them further."""
+
+    def exact_bytes(self, dtype: str, shape: Sequence[int]) -> int:
+        """That length."""
+
+
 class Lossless:
     """What every codec that gives back all bits has in common, whatever the array."""
 
@@ -72,6 +79,11 @@ def count(shape: Sequence[int]) -> int:
 def plain_bytes(dtype: str, shape: Sequence[int]) -> int:
     """Bytes that an array takes unencoded."""
     return math.prod(shape) * storage(dtype).itemsize
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of an element of wire type `dtype`, unencoded."""
+    return storage(dtype).itemsize
 
 
 def is_float(held: np.dtype[Any]) -> bool:
@@ -118,7 +130,7 @@ def flat_float32(array: Array) -> tuple[npt.NDArray[np.float32], float, float]:
     Raises:
         CodecError: One is NaN or infinite, or too large for float32.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         flat = np.ascontiguousarray(array, np.float32).reshape(-1)
     if not flat.size:
         return flat, 0.0, 0.0

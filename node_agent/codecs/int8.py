@@ -1,7 +1,8 @@
 """`int8` and `int8-channel`: floats as 256 steps between the least and the largest value. Pure.
 
 A frame is, per channel, the size of a step (float32), then per channel the step that stands for zero (uint8), then one
-byte per element. Zero is always a step of its own, so what a ReLU cut off stays zero and packs well afterwards.
+byte per element: steps from zero, modulo 256. Zero is always a step of its own, so what a ReLU cut off is a zero byte,
+which packs well afterwards.
 `int8` has one channel; `int8-channel` has one per channel of the tensor: axis 1 of four or more dimensions (N, C, H,
 W), else the last (tokens, features). A tensor too small for that, where the steps would take more than an eighth of
 the values, has one.
@@ -72,7 +73,8 @@ class Int8:
         scaled = np.zeros_like(steps)
         np.divide(np.float32(1), steps, out=scaled, where=steps > 0)
         levels = grouped * scaled
-        levels += zeros + _MAGIC
+        # The lowest byte of a negative number of steps, too, is that number modulo 256.
+        levels += _MAGIC
         frame[split:] = levels.reshape(-1).view(np.uint32)
         return frame.data
 
@@ -90,8 +92,10 @@ class Int8:
         steps = held[: 4 * channels].copy().view("<f4").reshape(per_channel)
         if not (np.isfinite(steps).all() and (steps >= 0).all()):
             raise CodecError(f"A frame of codec {self.name} has steps that are no sizes.")
-        values = held[_STEP_BYTES * channels :].reshape(grouping).astype(np.float32)
-        values -= held[4 * channels : _STEP_BYTES * channels].reshape(per_channel)
+        zeros = held[4 * channels : _STEP_BYTES * channels].reshape(per_channel)
+        # Steps from the least value, then from zero: bytes wrap around.
+        values = (held[_STEP_BYTES * channels :].reshape(grouping) + zeros).astype(np.float32)
+        values -= zeros
         with np.errstate(over="ignore"):
             values *= steps
         return as_type(values.reshape(-1), dtype, shape)

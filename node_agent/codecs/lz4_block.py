@@ -8,14 +8,13 @@ resemble each other and their mantissas do not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import lz4.block
 import numpy as np
 import numpy.typing as npt
 
-from node_agent.codecs.base import Array, Codec, from_bytes
-from node_agent.dtypes import storage
+from node_agent.codecs.base import Array, Sized, from_bytes
 from node_agent.errors import CodecError
 
 _LARGEST = 0x7E000000
@@ -25,13 +24,6 @@ _STRETCH = 255
 """A block's sequence stretches a match by at most 255 bytes per byte."""
 
 Bytes = npt.NDArray[np.uint8]
-
-
-class Sized(Codec, Protocol):
-    """A codec whose frames have a length that follows from type and shape."""
-
-    def exact_bytes(self, dtype: str, shape: Sequence[int]) -> int:
-        """That length."""
 
 
 class Lz4:
@@ -97,11 +89,6 @@ def decompress(frame: Any, expected: int) -> bytes:
     if len(plain) != expected:
         raise CodecError(f"An LZ4 frame holds {len(plain)} bytes in place of {expected}.")
     return plain
-
-
-def item_bytes(dtype: str) -> int:
-    """Bytes of an element of wire type `dtype`: the width to shuffle by."""
-    return storage(dtype).itemsize
 
 
 def shuffled(plain: Any, width: int) -> Any:
