@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import oracles_edge, oracles_placement, oracles_routes, oracles_seifer, topologies
 from benchmarks.measuring import apart
-from benchmarks.runner import Options, Outcome, Row, Target, main
+from benchmarks.runner import Measure, Options, Outcome, Row, Target, main
 from router import GraphPlan, Solution
 
 

@@ -26,20 +26,27 @@ the latency. A plan that cannot exist raises `NoRoute`, whose message names the 
 `docs/planning.md` states the model.
 """
 
+from router.advice import Advice, WhatIf, advise
 from router.branches import GraphPlan, GraphStage, split_graph
 from router.cluster import Cluster, Device, Link
 from router.errors import InvalidProblem, NoRoute, RouterError
 from router.evaluation import evaluate, explain
+from router.flows import Capacity, Job, capacity
+from router.jobs import JointPlan, admit, plan_jobs
 from router.opgraph import DeviceKind, OpGraph, Tensor
 from router.placing import place
 from router.problem import OBJECTIVES, RAW, Buffers, CodecCost, Load, Objective, Pins, Problem
+from router.replanning import Replan, replan
+from router.replicas import solve_replicated
 from router.route import Evaluation, Route, Share, Solution, Stage, Term, Transfer
 from router.solver import solve
 
 __all__ = [
     "OBJECTIVES",
     "RAW",
+    "Advice",
     "Buffers",
+    "Capacity",
     "Cluster",
     "CodecCost",
     "Device",
@@ -48,6 +55,8 @@ __all__ = [
     "GraphPlan",
     "GraphStage",
     "InvalidProblem",
+    "Job",
+    "JointPlan",
     "Link",
     "Load",
     "NoRoute",
@@ -55,6 +64,7 @@ __all__ = [
     "OpGraph",
     "Pins",
     "Problem",
+    "Replan",
     "Route",
     "RouterError",
     "Share",
@@ -63,9 +73,16 @@ __all__ = [
     "Tensor",
     "Term",
     "Transfer",
+    "WhatIf",
+    "admit",
+    "advise",
+    "capacity",
     "evaluate",
     "explain",
     "place",
+    "plan_jobs",
+    "replan",
     "solve",
+    "solve_replicated",
     "split_graph",
 ]

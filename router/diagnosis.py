@@ -92,7 +92,8 @@ def _best(instance: Instance, name: str) -> float:
     return potentials(instance, makers[name](instance), Network(instance)).start
 
 
-def _lifted(objective: Objective, name: str) -> Objective:
+def without_bound(objective: Objective, name: str) -> Objective:
+    """The objective without one of its bounds."""
     values = {each.name: getattr(objective, each.name) for each in fields(objective)}
     return Objective(**{**values, f"max_{name}": math.inf})
 
@@ -125,7 +126,7 @@ def nothing_found(instance: Instance, objective: Objective, feasible: FeasibleTe
     free = Objective("latency")
     if feasible(problem, free):
         for name in ("period", *bounds):
-            lifted = _lifted(objective, name)
+            lifted = without_bound(objective, name)
             if lifted != objective and feasible(problem, lifted):
                 bound = getattr(objective, f"max_{name}")
                 return NoRoute(

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import linprog
+from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from router.chain import ChainPlan
@@ -166,21 +166,26 @@ def fluid_bound(instance: Instance) -> float:
     load = coo_array((seconds, (rows, columns)), shape=(instance.n, count + 1))
     cost = np.zeros(count + 1)
     cost[-1] = 1.0
-    result = linprog(
-        cost, A_ub=load.tocsr(), b_ub=np.zeros(instance.n), A_eq=share.tocsr(), b_eq=np.ones(instance.blocks)
-    )
-    return float(result.fun) * (1 - 1e-7) if result.status == 0 else 0.0
+    constraints = [
+        LinearConstraint(load.tocsr(), np.full(instance.n, -np.inf), np.zeros(instance.n)),
+        LinearConstraint(share.tocsr(), np.ones(instance.blocks), np.ones(instance.blocks)),
+    ]
+    result = milp(cost, constraints=constraints)  # no integers: HiGHS solves it as a linear program
+    return float(result.fun) * (1 - 1e-7) if result.status == 0 and result.fun is not None else 0.0
 
 
 def ideal_bound(pipeline: Pipeline) -> float:
-    """Least period of a chain whose every stage has the best device for it and every transfer the best link."""
+    """Least period of a chain whose every stage has the best device for it and every transfer the best path."""
     instance = pipeline.instance
+    workers = [u for group in pipeline.groups for u in group]
+    between = widest(instance, pipeline.airtime)[np.ix_(workers, workers)]
+    np.fill_diagonal(between, np.inf)
     span = np.full((instance.blocks + 1, instance.blocks + 1), np.inf)
     for u in {group[0] for group in pipeline.groups}:
         own = (spans(instance.block[u]) + instance.overhead[u]) / instance.free[u]
         own[instance.stage_bytes > instance.memory[u]] = np.inf
         np.minimum(span, own, out=span)
-    fastest = float(pipeline.airtime.min(initial=math.inf))
+    fastest = float(between.min(initial=math.inf))
     sent = (
         instance.wire.min(axis=0) * fastest
         if math.isfinite(fastest)

@@ -1,0 +1,84 @@
+"""What an operator asks afterwards: change the plan or not, and what limits it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from router import Cluster, CodecCost, Device, InvalidProblem, Link, Objective, Problem, advise, replan, solve
+
+
+def problem(slow: float = 0.1, memory: int | None = None) -> Problem:
+    names = ["server", "a", "b"]
+    links = [Link(u, v, 1e6, 0.001) for u in names for v in names if u != v]
+    devices = [Device("server", computes=False), Device("a", memory), Device("b", memory)]
+    return Problem(
+        Cluster(devices, links),
+        "server",
+        "server",
+        {"a": [0.1, 0.1], "b": [slow, slow]},
+        [1000, 1000, 1000],
+        block_memory=[1000, 1000],
+    )
+
+
+def test_replan_waits_for_a_gain_that_pays() -> None:
+    running = solve(problem(), "throughput").route
+    faster = replace(problem(), block_seconds={"a": [0.1, 0.1], "b": [0.01, 0.02]})
+    kwargs = {"load_bandwidth": 100.0, "objective": "throughput"}
+    short = replan(faster, running, horizon=1.0, **kwargs)
+    assert not short.change
+    assert "loading takes" in short.reason
+    long = replan(faster, running, horizon=1000.0, **kwargs)
+    assert long.change
+    assert long.load_seconds == 10.0  # one block of 1000 bytes is new on b, at 100 bytes per second
+    assert long.moved_bytes == 1000.0
+    assert long.gain == pytest.approx(1000 * (1 - 0.03 / 0.1))
+    barely = replace(problem(), block_seconds={"a": [0.1, 0.098], "b": [0.1, 0.098]})
+    kept = replan(barely, running, horizon=1e9, **kwargs)
+    assert not kept.change
+    assert "less than" in kept.reason
+
+
+def test_replan_when_a_device_is_gone() -> None:
+    running = solve(problem(), "throughput").route
+    lost = problem()
+    left = [d for d in lost.cluster.devices if d.name != "b"]
+    links = [k for k in lost.cluster.links if "b" not in (k.source, k.target)]
+    after = replace(lost, cluster=Cluster(left, links), block_seconds={"a": [0.1, 0.1]})
+    found = replan(after, running, "throughput", load_bandwidth=1e3, horizon=0.0)
+    assert found.change
+    assert found.running is None
+    assert "can no longer run" in found.reason
+    with pytest.raises(InvalidProblem):
+        replan(after, running, load_bandwidth=0.0, horizon=1.0)
+
+
+def test_advice_names_bottleneck_limit_and_gain() -> None:
+    tight = problem(slow=1.0, memory=1500)
+    found = solve(tight, "throughput")
+    advice = advise(tight, found, "throughput")
+    assert advice.bottleneck == "device b"
+    assert advice.binding == ("device memory",)
+    best = advice.what_ifs[0]
+    assert best.change == "one more device like a"
+    assert best.value == pytest.approx(0.1)
+    assert best.gain == pytest.approx(0.9)
+
+
+def test_advice_on_links_codecs_and_bounds() -> None:
+    thin = problem()
+    links = [
+        replace(k, bandwidth=1e3) if (k.source, k.target) == ("a", "b") else k for k in thin.cluster.links
+    ]
+    thin = replace(thin, cluster=replace(thin.cluster, links=links), block_memory=(), max_stages=2)
+    thin = replace(
+        thin, block_seconds={"a": [0.1, 9.0], "b": [9.0, 0.1]}, codecs=[CodecCost("raw"), CodecCost("z", 1.5)]
+    )
+    found = solve(thin, Objective("latency", max_period=0.9))
+    advice = advise(thin, found, Objective("latency", max_period=0.9))
+    changes = {each.change: each.gain for each in advice.what_ifs}
+    assert changes["codec raw everywhere"] < 0 or "codec raw everywhere" not in changes
+    assert changes["codec z everywhere"] == pytest.approx(0.0)
+    assert advice.binding == ()
