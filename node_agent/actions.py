@@ -17,6 +17,7 @@ from node_agent.measure import BlockTimer
 from node_agent.messages import AgentStatus, ControlMessage, Fault, Have, Taken
 from node_agent.plane import DataPlane
 from node_agent.prober import measure_link
+from node_agent.sensors import Sensors
 from node_agent.store import FileStore
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Actions:
         store: Used in the storing thread, and for reading in the loading one.
         loader: Used in the loading thread.
         timer: Used in the loading thread.
+        sensors: Used in the storing thread.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class Actions:
         store: FileStore,
         loader: Loader,
         timer: BlockTimer,
+        sensors: Sensors,
     ) -> None:
+        self._sensors = sensors
         self._name = name
         self._boot = boot
         self._memory_bytes = memory_bytes
@@ -89,6 +93,8 @@ class Actions:
         for jobs in self._threads.values():
             jobs.stop()
         ended = [jobs.join(patience_s) for jobs in self._threads.values()]
+        if all(ended):
+            self._sensors.close()
         return all(ended)
 
     def carry_out(self, instruction: ev.Instruction) -> None:
@@ -176,6 +182,8 @@ class Actions:
                 self._store.nbytes(),
                 hops,
                 stale,
+                self._sensors.read(),
+                time.time(),
             )
 
         # In the storing thread: counting the store's bytes reads its directory.

@@ -20,7 +20,9 @@ from node_agent.events import StopAsked
 from node_agent.loader import Loader
 from node_agent.measure import BlockTimer
 from node_agent.messages import AUTO_ENGINE, EngineInfo, Offer
+from node_agent.notify import Notifier
 from node_agent.plane import JOIN_S, DataPlane
+from node_agent.sensors import Sensors
 from node_agent.store import FileStore
 
 log = logging.getLogger(__name__)
@@ -74,8 +76,10 @@ def make_offer(config: AgentConfig, engines: tuple[EngineInfo, ...], ports: tupl
     """What the device brings."""
     share = machine.cores()
     threads = config.threads or machine.default_threads(share)
-    usable = next((engine for engine in engines if not engine.missing), EngineInfo("none"))
-    identity = {"name": usable.name, "version": usable.version, "provider": usable.provider}
+    usable = [engine for engine in engines if not engine.missing]
+    if config.engine != AUTO_ENGINE:
+        usable = usable[:1]
+    identity = {engine.name: f"{engine.version} {engine.provider}" for engine in usable}
     return Offer(
         engines=engines,
         memory_bytes=config.memory_bytes or machine.memory_bytes(),
@@ -88,6 +92,14 @@ def make_offer(config: AgentConfig, engines: tuple[EngineInfo, ...], ports: tupl
     )
 
 
+def default_engine(asked: str, engines: tuple[EngineInfo, ...]) -> str:
+    """What `auto` stands for: the engine that was asked for, or the only one; `auto` where there is a choice."""
+    usable = [engine.name for engine in engines if not engine.missing]
+    if asked == AUTO_ENGINE:
+        return usable[0] if len(usable) == 1 else AUTO_ENGINE
+    return asked
+
+
 class Agent:
     """One agent; `start`, then `wait`, then `close`.
 
@@ -98,6 +110,7 @@ class Agent:
     def __init__(self, config: AgentConfig) -> None:
         self.config = config
         self.boot = uuid.uuid4().hex[:16]
+        self.notifier = Notifier()
         self._ended = threading.Event()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._plane: DataPlane | None = None
@@ -127,8 +140,11 @@ class Agent:
         engines = inventory(self.config.engine)
         if self.config.engine != AUTO_ENGINE:
             info = engine_named(self.config.engine).info()
-            if info.missing:
+            usable = [engine.name for engine in engines if not engine.missing]
+            if info.missing and not usable:
                 raise EngineMissingError(f"Engine {info.name} cannot run here.", hint=info.missing)
+            if info.missing:
+                log.warning("Engine %s cannot run here, %s does. %s", info.name, usable[0], info.missing)
         elif all(engine.missing for engine in engines):
             # Without an engine it can still relay.
             log.warning("No engine is installed, this agent can only relay. %s", engines[0].missing)
@@ -142,7 +158,7 @@ class Agent:
         self._plane = plane
         plane.start()
         offer = make_offer(config, engines, plane.ports)
-        loader = Loader(store, engines[0].name if engines else AUTO_ENGINE, offer.threads)
+        loader = Loader(store, default_engine(config.engine, engines), offer.threads)
         actions = Actions(
             config.name,
             self.boot,
@@ -152,6 +168,7 @@ class Agent:
             store=store,
             loader=loader,
             timer=BlockTimer(store, loader, offer.threads),
+            sensors=Sensors(),
         )
         core = AgentCore(config.name, self.boot, offer, tuple(dialled(endpoint) for endpoint in config.dials))
         control = Control(
@@ -162,6 +179,7 @@ class Agent:
             core=core,
             actions=actions,
             on_end=self._ended.set,
+            notifier=self.notifier,
         )
         self._actions, self._control = actions, control
         actions.start(control.inbox.put)
@@ -182,6 +200,7 @@ class Agent:
 
     def ask_stop(self, patience_s: float) -> None:
         """Finishes what is queued for at most `patience_s`, then lets `wait` return; from any thread."""
+        self.notifier.stopping()
         if self._control is not None:
             self._control.inbox.put(StopAsked(patience_s))
 

@@ -208,6 +208,7 @@ def serve(agent: Agent, drain_timeout: float, as_json: bool) -> int:
     agent.start()
     with _signals(agent, drain_timeout):
         click.echo(_ready_line(agent, as_json))
+        agent.notifier.ready(_ready_line(agent, as_json=False))
         agent.wait()
         failed = agent.failed
         clean = agent.close()

@@ -17,6 +17,7 @@ from node_agent.frames import decode_control, encode_control
 from node_agent.inbox import Inbox
 from node_agent.link import Context, Monitor, Sent, Socket, bind, open_socket, send
 from node_agent.messages import HEARTBEAT_S, Chunk
+from node_agent.notify import Notifier
 from node_agent.threads import Shell
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,9 @@ LISTEN = "listen"
 
 STOP_LINGER_MS = 1_000
 """The last answers get this long to leave."""
+
+HANG_S = 300.0
+"""An item older than this with nothing finished since is a hang, and a service manager's watchdog may act on it."""
 
 _BURST = 32
 """Messages taken from one socket before the others get their turn."""
@@ -47,6 +51,7 @@ class Control(Shell):
         core: Decides.
         actions: Carries out what is not about a control socket.
         on_end: Called when the core says stop, or the thread fails.
+        notifier: Tells the service manager that the agent is alive.
     """
 
     def __init__(
@@ -59,8 +64,10 @@ class Control(Shell):
         core: AgentCore,
         actions: Actions,
         on_end: Callable[[], None],
+        notifier: Notifier | None = None,
     ) -> None:
         super().__init__("control")
+        self._notifier = Notifier({}) if notifier is None else notifier
         self.inbox: Inbox[ev.Event] = Inbox()
         self.port = 0
         self._context = context
@@ -126,7 +133,9 @@ class Control(Shell):
         if now >= self._next_tick:
             # After a pause of the whole machine one heartbeat is enough: those that were missed tell nothing.
             self._next_tick = max(self._next_tick + HEARTBEAT_S, now)
-            self._handle(ev.Tick(self._actions.gauge()))
+            gauge = self._actions.gauge()
+            self._notifier.alive(now, gauge.progress, gauge.item_age_s, HANG_S)
+            self._handle(ev.Tick(gauge))
 
     def _connection_changed(self, endpoint: str, monitor: Monitor) -> None:
         for change in monitor.events():

@@ -302,7 +302,8 @@ class AgentCore:
             del self._epochs[event.epoch]
             return [ev.Release(event.epoch), *_all_done(epoch)]
         epoch.phase = "loaded"
-        epoch.seconds, epoch.resident_bytes, epoch.engine = event.seconds, event.resident_bytes, event.engine
+        epoch.seconds, epoch.resident_bytes = event.seconds, event.resident_bytes
+        epoch.engine, epoch.notes = event.engine, event.notes
         waiting, epoch.loading = epoch.loading, []
         return [ev.Install(epoch.load), *(_loaded_answer(ticket, epoch) for ticket in waiting)]
 
@@ -323,7 +324,7 @@ class AgentCore:
 
 def _loaded_answer(ticket: ev.Ticket, epoch: Epoch) -> ev.Say:
     answer: ControlMessage = Loaded(
-        ticket.id, epoch.load.epoch, epoch.seconds, epoch.resident_bytes, epoch.engine
+        ticket.id, epoch.load.epoch, epoch.seconds, epoch.resident_bytes, epoch.engine, epoch.notes
     )
     return ev.Say(ticket.connection, answer)
 

@@ -35,6 +35,7 @@ class Epoch:
         seconds: How long the load took.
         resident_bytes: Memory that the load took.
         engine: The engine that runs it.
+        notes: Why other engines were not taken.
     """
 
     load: Load
@@ -44,6 +45,7 @@ class Epoch:
     seconds: float = 0.0
     resident_bytes: int = 0
     engine: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def check_load(load: Load, engines: Sequence[EngineInfo]) -> None:
@@ -61,16 +63,17 @@ def check_load(load: Load, engines: Sequence[EngineInfo]) -> None:
     for hop in load.hops:
         _check_hop(hop)
     if any(hop.graph is not None for hop in load.hops):
-        _check_engine(load.engine, engines)
+        _check_engine(load.engine, engines, strict=load.options.get("fallback") == "no")
 
 
-def _check_engine(name: str, engines: Sequence[EngineInfo]) -> None:
+def _check_engine(name: str, engines: Sequence[EngineInfo], *, strict: bool) -> None:
     usable = [engine for engine in engines if not engine.missing]
     if name == AUTO_ENGINE and usable:
         return
     for engine in engines:
         if engine.name == name:
-            if not engine.missing:
+            # One that is known and cannot run leaves its partitions to another, and the answer says why.
+            if not engine.missing or (usable and not strict):
                 return
             raise RequestError("engine-missing", f"Engine {name} cannot run here.", hint=engine.missing)
     if name == AUTO_ENGINE:

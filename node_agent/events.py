@@ -102,6 +102,7 @@ class PartitionsLoaded:
     seconds: float
     resident_bytes: int
     engine: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from node_agent.engines import engine_named
 from node_agent.engines.base import Partition, Session
+from node_agent.engines.choice import ChosenSession
 from node_agent.epochs import files_of
 from node_agent.errors import EngineError, LoadFailedError
 from node_agent.machine import resident_bytes
@@ -23,6 +25,13 @@ log = logging.getLogger(__name__)
 
 Key = tuple[str, str, tuple[tuple[str, str], ...], tuple[str, ...]]
 Report = Callable[[str, float], None]
+
+
+class BoundSpec(NamedTuple):
+    """A tensor whose whole shape is known."""
+
+    name: str
+    shape: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -53,7 +62,7 @@ class Loader:
         """The engine that a request for `asked` gets."""
         return self._engine if asked == AUTO_ENGINE else asked
 
-    def load(self, load: Load, report: Report) -> tuple[float, int, str]:
+    def load(self, load: Load, report: Report) -> tuple[float, int, str, tuple[str, ...]]:
         """Loads every partition of `load` that is not loaded yet.
 
         Args:
@@ -61,7 +70,8 @@ class Loader:
             report: Told what is done and how far it is.
 
         Returns:
-            Seconds that it took, bytes of memory that it took, and the engine.
+            Seconds that it took, bytes of memory that it took, the engine (several, joined by commas, where
+            partitions were better off on different ones), and why others were not taken.
 
         Raises:
             StoreError: A file is missing.
@@ -78,13 +88,19 @@ class Loader:
         try:
             for done, hop in enumerate(hops):
                 report(f"loading partition of hop {hop.hop}", done / len(hops))
-                keys[hop.hop] = self._acquire(load, hop, name)
+                keys[hop.hop] = self._acquire(load, hop, name, report)
         except BaseException:
             self.release(load.epoch)
             raise
-        return time.monotonic() - began, max(0, resident_bytes() - before), name if hops else ""
+        sessions = [self._shared[key].session for key in keys.values()]
+        engines = dict.fromkeys(getattr(session, "engine", name) for session in sessions)
+        notes = dict.fromkeys(note for session in sessions for note in getattr(session, "notes", ()))
+        for note in notes:
+            log.warning("%s", note) if " failed: " in note else log.info("%s", note)
+        took = time.monotonic() - began
+        return took, max(0, resident_bytes() - before), ", ".join(engines), tuple(notes)
 
-    def _acquire(self, load: Load, hop: HopSpec, name: str) -> Key:
+    def _acquire(self, load: Load, hop: HopSpec, name: str, report: Report) -> Key:
         assert hop.graph is not None
         key: Key = (
             name,
@@ -95,9 +111,16 @@ class Loader:
         shared = self._shared.get(key)
         if shared is None:
             partition = Partition(
-                self._store.require(hop.graph), hop.inputs, hop.outputs, self._threads, load.options
+                self._store.require(hop.graph),
+                hop.inputs,
+                hop.outputs,
+                self._threads,
+                load.options,
+                {spec.name: spec.shape for spec in bound(hop.warm_up)},
+                lambda what, fraction: report(f"hop {hop.hop}: {what}", fraction),
             )
-            shared = _Shared(engine_named(name).load(partition))
+            session = engine_named(name).load(partition)
+            shared = _Shared(session if hasattr(session, "engine") else ChosenSession(session, name))
             try:
                 warm_up(shared.session, hop)
             except EngineError as error:
@@ -130,5 +153,15 @@ def warm_up(session: Session, hop: HopSpec) -> None:
     would fail here and prove nothing.
     """
     specs: tuple[TensorSpec, ...] = hop.warm_up or hop.inputs
-    if all(isinstance(size, int) for spec in specs for size in spec.shape):
+    if len(bound(specs)) == len(specs):
         session.run(samples(specs))
+
+
+def bound(specs: Sequence[TensorSpec]) -> list[BoundSpec]:
+    """Those of `specs` that have no free dimension."""
+    found = []
+    for spec in specs:
+        shape = tuple(size for size in spec.shape if isinstance(size, int))
+        if len(shape) == len(spec.shape):
+            found.append(BoundSpec(spec.name, shape))
+    return found

@@ -15,6 +15,18 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
+_SOFTWARE = (
+    "defer-edge",
+    "numpy",
+    "pyzmq",
+    "lz4",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "tensorrt",
+    "cuda-bindings",
+)
+
 _CGROUP = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60
 """cgroup v1 states an unlimited memory as a number near 2^63."""
@@ -135,7 +147,7 @@ def trim() -> None:
 
 
 def software(
-    names: tuple[str, ...] = ("defer-edge", "onnxruntime", "onnxruntime-gpu", "numpy", "pyzmq", "lz4"),
+    names: tuple[str, ...] = _SOFTWARE,
 ) -> dict[str, str]:
     """Versions of the distributions that decide how this agent behaves, and Python's."""
     found = {"python": platform.python_version()}

@@ -358,6 +358,8 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded", tag_field="t"):
     seconds: float
     resident_bytes: int
     engine: str = ""
+    notes: tuple[str, ...] = ()
+    """Why other engines were not taken, one sentence each."""
 
 
 class Unload(msgspec.Struct, frozen=True, tag="unload", tag_field="t"):
@@ -462,6 +464,10 @@ class HopStatus(msgspec.Struct, frozen=True):
     encode_s: float = 0.0
     bytes_in: int = 0
     bytes_out: int = 0
+    engine: str = ""
+    """What runs the partition; empty for a relay."""
+    notes: tuple[str, ...] = ()
+    """Why other engines were not taken, one sentence each."""
 
 
 class AgentStatus(msgspec.Struct, frozen=True, tag="agent_status", tag_field="t"):
@@ -479,6 +485,10 @@ class AgentStatus(msgspec.Struct, frozen=True, tag="agent_status", tag_field="t"
     hops: tuple[HopStatus, ...] = ()
     stale: int = 0
     """Items dropped since the start because their epoch or hop was not loaded."""
+    sensors: dict[str, float] = {}
+    """Readings by name, as `gpu0.power_w`; what the device has no sensor for is not in it."""
+    wall_s: float = 0.0
+    """The device's clock, seconds since 1970 in UTC; 0 from a build that does not tell."""
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain", tag_field="t"):

@@ -86,6 +86,8 @@ class LoadedRoute:
             encode_s=c.encode_ns / 1e9,
             bytes_in=c.bytes_in,
             bytes_out=c.bytes_out,
+            engine=getattr(self.session, "engine", ""),
+            notes=getattr(self.session, "notes", ()),
         )
 
 

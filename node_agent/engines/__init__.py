@@ -8,8 +8,21 @@ from node_agent.engines.base import Engine
 from node_agent.errors import EngineMissingError
 from node_agent.messages import AUTO_ENGINE, EngineInfo
 
-_KNOWN: dict[str, str] = {"onnxruntime-cpu": "node_agent.engines.onnxruntime_cpu:OnnxRuntimeCpu"}
-"""Class by name, in order of preference."""
+REFERENCE = "onnxruntime-cpu"
+"""Right by definition: others are compared with it, and it takes over where they fail."""
+
+_PROVIDERS = "node_agent.engines.onnxruntime_providers"
+_KNOWN: dict[str, str] = {
+    "tensorrt": "node_agent.engines.tensorrt_native:TensorRt",
+    "onnxruntime-tensorrt": f"{_PROVIDERS}:tensorrt",
+    "onnxruntime-cuda": f"{_PROVIDERS}:cuda",
+    "onnxruntime-migraphx": f"{_PROVIDERS}:migraphx",
+    "onnxruntime-rocm": f"{_PROVIDERS}:rocm",
+    "onnxruntime-openvino": f"{_PROVIDERS}:openvino",
+    "onnxruntime-coreml": f"{_PROVIDERS}:coreml",
+    REFERENCE: "node_agent.engines.onnxruntime_cpu:OnnxRuntimeCpu",
+}
+"""Class by name; of two that are equally fast the earlier is taken."""
 
 
 def register(name: str, target: str) -> None:
@@ -23,40 +36,59 @@ def register(name: str, target: str) -> None:
 
 
 def names() -> tuple[str, ...]:
-    """All engine names, the preferred first."""
+    """All engine names."""
     return tuple(_KNOWN)
 
 
 def engine_named(name: str) -> Engine:
-    """The engine called `name`; `auto` is the first that is installed.
+    """The engine called `name`, which leaves a partition that it cannot run to the reference engine.
+
+    `auto` tries what is installed on each partition and takes the fastest that is right; where only one engine
+    is installed, there is nothing to try.
 
     Raises:
         EngineMissingError: There is none of that name, or none is installed.
     """
     if name == AUTO_ENGINE:
-        return _first_installed()
-    target = _KNOWN.get(name)
-    if target is None:
+        return _automatic()
+    if name not in _KNOWN:
         raise EngineMissingError(
             f"Engine {name!r} is unknown.", hint=f"This build has: {', '.join((AUTO_ENGINE, *_KNOWN))}."
         )
-    module, _, attribute = target.partition(":")
+    engine = _make(name)
+    if name == REFERENCE or _make(REFERENCE).info().missing:
+        return engine
+    from node_agent.engines.choice import WithFallback
+
+    return WithFallback(name, engine, REFERENCE, _make(REFERENCE))
+
+
+def _make(name: str) -> Engine:
+    module, _, attribute = _KNOWN[name].partition(":")
     engine: Engine = getattr(importlib.import_module(module), attribute)()
     return engine
 
 
-def _first_installed() -> Engine:
-    missing = []
-    for name in _KNOWN:
-        engine = engine_named(name)
-        info = engine.info()
-        if not info.missing:
-            return engine
-        missing.append(info.missing)
-    raise EngineMissingError("No engine is installed here.", hint=" ".join(missing))
+def _automatic() -> Engine:
+    made = {name: _make(name) for name in _KNOWN}
+    missing = {name: engine.info().missing for name, engine in made.items()}
+    installed = {name: engine for name, engine in made.items() if not missing[name]}
+    if not installed:
+        raise EngineMissingError("No engine is installed here.", hint=missing[REFERENCE])
+    if len(installed) == 1:
+        return next(iter(installed.values()))
+    from node_agent.engines.choice import Fastest
+
+    # Without the reference the most preferred of the others has to be believed.
+    return Fastest(installed, REFERENCE if REFERENCE in installed else next(iter(installed)))
 
 
 def inventory(preferred: str = AUTO_ENGINE) -> tuple[EngineInfo, ...]:
     """What can run here and what cannot and why; `preferred` first, then what is installed."""
-    found = [engine_named(name).info() for name in _KNOWN]
-    return tuple(sorted(found, key=lambda info: (info.name != preferred, bool(info.missing))))
+    found = [_make(name).info() for name in _KNOWN]
+
+    def rank(info: EngineInfo) -> tuple[bool, bool, bool]:
+        # Of those that are missing the reference comes first: it is the one to install.
+        return info.name != preferred, bool(info.missing), bool(info.missing) and info.name != REFERENCE
+
+    return tuple(sorted(found, key=rank))

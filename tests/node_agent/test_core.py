@@ -208,7 +208,7 @@ def test_memory_is_checked_before_anything_is_loaded() -> None:
         (m.Load(1, 1, "m", (a_hop(codec="zip"),)), "unknown-codec"),
         (m.Load(1, 1, "m", (a_hop(graph=m.FileRef("x", 1)),)), "invalid-file"),
         (m.Load(1, 1, "m", (a_hop(),), engine="slow"), "engine-missing"),
-        (m.Load(1, 1, "m", (a_hop(),), engine="gone"), "engine-missing"),
+        (m.Load(1, 1, "m", (a_hop(),), engine="gone", options={"fallback": "no"}), "engine-missing"),
         (m.Load(1, 1, "m", (m.HopSpec(0, m.PeerRef(""), m.PeerRef("n")),)), "bad-peer"),
         (m.Load(1, 1, "m", (m.HopSpec(0, m.PeerRef("p", "ipc://x"), m.PeerRef("n")),)), "bad-peer"),
         (m.Load(1, 1, "m", (m.HopSpec(0, m.PeerRef("p"), m.PeerRef("n", "tcp://h")),)), "bad-peer"),

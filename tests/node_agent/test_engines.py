@@ -124,10 +124,10 @@ def test_epochs_share_a_partition_and_the_last_one_frees_it(store: FileStore) ->
     loader = Loader(store, ENGINE, 1)
     file = put(store, identity())
     told: list[tuple[str, float]] = []
-    seconds, resident, engine = loader.load(a_load(1, file), lambda *what: told.append(what))
+    seconds, resident, engine, notes = loader.load(a_load(1, file), lambda *what: told.append(what))
     assert seconds > 0
     assert resident >= 0
-    assert engine == ENGINE
+    assert (engine, notes) == (ENGINE, ())
     assert told == [("loading partition of hop 0", 0.0)]
     loader.load(a_load(2, file, file), lambda *_: None)
     (one,) = loader.sessions(1).values()
