@@ -52,7 +52,7 @@ _decode = msgspec.msgpack.Decoder(Header).decode
 
 def open_push(context: zmq.Context[Any], endpoint: str) -> zmq.Socket[bytes]:
     """A connected PUSH socket."""
-    socket = context.socket(zmq.PUSH)
+    socket: zmq.Socket[bytes] = context.socket(zmq.PUSH)
     socket.setsockopt(zmq.SNDHWM, QUEUE)
     socket.setsockopt(zmq.LINGER, 0)
     socket.connect(endpoint)
@@ -61,7 +61,7 @@ def open_push(context: zmq.Context[Any], endpoint: str) -> zmq.Socket[bytes]:
 
 def open_pull(context: zmq.Context[Any], endpoint: str) -> zmq.Socket[bytes]:
     """A bound PULL socket."""
-    socket = context.socket(zmq.PULL)
+    socket: zmq.Socket[bytes] = context.socket(zmq.PULL)
     socket.setsockopt(zmq.RCVHWM, QUEUE)
     socket.bind(endpoint)
     return socket
@@ -132,23 +132,30 @@ class Pipeline:
         self._pull = open_pull(self._context, last)
         self._number = 0
 
-    def infer(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """One request, waited for."""
+    def put(self, inputs: Arrays) -> None:
+        """Sends a request."""
         self._number += 1
         send(self._push, self._number, inputs)
+
+    def get(self) -> dict[str, npt.NDArray[Any]]:
+        """The next result."""
         return receive(self._pull)[1]
+
+    def infer(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """One request, waited for."""
+        self.put(inputs)
+        return self.get()
 
     def run(self, inputs: Sequence[Arrays], window: int) -> list[dict[str, npt.NDArray[Any]]]:
         """Many requests, `window` of them under way."""
         results = []
-        waiting: deque[Arrays] = deque(inputs)
+        waiting = deque(inputs)
         under_way = 0
         while waiting or under_way:
             while waiting and under_way < window:
-                self._number += 1
-                send(self._push, self._number, waiting.popleft())
+                self.put(waiting.popleft())
                 under_way += 1
-            results.append(receive(self._pull)[1])
+            results.append(self.get())
             under_way -= 1
         return results
 

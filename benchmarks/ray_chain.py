@@ -14,7 +14,6 @@ import ray  # type: ignore[import-not-found,unused-ignore]
 from ray import serve
 
 
-@serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 0})
 class Stage:
     """Hands its input to the next stage, if there is one."""
 
@@ -41,9 +40,10 @@ async def _windowed(handle: Any, array: Any, count: int, window: int) -> float:
 def main(nbytes: int, stages: int, window: int) -> None:
     """Measures and prints p50 in seconds and requests per second."""
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    application = Stage.options(name="stage-0").bind()
+    deployment = serve.deployment(Stage, max_ongoing_requests=64, ray_actor_options={"num_cpus": 0})
+    application = deployment.options(name="stage-0").bind()
     for number in range(1, stages):
-        application = Stage.options(name=f"stage-{number}").bind(application)
+        application = deployment.options(name=f"stage-{number}").bind(application)
     handle = serve.run(application)
     array = np.random.default_rng(0).standard_normal((1, nbytes // 4)).astype(np.float32)
     for _ in range(30):

@@ -16,6 +16,7 @@ from defer.codec_costs import Errors, offered_codecs
 from defer.documents.cluster import Cluster, Device
 from defer.documents.profile import CostProfile, LinkProfile
 from defer.errors import InvalidDocument, NoRoute
+from defer.moving_costs import with_moving
 
 if TYPE_CHECKING:
     from partitioner import BlockChain
@@ -96,19 +97,25 @@ def make_costs(
     seconds = _block_seconds(chain, cluster, profile, notes)
     measured = [name for name in seconds if _measured(profile, name)]
     method: Method = "measured" if len(measured) == len(seconds) else "mixed" if measured else "static"
+    sizes = [boundary.nbytes for boundary in chain.boundaries]
     problem = router.Problem(
         cluster=_router_cluster(cluster, profile, notes),
         source=cluster.dispatcher.device,
         sink=_sink(cluster),
         block_seconds=seconds,
-        boundary_bytes=[boundary.nbytes for boundary in chain.boundaries],
+        boundary_bytes=sizes,
         block_memory=_block_memory(chain, profile),
         block_activation=[block.activation_bytes for block in chain.blocks],
         stage_memory=RUNTIME_MEMORY,
         buffers=QUEUED,
         stage_overhead={name: _overhead(profile, name) for name in seconds},
-        codecs=offered_codecs(
-            len(chain.boundaries), cluster, profile, codec or cluster.network.codec, _sink(cluster), errors
+        codecs=with_moving(
+            offered_codecs(
+                len(sizes), cluster, profile, codec or cluster.network.codec, _sink(cluster), errors
+            ),
+            profile,
+            sizes,
+            sorted({*cluster.names, _sink(cluster)}),
         ),
         max_stages=max_stages,
     )

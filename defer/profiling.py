@@ -29,7 +29,7 @@ from defer.parts import WrittenPart, write_parts
 from defer.shipping import ship
 from node_agent import messages as m
 
-BLOCK_COSTS = 2
+BLOCK_COSTS = 3
 """Version of what is remembered of a device; older ones are measured again."""
 
 MEASURE_TIMEOUT_S = 300.0
@@ -42,7 +42,7 @@ MEASURE_LINK_TIMEOUT_S = 60.0
 """A probe over a link of 1 Mbit/s takes seconds."""
 
 STAGE_OVERHEAD_S = 0.3e-3
-"""Dispatch of one request through an agent's three threads, before anything is copied or run."""
+"""What an item costs an agent beside its run, where the agent does not measure it."""
 
 Step = Callable[[str, str, float], None]
 """Called with (device, what is being done, fraction 0–1), from several threads."""
@@ -57,6 +57,8 @@ class BlockCosts(msgspec.Struct, frozen=True):
     block_resident: tuple[int, ...]
     codecs: dict[str, CodecProfile]
     ratios: dict[str, tuple[float, ...]]
+    item_s: float
+    byte_s: float
 
 
 def profile(
@@ -139,6 +141,7 @@ def _measure_blocks(
     seconds: list[float] = []
     resident: list[int] = []
     produced: dict[str, m.TensorStats] = {}
+    item_s, byte_s = STAGE_OVERHEAD_S, 0.0
     session = f"{chain.digest[:16]}-{name}"
     for index, written in enumerate(parts):
         if on_step is not None:
@@ -159,10 +162,19 @@ def _measure_blocks(
         # The median: one run that the machine interrupted says nothing about the block.
         seconds.append(median(answer.seconds))
         resident.append(answer.resident_bytes)
+        if answer.item_s > 0:
+            item_s, byte_s = answer.item_s, answer.byte_s
         produced.update({stats.name: stats for stats in answer.outputs})
     codecs, ratios = codec_costs(chain, produced)
     return BlockCosts(
-        BLOCK_COSTS, _engine_name(pool, name, engine), tuple(seconds), tuple(resident), codecs, ratios
+        BLOCK_COSTS,
+        _engine_name(pool, name, engine),
+        tuple(seconds),
+        tuple(resident),
+        codecs,
+        ratios,
+        item_s,
+        byte_s,
     )
 
 
@@ -174,7 +186,8 @@ def _device_profile(pool: AgentPool, name: str, costs: BlockCosts) -> DeviceProf
         method="measured",
         block_seconds=costs.block_seconds,
         block_resident=costs.block_resident,
-        stage_overhead_s=STAGE_OVERHEAD_S,
+        stage_overhead_s=costs.item_s,
+        byte_s=costs.byte_s,
         memory_bytes=0 if offer is None else offer.memory_bytes,
         codecs=costs.codecs,
     )

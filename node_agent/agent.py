@@ -167,7 +167,7 @@ class Agent:
             plane=plane,
             store=store,
             loader=loader,
-            timer=BlockTimer(store, loader, offer.threads),
+            timer=BlockTimer(store, loader, offer.threads, offer.cores),
             sensors=Sensors(),
         )
         core = AgentCore(config.name, self.boot, offer, tuple(dialled(endpoint) for endpoint in config.dials))

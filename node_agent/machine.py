@@ -11,7 +11,8 @@ import hashlib
 import os
 import platform
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -113,6 +114,23 @@ def cores() -> float:
     available = float(len(affinity(0)) if affinity is not None else os.cpu_count() or 1)
     quota = _cpu_quota()
     return available if quota is None else min(available, quota)
+
+
+def work_clock(available: float, threads: int) -> Callable[[], float]:
+    """A clock for work that goes on and on: its differences are seconds per piece of work.
+
+    A quota is refilled every few milliseconds, so a short burst runs at full speed and is paid for later; timed by
+    the wall, blocks would seem several times as fast as a pipeline of them is. Under a quota, processor time over the
+    share counts.
+
+    Args:
+        available: Cores that the process may use.
+        threads: Threads that do the work.
+    """
+    if available >= threads:
+        return time.perf_counter
+    clock = time.thread_time if threads == 1 else time.process_time
+    return lambda: clock() / available
 
 
 def default_threads(available: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from statistics import median
 
 from node_agent.codecs import CODECS, Array, Codec
@@ -10,8 +11,9 @@ from node_agent.engines import engine_named
 from node_agent.engines.base import Arrays, Partition
 from node_agent.errors import CodecError
 from node_agent.loader import Loader
-from node_agent.machine import resident_bytes, trim
+from node_agent.machine import resident_bytes, trim, work_clock
 from node_agent.messages import Measure, Measured, TensorStats
+from node_agent.moving import measure_moving
 from node_agent.samples import sample
 from node_agent.store import FileStore
 
@@ -32,12 +34,16 @@ class BlockTimer:
         store: Where the blocks' files are.
         loader: Knows the default engine.
         threads: Threads that one run may use.
+        cores: Cores that this process may use, a fraction under a quota; as many as threads by default.
     """
 
-    def __init__(self, store: FileStore, loader: Loader, threads: int) -> None:
+    def __init__(self, store: FileStore, loader: Loader, threads: int, cores: float | None = None) -> None:
         self._store = store
         self._loader = loader
         self._threads = threads
+        self._cores = threads if cores is None else cores
+        self._clock = work_clock(self._cores, threads)
+        self._moving: tuple[float, float] | None = None
         self._session = ""
         self._held: Arrays = {}
 
@@ -71,14 +77,14 @@ class BlockTimer:
         try:
             results = session.run(inputs)
             resident = max(0, resident_bytes() - before)
-            seconds = []
+            seconds, walls = [], []
             deadline = time.perf_counter() + request.budget_s
             for _ in range(request.repeats):
-                start = time.perf_counter()
+                begun, start = time.perf_counter(), self._clock()
                 results = session.run(inputs)
-                end = time.perf_counter()
-                seconds.append(end - start)
-                if end >= deadline:
+                seconds.append(self._clock() - start)
+                walls.append(time.perf_counter() - begun)
+                if time.perf_counter() >= deadline:
                     break
         finally:
             session.close()
@@ -86,17 +92,27 @@ class BlockTimer:
         fresh = {name: array for name, array in inputs.items() if name not in self._held}
         dtypes = {spec.name: spec.dtype for spec in (*request.inputs, *session.outputs)}
         stats = tuple(
-            tensor_stats(name, array, dtypes.get(name)) for name, array in {**fresh, **results}.items()
+            tensor_stats(name, array, dtypes.get(name), clock=work_clock(self._cores, 1))
+            for name, array in {**fresh, **results}.items()
         )
         self._keep({**self._held, **inputs, **results}, request.keep)
-        return Measured(request.id, tuple(seconds), load_seconds, resident, stats)
+        # Work that an accelerator does takes no processor time.
+        lasted = tuple(max(each, min(walls)) for each in seconds)
+        if self._moving is None:
+            self._moving = measure_moving()
+        item_s, byte_s = (each / self._cores for each in self._moving)
+        return Measured(request.id, lasted, load_seconds, resident, stats, item_s, byte_s)
 
     def _keep(self, known: Arrays, names: tuple[str, ...]) -> None:
         self._held = {name: known[name] for name in names if name in known}
 
 
 def tensor_stats(
-    name: str, array: Array, dtype: str | None = None, budget_s: float = CODEC_BUDGET_S
+    name: str,
+    array: Array,
+    dtype: str | None = None,
+    budget_s: float = CODEC_BUDGET_S,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> TensorStats:
     """What each codec makes of one tensor: encoded bytes, encode seconds, decode seconds.
 
@@ -105,6 +121,7 @@ def tensor_stats(
         array: Its value.
         dtype: Wire type of an array that holds raw bits; its own type by default.
         budget_s: Seconds after which no further codec is tried.
+        clock: What the seconds are taken from.
     """
     kind = dtype or array.dtype.name
     found: dict[str, tuple[int, float, float]] = {}
@@ -113,23 +130,25 @@ def tensor_stats(
         if time.perf_counter() >= end:
             break
         try:
-            found[codec.name] = _time_codec(codec, array, kind, budget_s / len(CODECS))
+            found[codec.name] = _time_codec(codec, array, kind, budget_s / len(CODECS), clock)
         except CodecError:
             # A codec that cannot take this tensor is simply not on offer for it.
             continue
     return TensorStats(name, kind, array.shape, array.nbytes, found)
 
 
-def _time_codec(codec: Codec, array: Array, kind: str, budget_s: float) -> tuple[int, float, float]:
+def _time_codec(
+    codec: Codec, array: Array, kind: str, budget_s: float, clock: Callable[[], float]
+) -> tuple[int, float, float]:
     """Bytes, and median seconds to encode and to decode."""
     encode: list[float] = []
     decode: list[float] = []
     while True:
-        start = time.perf_counter()
+        start = clock()
         frame = codec.encode(array)
-        encoded = time.perf_counter()
+        encoded = clock()
         codec.decode(frame, kind, array.shape)
         encode.append(encoded - start)
-        decode.append(time.perf_counter() - encoded)
+        decode.append(clock() - encoded)
         if len(encode) == CODEC_REPEATS or sum(encode) + sum(decode) >= budget_s:
             return len(frame), median(encode), median(decode)

@@ -414,13 +414,24 @@ class TensorStats(msgspec.Struct, frozen=True):
 
 
 class Measured(msgspec.Struct, frozen=True, tag="measured", tag_field="t"):
-    """Answers `Measure`: wall seconds of each timed run and of the load, and memory that the session took."""
+    """Answers `Measure`.
+
+    Attributes:
+        seconds: Of each timed run, as if it went on and on: under a quota, processor time over the share.
+        load_seconds: Wall seconds of loading the block.
+        resident_bytes: Memory that the session took.
+        outputs: What the block produced, and inputs that the session did not hold.
+        item_s: What receiving and sending one item costs this device beside its run; 0 where not measured.
+        byte_s: The same per byte of the item.
+    """
 
     id: int
     seconds: tuple[float, ...]
     load_seconds: float
     resident_bytes: int
     outputs: tuple[TensorStats, ...] = ()
+    item_s: float = 0.0
+    byte_s: float = 0.0
 
 
 class MeasureLink(msgspec.Struct, frozen=True, tag="measure_link", tag_field="t"):

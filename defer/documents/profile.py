@@ -31,7 +31,8 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
         method: Whether the seconds were measured.
         block_seconds: One run of each block.
         block_resident: Memory that each block's session takes, in bytes; empty where not measured.
-        stage_overhead_s: Seconds that a stage costs beside its blocks: dispatch and copies.
+        stage_overhead_s: Seconds that a stage costs per request beside its blocks: receive, dispatch, send.
+        byte_s: Seconds that a byte costs a device that receives and sends it; half for one that does one of both.
         memory_bytes: Memory that the agent offers; 0 when it did not say.
         codecs: Per codec.
     """
@@ -42,6 +43,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     block_seconds: tuple[float, ...]
     block_resident: tuple[int, ...] = ()
     stage_overhead_s: float = 0.0
+    byte_s: float = 0.0
     memory_bytes: int = 0
     codecs: dict[str, CodecProfile] = msgspec.field(default_factory=dict)
 
@@ -163,6 +165,7 @@ class CostProfile(Document, frozen=True, kw_only=True):
         if device.block_resident:
             self._check(device.block_resident, blocks, f"{place}.block_resident", "blocks")
         self._check((device.stage_overhead_s,), 1, f"{place}.stage_overhead_s", "stages")
+        self._check((device.byte_s,), 1, f"{place}.byte_s", "devices")
         self._check_codecs(device.codecs, f"{place}.codecs")
 
     def _check_codecs(self, codecs: dict[str, CodecProfile], place: str) -> None:

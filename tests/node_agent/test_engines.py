@@ -177,7 +177,9 @@ def test_blocks_are_measured_on_what_the_ones_before_produced(store: FileStore) 
     assert len(got.seconds) == 3
     assert min(got.seconds) > 0
     assert got.load_seconds > 0
-    (stats,) = got.outputs
+    assert got.item_s > 0
+    assert got.byte_s >= 0
+    (stats,) = (each for each in got.outputs if each.name == "h")
     assert (stats.name, stats.dtype, stats.shape, stats.nbytes) == ("h", "float32", (4, 16), 256)
     # A codec that cannot take this tensor is not on offer for it.
     assert {"raw", "lz4"} <= set(stats.codecs) <= set(CODECS)

@@ -1,0 +1,285 @@
+"""Networks over 1, 2, 4 and 8 devices of a fifth of a core, against one device and against bare pyzmq.
+
+Everything is in one run: ours (dispatcher, agents, credits, replay) and a bare pyzmq chain on the very same
+partitions and devices take turns; a chain of DEFER's kind follows on the same devices. One device is the same
+system with one stage. `alone` is each stage's partition run by itself on its device: the slowest one bounds any
+pipeline of these partitions. `predicted` is the period in the plan.json that was written before the run. Needs
+root, see docs/testbed.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+import models
+import partitioner
+from benchmarks import defer_style
+from benchmarks.processes import ended, serving, wait_line
+from benchmarks.runner import Options, Outcome, Row, Target, main
+from benchmarks.testbed import Options as BedOptions
+from benchmarks.testbed import Testbed, uniform
+from defer.baseline import whole_model
+from defer.documents.plan import Plan
+from defer.parts import WrittenPart, write_parts
+from node_agent.messages import TensorSpec
+
+SHARE = 0.2
+NETWORKS = ("resnet50", "vgg16", "vgg19")
+DEVICES = (1, 2, 4, 8)
+BURST_S = 4.0
+"""About how long one turn of one pipeline takes."""
+ALONE_S = 2.0
+StartOn = Callable[[str | None, Sequence[str]], "subprocess.Popen[str]"]
+BARE_PORT, STYLE_PORT, LAST_PORT = 7640, 7660, 7680
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The benchmark's own arguments."""
+    parser.add_argument("--models", nargs="*", choices=models.NAMES, default=list(NETWORKS))
+    parser.add_argument("--devices", nargs="*", type=int, default=list(DEVICES))
+    parser.add_argument(
+        "--pairs", type=int, default=5, help="turns of ours and of the bare chain (default 5)"
+    )
+    parser.add_argument("--blocks", type=int, default=64, help="blocks to measure and plan with (default 64)")
+    parser.add_argument("--no-style", action="store_true", help="leave the chain of DEFER's kind out")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep plans and profiles there")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One network on one number of devices.
+
+    Attributes:
+        rates: Results per second in each turn, by pipeline.
+        alone: Seconds per run of each stage by itself.
+        plan: What was planned before.
+        difference: Largest difference from the whole model's outputs, relative to their largest.
+    """
+
+    rates: dict[str, list[float]]
+    alone: list[float]
+    plan: Plan
+    difference: float
+
+
+def measure(options: Options) -> Outcome:
+    """A row per network and number of devices."""
+    arguments = options.arguments
+    names, counts = arguments.models, arguments.devices
+    if options.quick:
+        names, counts = names[:1], [n for n in counts if n in (1, 2)]
+    rows: list[Row] = []
+    targets: list[Target] = []
+    for name in names:
+        single = 0.0
+        for count in counts:
+            with options.console.status(f"{name} on {count}"):
+                run = _run(name, count, arguments, quick=options.quick)
+            ours = median(run.rates["defer"])
+            single = ours if count == 1 else single
+            rows.append(_row(name, count, run, single))
+            targets += _targets(name, count, run, single)
+    notes = [
+        f"each device has {SHARE} of a core (CFS period 10 ms); rates are results/s, medians over turns",
+        f"DEFER-style: its cuts, {defer_style.CODEC} on squeezed shapes, one thread per node computes and sends",
+    ]
+    return Outcome(rows, targets, notes)
+
+
+def _row(name: str, count: int, run: Run, single: float) -> Row:
+    ours, bare = median(run.rates["defer"]), median(run.rates["bare"])
+    style = run.rates.get("style")
+    return {
+        "network": name,
+        "devices": count,
+        "stages": len(run.plan.stages),
+        "ours /s": ours,
+        "× one": ours / single if single else None,
+        "bare /s": bare,
+        "ours ÷ bare": _pairs(run),
+        "alone allows /s": 1 / max(run.alone),
+        "of that": ours * max(run.alone),
+        "DEFER-style /s": median(style) if style else None,
+        "predicted /s": 1 / run.plan.period_s,
+        "difference": run.difference,
+    }
+
+
+def _pairs(run: Run) -> float:
+    return median(a / b for a, b in zip(run.rates["defer"], run.rates["bare"], strict=True))
+
+
+def _targets(name: str, count: int, run: Run, single: float) -> list[Target]:
+    ours = median(run.rates["defer"])
+    where = f"{name} on {count}"
+    targets = [
+        Target(f"{where}: of what the slowest stage alone allows", ours * max(run.alone), 0.85, "least"),
+        Target(f"{where}: over bare pyzmq on the same partitions", _pairs(run), 0.97, "least"),
+        Target(f"{where}: predicted period off by", abs(run.plan.period_s * ours - 1), 0.10, "most"),
+        Target(f"{where}: difference from the whole model", run.difference, 1e-4, "most"),
+    ]
+    if name == "resnet50" and count == 8 and single:
+        targets.insert(0, Target("resnet50: 8 devices over one", ours / single, 6.2, "least"))
+    return targets
+
+
+def _run(name: str, count: int, arguments: argparse.Namespace, *, quick: bool) -> Run:
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="defer-pipeline-")))
+        model = models.save(name, work / f"{name}.onnx")
+        chain = partitioner.analyze(model)
+        inputs = models.example_inputs(name)
+        np.savez(work / "input.npz", **inputs)  # type: ignore[arg-type]
+        bed = stack.enter_context(Testbed(uniform(count, cpu=SHARE), BedOptions()))
+        devices = [f"box-{number + 1}" for number in range(count)]
+
+        def start_on(device: str | None, command: Sequence[str]) -> subprocess.Popen[str]:
+            return bed.start(command, device, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+        more = [
+            "--model",
+            str(model),
+            "--objective",
+            "throughput",
+            "--insecure",
+            "--state",
+            str(work / "state"),
+        ]
+        more += ["--save-plan", str(work / "plan.json"), "--save-profile", str(work / "profile.json")]
+        more += ["--blocks", str(arguments.blocks), "--wait", "60"]
+        ready = stack.enter_context(
+            serving(bed.cluster_file, *more, start=lambda command: start_on(None, command), timeout=1200.0)
+        )
+        plan = Plan.load(work / "plan.json")
+        if arguments.keep:
+            arguments.keep.mkdir(parents=True, exist_ok=True)
+            for kind in ("plan", "profile"):
+                kept = arguments.keep / f"{name}-{count}-{kind}.json"
+                kept.write_bytes((work / f"{kind}.json").read_bytes())
+        parts = write_parts(model, chain, plan.cuts, work / "parts")
+        alone = [
+            _alone(bed, stage.device, part, ALONE_S if not quick else 0.5)
+            for stage, part in zip(plan.stages, parts, strict=True)
+        ]
+        processes: list[subprocess.Popen[str]] = []
+        stack.enter_context(ended(processes))
+        used = [stage.device for stage in plan.stages]
+        ends = _start_bare(
+            bed, used, parts, [tuple(t.tensors) for t in plan.transfers[1:]], start_on, processes
+        )
+        # Ours and the bare chain first: the other one's processes are not there yet.
+        period = max(max(alone), plan.period_s)
+        turns = 1 if quick else arguments.pairs
+        load = [
+            sys.executable,
+            "-m",
+            "benchmarks.load",
+            "--input",
+            str(work / "input.npz"),
+            "--output",
+            str(work),
+        ]
+        load += ["--count", str(max(6, round(BURST_S / period))), "--window", str(2 * len(used) + 2)]
+        rates = _load([*load, "--pairs", str(turns), "--defer", ready["ready"], "--bare", *ends], bed)
+        if not arguments.no_style:
+            style = write_parts(model, chain, defer_style.cuts(chain, count), work / "parts")
+            first, last = _start_style(bed, devices, style, start_on, processes)
+            source = chain.inputs[0].name
+            rates |= _load([*load, "--pairs", str(min(turns, 3)), "--style", first, last, source], bed)
+        found = {kind: np.load(work / f"{kind}.npy") for kind in rates}
+        expected = next(iter(whole_model(model, [inputs], threads=1).outputs[0].values()))
+        for kind, array in found.items():
+            if not np.allclose(array, expected, rtol=1e-2, atol=1e-3):
+                raise SystemExit(f"the results of {kind} are not the whole model's")
+        difference = float(np.max(np.abs(found["defer"] - expected)) / np.max(np.abs(expected)))
+        return Run(rates, alone, plan, difference)
+
+
+def _alone(bed: Testbed, device: str, part: WrittenPart, seconds: float) -> float:
+    graph = _graph(part)
+    described = [_described(spec) for spec in part.part.warm_up]
+    command = [sys.executable, "-m", "benchmarks.stage_alone", str(graph), str(seconds), *described]
+    done = bed.run(command, device, capture=True)
+    if done.returncode:
+        raise SystemExit(f"a stage alone failed: {done.stderr.strip()[-300:]}")
+    return float(done.stdout)
+
+
+def _described(spec: TensorSpec) -> str:
+    return f"{spec.name}={spec.dtype}:{','.join(map(str, spec.shape))}"
+
+
+def _graph(part: WrittenPart) -> Path:
+    return part.files[part.part.graph]
+
+
+def _start_bare(
+    bed: Testbed,
+    devices: Sequence[str],
+    parts: Sequence[WrittenPart],
+    handed: Sequence[tuple[str, ...]],
+    start_on: StartOn,
+    processes: list[subprocess.Popen[str]],
+) -> tuple[str, str]:
+    """The bare chain on the stages' devices; the endpoints of its two ends."""
+    places = [f"tcp://{bed.address(device)}:{BARE_PORT + n}" for n, device in enumerate(devices)]
+    last = f"tcp://{bed.address(bed.spec.dispatcher)}:{LAST_PORT}"
+    for number, (device, part) in enumerate(zip(devices, parts, strict=True)):
+        command = [sys.executable, "-m", "benchmarks.bare", places[number], [*places, last][number + 1]]
+        command += ["--model", str(_graph(part)), "--send", *handed[number]]
+        processes.append(start_on(device, command))
+    for process in processes:
+        wait_line(process, "ready", 120.0)
+    return places[0], last
+
+
+def _start_style(
+    bed: Testbed,
+    devices: Sequence[str],
+    parts: Sequence[WrittenPart],
+    start_on: StartOn,
+    processes: list[subprocess.Popen[str]],
+) -> tuple[str, str]:
+    places = [(bed.address(device), STYLE_PORT + n) for n, device in enumerate(devices)]
+    places.append((bed.address(bed.spec.dispatcher), LAST_PORT + 1))
+    started = []
+    for number, (device, part) in enumerate(zip(devices, parts, strict=True)):
+        here, there = places[number], places[number + 1]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.defer_style",
+            here[0],
+            str(here[1]),
+            there[0],
+            str(there[1]),
+        ]
+        started.append(start_on(device, [*command, "--model", str(_graph(part))]))
+    processes += started
+    for process in started:
+        wait_line(process, "ready", 120.0)
+    first, last = places[0], places[-1]
+    return f"{first[0]}:{first[1]}", f"{last[0]}:{last[1]}"
+
+
+def _load(command: Sequence[str], bed: Testbed) -> dict[str, list[float]]:
+    done = bed.run(command, capture=True, timeout=1800.0)
+    if done.returncode:
+        raise SystemExit(f"the load failed: {done.stderr.strip()[-2000:]}")
+    found: dict[str, list[float]] = json.loads(done.stdout)
+    return found
+
+
+if __name__ == "__main__":
+    main("pipeline", measure, __doc__, add_arguments=add_arguments)

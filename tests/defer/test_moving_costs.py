@@ -1,0 +1,34 @@
+"""What moving tensors costs the devices goes into the router's codecs."""
+
+from __future__ import annotations
+
+import pytest
+
+import router
+from defer.documents.profile import CostProfile, DeviceProfile
+from defer.moving_costs import with_moving
+
+
+def _profile(**rates: float) -> CostProfile:
+    devices = {
+        name: DeviceProfile(
+            fingerprint="f", engine="e", method="measured", block_seconds=(1.0, 1.0), byte_s=rate
+        )
+        for name, rate in rates.items()
+    }
+    return CostProfile(model="m", digest="d", positions=(0, 1, 2), devices=devices)
+
+
+def test_half_of_a_byte_is_paid_at_each_end_and_only_for_bytes_that_travel() -> None:
+    half = router.CodecCost("half", 2.0, {"a": [1.0, 1.0, 1.0]}, {"a": [0.0, 0.0, 0.0]})
+    raw, coded = with_moving((router.RAW, half), _profile(a=1e-3, b=4e-3), [100, 200, 0], ["a", "b", "sink"])
+    assert raw.encode["a"] == pytest.approx([0.05, 0.1, 0.0])
+    assert raw.decode["b"] == pytest.approx([0.2, 0.4, 0.0])
+    assert raw.encode["sink"] == [0.0, 0.0, 0.0]
+    assert coded.encode["a"] == pytest.approx([1.025, 1.05, 1.0])
+    assert "b" not in coded.encode, "a device that cannot use a codec still cannot"
+
+
+def test_without_a_measurement_nothing_is_added() -> None:
+    assert with_moving((router.RAW,), None, [1, 2], ["a"]) == (router.RAW,)
+    assert with_moving((router.RAW,), _profile(a=0.0), [1, 2, 3], ["a"]) == (router.RAW,)
