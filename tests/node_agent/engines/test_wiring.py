@@ -1,0 +1,239 @@
+"""Engines inside the agent: which one a name stands for, what is told of it, and whole agents as processes."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from node_agent import engines
+from node_agent import messages as m
+from node_agent.agent import AgentConfig, default_engine, make_offer
+from node_agent.engines.choice import Fastest, WithFallback
+from node_agent.engines.onnxruntime_cpu import OnnxRuntimeCpu
+from node_agent.errors import EngineMissingError
+from node_agent.loader import Loader
+from node_agent.store import FileStore
+from tests.node_agent.harness import AgentProcess, arrays_of, identity, ref, spec
+
+FAKES = Path(__file__).parent / "fakes"
+CPU = m.EngineInfo("onnxruntime-cpu", "1")
+GPU = m.EngineInfo("tensorrt", "11", "Orin")
+GONE = m.EngineInfo("tensorrt", missing="TensorRT cannot be imported.")
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """The registry, to be changed by a test."""
+    table = dict(engines._KNOWN)
+    monkeypatch.setattr(engines, "_KNOWN", table)
+    return table
+
+
+class Another(OnnxRuntimeCpu):
+    """A second engine that is there."""
+
+    def info(self):
+        return m.EngineInfo("another", "2")
+
+
+@pytest.fixture
+def another(known, monkeypatch):
+    monkeypatch.setitem(sys.modules, "another_engine", type(sys)("another_engine"))
+    sys.modules["another_engine"].Another = Another
+    known["another"] = "another_engine:Another"
+
+
+def test_auto_is_the_only_engine_where_there_is_one():
+    assert isinstance(engines.engine_named("auto"), OnnxRuntimeCpu)
+
+
+def test_auto_tries_where_there_are_several(another, partition):
+    engine = engines.engine_named("auto")
+    assert isinstance(engine, Fastest)
+    session = engine.load(partition)
+    assert session.engine in ("another", "onnxruntime-cpu")
+    assert len(session.notes) == 1
+    session.close()
+
+
+def test_an_engine_by_name_falls_back(partition):
+    engine = engines.engine_named("tensorrt")
+    assert isinstance(engine, WithFallback)
+    session = engine.load(partition)
+    assert session.engine == "onnxruntime-cpu"
+    assert session.notes[0].startswith("tensorrt failed: TensorRT cannot be imported")
+    session.close()
+
+
+def test_unknown_names_list_what_there_is():
+    with pytest.raises(EngineMissingError, match="'abacus' is unknown") as caught:
+        engines.engine_named("abacus")
+    assert "tensorrt" in caught.value.hint
+
+
+def test_the_inventory_says_of_each_engine_that_it_is_there_or_why_not(another):
+    infos = engines.inventory()
+    assert {info.name for info in infos} == set(engines.names())
+    present = [info.name for info in infos if not info.missing]
+    assert present == [info.name for info in infos[: len(present)]]
+    assert set(present) == {"onnxruntime-cpu", "another"}
+    assert engines.inventory("another")[0].name == "another"
+
+
+def test_of_the_missing_the_reference_is_the_one_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert engines.inventory()[0].name == "onnxruntime-cpu"
+    assert "defer-edge[cpu]" in engines.inventory()[0].missing
+
+
+@pytest.mark.parametrize(
+    ("asked", "infos", "means"),
+    [
+        ("auto", (CPU, GONE), "onnxruntime-cpu"),
+        ("auto", (GPU, CPU), "auto"),
+        ("auto", (GONE,), "auto"),
+        ("tensorrt", (CPU, GONE), "tensorrt"),
+    ],
+)
+def test_what_auto_stands_for(asked, infos, means):
+    assert default_engine(asked, infos) == means
+
+
+def test_block_times_of_another_set_of_engines_are_not_reused(tmp_path):
+    def fingerprint(engine, *infos):
+        return make_offer(AgentConfig("a", tmp_path, engine=engine), infos, (1, 2)).fingerprint
+
+    assert fingerprint("auto", CPU, GONE) == fingerprint("onnxruntime-cpu", CPU, GONE)
+    assert fingerprint("auto", GPU, CPU) != fingerprint("auto", CPU, GONE)
+    assert fingerprint("tensorrt", GPU, CPU) != fingerprint("auto", GPU, CPU)
+
+
+def test_a_load_tells_what_runs_it_and_why(tmp_path):
+    store = FileStore.open(tmp_path / "store")
+    data = identity()
+    store.write(ref(data), 0, data)
+    hop = m.HopSpec(
+        0,
+        m.PeerRef("a"),
+        m.PeerRef("b"),
+        graph=ref(data),
+        inputs=(spec("x", "n"),),
+        outputs=(spec("y", "n"),),
+        warm_up=(spec("x", 3),),
+    )
+    loader = Loader(store, "auto", 1)
+    _, _, engine, notes = loader.load(m.Load(1, 1, "m", (hop,), engine="onnxruntime-cuda"), lambda *_: None)
+    assert engine == "onnxruntime-cpu"
+    assert "CUDAExecutionProvider" in notes[0]
+    loader.release(1)
+
+
+# --------------------------------------------------------------------------------------------- whole agents
+
+
+def a_hop(driver, graph: bytes) -> m.HopSpec:
+    return m.HopSpec(
+        0,
+        m.PeerRef("test"),
+        driver.peer,
+        graph=ref(graph),
+        inputs=(spec("x", "n"),),
+        outputs=(spec("y", "n"),),
+        send=("y",),
+        warm_up=(spec("x", 3),),
+    )
+
+
+def served(driver, agent, **load) -> tuple[m.Loaded, m.AgentStatus]:
+    """Loads a partition, has one request run, and checks its result."""
+    link = driver.control(agent)
+    graph = identity()
+    link.ship(graph)
+    loaded = link.load(1, a_hop(driver, graph), **load)
+    assert isinstance(loaded, m.Loaded), loaded
+    first, _ = driver.dial(agent.data)
+    x = np.arange(5, dtype=np.float32)
+    driver.send(first, 1, 1, 0, {"x": x})
+    header, frames = driver.result()
+    np.testing.assert_array_equal(arrays_of(header, frames)["y"], x)
+    return loaded, link.ask(m.StatusRequest)
+
+
+@pytest.mark.integration
+def test_an_agent_whose_engine_is_missing_serves_on_another_and_says_so(driver, start_agent):
+    agent = start_agent("one", "--engine", "tensorrt")
+    loaded, status = served(driver, agent)
+    assert loaded.engine == "onnxruntime-cpu"
+    assert "tensorrt failed" in loaded.notes[0]
+    (hop,) = status.hops
+    assert hop.engine == "onnxruntime-cpu"
+    assert hop.notes == loaded.notes
+    code, stderr = agent.end()
+    assert code == 0
+    assert "Engine tensorrt cannot run here, onnxruntime-cpu does." in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.integration
+def test_status_tells_the_clock_and_only_the_sensors_that_are_there(driver, start_agent):
+    link = driver.control(start_agent("one"))
+    status = link.ask(m.StatusRequest)
+    assert status.wall_s > 1.6e9
+    assert all(isinstance(value, float) for value in status.sensors.values())
+
+
+@pytest.mark.integration
+def test_the_tensorrt_engine_inside_a_real_agent_on_stand_ins(driver, tmp_path, monkeypatch):
+    """Child build, cache and buffers behind a real agent's sockets; NVIDIA's libraries are played."""
+    program = textwrap.dedent(f"""
+        import os, sys
+        sys.path.insert(0, {str(FAKES)!r})
+        os.environ["PYTHONPATH"] = {str(FAKES)!r} + os.pathsep + os.environ["PYTHONPATH"]
+        import cuda_driver
+        from node_agent.engines import cuda
+        driver = cuda_driver.FakeDriver()
+        cuda.driver_api = lambda: driver
+        from node_agent.cli import main
+        main()
+    """)
+    monkeypatch.setenv("DEFER_ENGINE_CACHE", str(tmp_path / "engines"))
+    agent = AgentProcess(
+        "one", tmp_path / "s", "--engine", "tensorrt", program=[sys.executable, "-c", program]
+    )
+    try:
+        loaded, status = served(driver, agent)
+        assert loaded.engine == "tensorrt"
+        assert loaded.notes == ()
+        assert status.hops[0].engine == "tensorrt"
+        assert len(list((tmp_path / "engines").glob("*.engine"))) == 1
+    finally:
+        code, stderr = agent.end()
+    assert code == 0, stderr
+
+
+@pytest.mark.integration
+def test_a_service_manager_is_told(tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        path = str(tmp_path / "n")
+        manager.bind(path)
+        manager.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        monkeypatch.setenv("WATCHDOG_USEC", "1000000")
+        agent = AgentProcess("one", tmp_path / "s")
+        try:
+            said = [manager.recv(4096).decode()]
+            while len({line.split("\n")[0] for line in said}) < 2 or len(said) < 4:
+                said.append(manager.recv(4096).decode())
+        finally:
+            code, _ = agent.end()
+        manager.setblocking(False)
+        while "STOPPING=1" not in said:
+            said.append(manager.recv(4096).decode())
+    assert code == 0
+    assert any(text.startswith("READY=1\nSTATUS=Agent one is ready") for text in said)
+    assert said.count("WATCHDOG=1") >= 2
