@@ -331,6 +331,7 @@ EXTRAS: Final[dict[str, str]] = {
 _ALIASES: Final[dict[str, str]] = {
     "model-not-found": "file-missing",
     "invalid-cut": "usage",
+    "unsupported-precision": "unsupported-op",
     "invalid-problem": "usage",
     "output": "file-problem",
     "unwritable-path": "file-problem",

@@ -20,7 +20,12 @@ class WrittenPart:
 
 
 def write_parts(
-    model: Path, chain: partitioner.BlockChain, positions: Sequence[int], directory: Path
+    model: Path,
+    chain: partitioner.BlockChain,
+    positions: Sequence[int],
+    directory: Path,
+    precisions: Sequence[str] = (),
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[WrittenPart, ...]:
     """Cut a model at op positions and store the partitions by content.
 
@@ -31,9 +36,18 @@ def write_parts(
         chain: Its blocks; the bindings of its inputs' free dimensions give the warm-up shapes.
         positions: Where to cut, increasing, exclusive of both ends.
         directory: Store; files that it already holds are not written again.
+        precisions: One per partition; the model's own without any.
+        ranges: What quantising needs to know, see `defer.precision`.
+
+    Raises:
+        UnsupportedPrecision: A partition cannot be written in the precision that was asked for.
     """
     directory.mkdir(parents=True, exist_ok=True)
     free = partitioner.split(model, tuple(positions))
+    if any(precision != "fp32" for precision in precisions):
+        from defer.precision import rewritten
+
+        free = rewritten(free, precisions, ranges)
     shapes = {spec.name: tuple(d for d in spec.shape if isinstance(d, int)) for spec in bound_inputs(chain)}
     frozen = partitioner.split(model, tuple(positions), input_shapes=shapes)
     return tuple(_write(*pair, directory) for pair in zip(free, frozen, strict=True))

@@ -20,12 +20,13 @@ import partitioner
 from defer.agents import AgentPool
 from defer.codec_profiling import client_costs, codec_costs, worst_ratios
 from defer.deployer import in_parallel, place_of
-from defer.documents.cluster import Cluster
+from defer.documents.cluster import Cluster, Device
 from defer.documents.profile import CodecProfile, CostProfile, DeviceProfile, LinkProfile
 from defer.errors import AgentFault
 from defer.hops import Place
 from defer.link_probe import measure_from_here
 from defer.parts import WrittenPart, write_parts
+from defer.precision import Ranges
 from defer.shipping import ship
 from node_agent import messages as m
 
@@ -72,6 +73,7 @@ def profile(
     cache: Path,
     fresh: bool = False,
     on_step: Step | None = None,
+    ranges: Ranges | None = None,
 ) -> CostProfile:
     """Measure a model's blocks on a cluster's devices, and the links between them.
 
@@ -85,24 +87,35 @@ def profile(
         cache: Directory of earlier measurements.
         fresh: Measure again what the cache holds.
         on_step: Told of progress.
+        ranges: What devices that quantise need to know, see `defer.precision`.
 
     Raises:
         AgentFault: An agent could not load or run a block.
         AgentUnreachable: An agent stopped answering.
+        UnsupportedPrecision: The model cannot be written in a device's precision.
     """
     positions = tuple(boundary.position for boundary in chain.boundaries)
-    parts = write_parts(model, chain, positions[1:-1], work)
     computing = [d for d in cluster.agents if d.computes and _offer(pool, d.name) is not None]
-    representatives: dict[tuple[str, str], str] = {}
+    parts = {
+        precision: write_parts(
+            model, chain, positions[1:-1], work, (precision,) * (len(positions) - 1), ranges
+        )
+        for precision in dict.fromkeys(device.precision for device in computing)
+    }
+
+    def alike(device: Device) -> tuple[str, str, str]:
+        return _fingerprint(pool, device.name), device.engine, device.precision
+
+    representatives: dict[tuple[str, str, str], str] = {}
     for device in computing:
-        representatives.setdefault((_fingerprint(pool, device.name), device.engine), device.name)
+        representatives.setdefault(alike(device), device.name)
 
     def costs_on(name: str) -> BlockCosts:
-        engine = next(d.engine for d in computing if d.name == name)
-        path = cache / f"{_cache_key(chain, positions, _fingerprint(pool, name), engine)}.json"
+        device = cluster.device(name)
+        path = cache / f"{_cache_key(chain, positions, *alike(device))}.json"
         known = None if fresh else _cached(path)
         if known is None:
-            known = _measure_blocks(pool, name, engine, chain, parts, on_step)
+            known = _measure_blocks(pool, name, device.engine, chain, parts[device.precision], on_step)
             _remember(path, known)
         elif on_step is not None:
             on_step(name, "measured before", 1.0)
@@ -110,9 +123,7 @@ def profile(
 
     measured = in_parallel(costs_on, list(representatives.values()))
     devices = {
-        device.name: _device_profile(
-            pool, device.name, measured[representatives[_fingerprint(pool, device.name), device.engine]]
-        )
+        device.name: _device_profile(pool, device.name, measured[representatives[alike(device)]])
         for device in computing
     }
     return CostProfile(
@@ -245,7 +256,9 @@ def _measure_one(
 # ------------------------------------------------------------------------------------------------------------- cache
 
 
-def _cache_key(chain: partitioner.BlockChain, positions: Sequence[int], fingerprint: str, engine: str) -> str:
+def _cache_key(
+    chain: partitioner.BlockChain, positions: Sequence[int], fingerprint: str, engine: str, precision: str
+) -> str:
     identity = [
         BLOCK_COSTS,
         chain.digest,
@@ -253,6 +266,7 @@ def _cache_key(chain: partitioner.BlockChain, positions: Sequence[int], fingerpr
         sorted(chain.bindings.items()),
         fingerprint,
         engine,
+        precision,
     ]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -48,6 +48,8 @@ Size = Annotated[str, _quantity(units.SIZE)]
 Bandwidth = Annotated[str, _quantity(units.BANDWIDTH)]
 Duration = Annotated[str, _quantity(units.DURATION)]
 Speed = Annotated[str, _quantity(units.SPEED)]
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
 DEFAULT_DISPATCHER = "dispatcher"
 """Device of the dispatcher where the file names none: it is added, without an agent, and computes nothing."""
@@ -77,6 +79,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         memory: Memory that partitions may take in all; without it, what the agent offers.
         computes: False for a device that only relays, or only holds the dispatcher.
         engine: Which engine its agent uses; `auto` takes the agent's default.
+        precision: How its partitions compute; what crosses the network keeps the model's types.
         speed: Static speed, used only where nothing was measured.
     """
 
@@ -86,6 +89,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory: Size | None = None
     computes: bool = True
     engine: str = "auto"
+    precision: Precision = "fp32"
     speed: Speed | None = None
 
     @property
