@@ -38,6 +38,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
         epoch: Number of its deployment; 0 where there is none yet.
         inputs: Its inputs; a free dimension is a string.
         outputs: Its outputs.
+        codec: How the plan wants inputs to come.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     epoch: int = 0
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    codec: str = "raw"
 
 
 class StageInfo(msgspec.Struct, frozen=True):
@@ -178,6 +180,8 @@ class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
         profile: A profile document in JSON; empty to measure.
         objective: `latency` or `throughput`, where a plan is made.
         shapes: Input shapes that bind free dimensions for costs and warm-up.
+        max_error: How far lossy codecs may move the output, as `--max-error` takes it; empty uses none.
+        calibration: Requests (.npz) on which that is measured, held by the dispatcher; none makes some up.
     """
 
     id: int
@@ -187,6 +191,8 @@ class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
     profile: str = ""
     objective: Objective = "latency"
     shapes: dict[str, tuple[int, ...]] = {}
+    max_error: str = ""
+    calibration: tuple[ModelFile, ...] = ()
 
 
 class Deployed(msgspec.Struct, frozen=True, tag="deployed", tag_field="t"):

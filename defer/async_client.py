@@ -25,7 +25,7 @@ class AsyncClient:
         *,
         model: str = "",
         timeout: float = DEFAULT_TIMEOUT_S,
-        codec: str = "raw",
+        codec: str = "auto",
         connect_timeout: float = CONNECT_S,
     ) -> None:
         self._requests = Requests(

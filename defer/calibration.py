@@ -48,9 +48,9 @@ def load(path: Path, inputs: Sequence[TensorSpec]) -> list[Arrays]:
     if not path.is_file():
         raise FileMissing("no such file", where=str(path), hint="check --calibration")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise WrongInput(
             f"{path.name} is not an .npz file: {error}", hint="write it with numpy.savez"
         ) from error

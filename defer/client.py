@@ -35,7 +35,8 @@ class Client:
         address: `host:port` of the dispatcher.
         model: Model that requests are for where they name none; may be empty where one model is served.
         timeout: Seconds that a request may take where it says nothing else.
-        codec: How inputs are encoded on the wire: `raw` or `lz4`.
+        codec: How inputs are encoded on the wire: `auto` does as the model's plan wants, which changes values only where
+            the plan was made with an error budget; else a codec's name, such as `raw`.
         connect_timeout: Seconds in which a dispatcher must answer at all.
 
     Raises:
@@ -48,7 +49,7 @@ class Client:
         *,
         model: str = "",
         timeout: float = DEFAULT_TIMEOUT_S,
-        codec: str = "raw",
+        codec: str = "auto",
         connect_timeout: float = CONNECT_S,
     ) -> None:
         self._requests = Requests(

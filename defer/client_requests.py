@@ -22,6 +22,9 @@ from node_agent.frames import check_headers, pack_item
 DEFAULT_TIMEOUT_S = 30.0
 """Seconds that a request may take where nothing else is said."""
 
+AUTO = "auto"
+"""Codec of a client that does as the model's plan wants."""
+
 ANSWER_S = 10.0
 """Seconds in which a dispatcher answers a question about itself."""
 
@@ -65,15 +68,15 @@ class Requests:
         address: `host:port` of the dispatcher.
         model: Model of requests that name none.
         timeout: Seconds of requests that name none.
-        codec: How inputs are encoded on the wire.
+        codec: How inputs are encoded on the wire; `auto` does as the model's plan wants.
         connect_timeout: Seconds in which a dispatcher must answer at all.
     """
 
     def __init__(
         self, address: str, *, model: str, timeout: float, codec: str, connect_timeout: float
     ) -> None:
-        if codec not in CODECS:
-            raise UsageError(f"codec {codec!r} is unknown", hint=f"known: {', '.join(CODECS)}")
+        if codec != AUTO and codec not in CODECS:
+            raise UsageError(f"codec {codec!r} is unknown", hint=f"known: {AUTO}, {', '.join(CODECS)}")
         self.address = parse_address(address)
         self.model = model
         self.timeout = timeout
@@ -201,11 +204,17 @@ class Requests:
             arrays = {name: array.copy() for name, array in arrays.items()}
         dtypes = {spec.name: spec.dtype for spec in info.inputs}
         try:
-            headers, frames = pack_item(arrays, self.codec, dtypes)
+            headers, frames = pack_item(arrays, self._codec(info), dtypes)
             check_headers(headers)
         except AgentError as error:
             raise WrongInput(str(error), hint=error.hint) from error
         return Submit(secrets.token_bytes(16), info.name, wanted, headers, frames, deadline, patient)
+
+    def _codec(self, info: api.ModelInfo) -> str:
+        if self.codec != AUTO:
+            return self.codec
+        # A newer dispatcher may name a codec that this client does not have; raw is always understood.
+        return info.codec if info.codec in CODECS else "raw"
 
     def launch(self, submit: Submit) -> Future[Outputs]:
         """Send a prepared request; waits where too many are under way.

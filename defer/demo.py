@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 import models
+from defer.accuracy import Budget, deviation
 from defer.baseline import Baseline, whole_model
 from defer.client import Client
 from defer.documents.plan import Plan
@@ -30,6 +32,8 @@ from defer.local_agents import LocalAgent, local_agents, read_line, stop
 SERVE_TIMEOUT_S = 240.0
 LATENCY_REQUESTS = 20
 """Requests sent one at a time, for the latency; throughput is taken with a full window."""
+
+CALIBRATION_REQUESTS = 4
 
 Say = Callable[[str], None]
 Tensors = dict[str, NDArray[np.generic]]
@@ -64,11 +68,15 @@ class DemoResult(msgspec.Struct, frozen=True):
     drawing: str
     plan: str
     seconds: float
+    relative_error: float = 0.0
+    """‖Δoutput‖₂ / ‖output‖₂ of the worst request."""
+    codecs: tuple[str, ...] = ()
+    """Of every transfer, from the client to the last stage and back."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What can be chosen: the network, how many agents, how many requests, where the files go."""
+    """What can be chosen: the network, agents, requests, where the files go, how far lossy codecs may go."""
 
     model: str
     agents: int
@@ -76,6 +84,7 @@ class DemoOptions:
     window: int
     threads: int
     output: Path
+    budget: Budget | None = None
 
 
 def run_demo(options: DemoOptions, work: Path, say: Say) -> DemoResult:
@@ -98,7 +107,9 @@ def run_demo(options: DemoOptions, work: Path, say: Say) -> DemoResult:
     with local_agents(names, work, threads=options.threads) as agents:
         cluster = _write_cluster(options.output / "cluster.toml", agents)
         say("measuring blocks and links, planning, splitting, deploying")
-        with _serving(cluster, model, options.output, work, say) as address, Client(address) as client:
+        calibration = _write_calibration(options, work / "calibration.npz")
+        serving = _serving(cluster, model, options, work, calibration, say)
+        with serving as address, Client(address) as client:
             say(f"sending {options.requests} requests")
             latencies = _one_at_a_time(client, inputs[: min(LATENCY_REQUESTS, len(inputs))])
             outputs, throughput = _windowed(client, inputs, options.window)
@@ -143,7 +154,24 @@ def _result(
         drawing=str(options.output / "plan.svg"),
         plan=str(options.output / "plan.json"),
         seconds=seconds,
+        relative_error=max(
+            deviation("relative", whole, mine) for whole, mine in zip(baseline.outputs, outputs, strict=True)
+        ),
+        codecs=tuple(transfer.codec for transfer in plan.transfers),
     )
+
+
+def _write_calibration(options: DemoOptions, path: Path) -> Path | None:
+    """Requests to measure codec errors on, others than those that are sent; None without a budget."""
+    if options.budget is None:
+        return None
+    requests = [
+        models.example_inputs(options.model, seed=options.requests + number)
+        for number in range(CALIBRATION_REQUESTS)
+    ]
+    stacked: dict[str, Any] = {name: np.stack([each[name] for each in requests]) for name in requests[0]}
+    np.savez(path, **stacked)
+    return path
 
 
 def _write_cluster(path: Path, agents: tuple[LocalAgent, ...]) -> Path:
@@ -156,12 +184,17 @@ def _write_cluster(path: Path, agents: tuple[LocalAgent, ...]) -> Path:
 
 
 @contextmanager
-def _serving(cluster: Path, model: Path, output: Path, work: Path, say: Say) -> Iterator[str]:
+def _serving(
+    cluster: Path, model: Path, options: DemoOptions, work: Path, calibration: Path | None, say: Say
+) -> Iterator[str]:
     """`defer serve` as a process; yields the address that clients use."""
+    output = options.output
     command = [sys.executable, "-m", "defer", "serve", "--cluster", str(cluster), "--model", str(model)]
     command += ["--objective", "throughput", "--state", str(work / "dispatcher"), "--json"]
     command += ["--save-plan", str(output / "plan.json"), "--save-profile", str(output / "profile.json")]
     command += ["--plot", str(output / "plan.svg")]
+    if calibration is not None:
+        command += ["--max-error", str(options.budget), "--calibration", str(calibration)]
     with (work / "serve.log").open("w") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True

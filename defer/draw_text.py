@@ -7,6 +7,7 @@ from typing import Final
 from defer import units
 from defer.documents.plan import Plan, PlanStage, PlanTransfer
 from defer.draw_words import (
+    accuracy,
     first_tensor,
     headline,
     is_bottleneck,
@@ -37,6 +38,8 @@ def plan_text(plan: Plan) -> str:
         lines.append(
             f"One result every {units.show_duration(plan.period_s)}; the bottleneck is {plan.bottleneck}."
         )
+    if plan.accuracy is not None:
+        lines.append(accuracy(plan.accuracy))
     lines += [f"Note: {note}." for note in plan.notes]
     return "\n".join(lines)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from defer import units
-from defer.documents.plan import Plan, PlanStage, PlanTransfer
+from defer.documents.plan import Plan, PlanAccuracy, PlanStage, PlanTransfer
 
 
 def headline(plan: Plan) -> str:
@@ -36,6 +36,13 @@ def stage_facts(stage: PlanStage) -> str:
         f"blocks {stage.start}–{stage.stop - 1}" if stage.stop - stage.start > 1 else f"block {stage.start}"
     )
     return f"{blocks} · {units.show_flops(stage.flops)} · {units.show_size(stage.weight_bytes)} weights"
+
+
+def accuracy(found: PlanAccuracy) -> str:
+    """What the codecs do to the output, as it was measured."""
+    what = "‖Δoutput‖₂/‖output‖₂" if found.metric == "relative" else "changed classes"
+    where = "made-up requests" if found.calibration == "generated" else f"requests of {found.calibration}"
+    return f"Codecs: {what} {found.error:.2%} of {found.budget:.2%} allowed, on {found.requests} {where}."
 
 
 def transfer_facts(transfer: PlanTransfer) -> str:

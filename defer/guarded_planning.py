@@ -12,19 +12,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
 import router
 from defer.accuracy import Arrays, Budget
 from defer.block_runner import BlockRunner
+from defer.calibration import generated, load
 from defer.codec_costs import Errors
 from defer.codec_errors import OnStep, error_table, plan_error
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan, PlanAccuracy
 from defer.documents.profile import CostProfile
-from defer.errors import NoRoute
+from defer.errors import MissingExtra, NoRoute
+from defer.parts import bound_inputs
 from defer.planning import Placement, make_plan
+from node_agent.errors import EngineMissingError
 from partitioner import BlockChain
 
 SHARES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
@@ -45,6 +49,48 @@ class Wish:
     max_stages: int | None = None
     placement: Placement | None = None
     codec: str | None = None
+
+
+def plan_on_calibration(
+    model: Path,
+    chain: BlockChain,
+    cluster: Cluster,
+    profile: CostProfile,
+    budget: Budget,
+    wish: Wish,
+    *,
+    calibration: Path | None,
+    parts: Path,
+    on_step: OnStep | None = None,
+) -> Plan:
+    """`plan_within` for a model's file: loads its blocks here and the calibration requests.
+
+    Args:
+        model: The ONNX file.
+        chain: The blocks to plan with.
+        cluster: Devices and links.
+        profile: What was measured.
+        budget: How far the output may move.
+        wish: Objective, and what the operator decided.
+        calibration: An .npz file; None makes requests up.
+        parts: Directory for the blocks' files.
+        on_step: Told of progress.
+
+    Raises:
+        MissingExtra: ONNX Runtime is not installed here.
+        NoRoute, WrongInput, FileMissing: See `plan_within` and `defer.calibration`.
+    """
+    specs = bound_inputs(chain)
+    inputs = load(calibration, specs) if calibration is not None else generated(specs)
+    try:
+        with BlockRunner(model, chain, parts) as runner:
+            name = calibration.name if calibration is not None else "generated"
+            return plan_within(runner, cluster, profile, budget, inputs, name, wish, on_step)
+    except EngineMissingError as error:
+        raise MissingExtra(
+            "an error budget is checked with ONNX Runtime on this machine, which does not have it",
+            hint="pip install 'defer-edge[cpu]'",
+        ) from error
 
 
 def plan_within(

@@ -53,6 +53,19 @@ def model_files(path: Path, on_hashed: Callable[[int, int], None] | None = None)
     return files
 
 
+def calibration_file(path: Path) -> dict[ModelFile, Path]:
+    """A file of calibration requests, named by its content.
+
+    Raises:
+        FileMissing: It does not exist.
+    """
+    if not path.is_file():
+        raise FileMissing("no such file", where=str(path), hint="check --calibration")
+    with path.open("rb") as source:
+        digest = hashlib.file_digest(source, "sha256").hexdigest()
+    return {ModelFile(path.name, FileRef(digest, path.stat().st_size)): path}
+
+
 def _locations(model: onnx.ModelProto) -> Iterator[str]:
     """Paths of external data in the graph, its subgraphs and functions."""
     graphs = [model.graph]

@@ -23,7 +23,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 _HEADERS: msgspec.msgpack.Decoder[DataHeader] = msgspec.msgpack.Decoder(DataHeader)
 _CONTROLS: msgspec.msgpack.Decoder[ControlMessage] = msgspec.msgpack.Decoder(ControlMessage)
 
-_WORTH_ENCODING = 64
+WORTH_ENCODING = 64
 """Tensors of fewer bytes travel raw whatever the codec: nothing is to be gained."""
 
 encode_header = _ENCODER.encode
@@ -177,7 +177,7 @@ def pack_tensor(
     kind = wire_name(array) if dtype is None else dtype
     if dtype is not None and storage(dtype).itemsize != array.dtype.itemsize:
         raise CodecError(f"Tensor {name!r} is said to be {dtype} but holds {array.dtype.name}.")
-    if codec != "raw" and array.nbytes >= _WORTH_ENCODING:
+    if codec != "raw" and array.nbytes >= WORTH_ENCODING:
         try:
             frame = chosen.encode(array)
         except CodecError:

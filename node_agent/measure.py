@@ -10,6 +10,7 @@ from node_agent.codecs import CODECS, Array, Codec
 from node_agent.engines import engine_named
 from node_agent.engines.base import Arrays, Partition
 from node_agent.errors import CodecError
+from node_agent.frames import WORTH_ENCODING
 from node_agent.loader import Loader
 from node_agent.machine import resident_bytes, trim, work_clock
 from node_agent.messages import Measure, Measured, TensorStats
@@ -125,6 +126,10 @@ def tensor_stats(
     """
     kind = dtype or array.dtype.name
     found: dict[str, tuple[int, float, float]] = {}
+    if array.nbytes < WORTH_ENCODING:
+        # It travels raw whatever the codec.
+        found = dict.fromkeys(CODECS, (array.nbytes, 0.0, 0.0))
+        return TensorStats(name, kind, array.shape, array.nbytes, found)
     end = time.perf_counter() + budget_s
     for codec in CODECS.values():
         if time.perf_counter() >= end:

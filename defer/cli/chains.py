@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from defer.accuracy import parse_budget
 from defer.blocks import PLANNING_BLOCKS, planning_chain
 from defer.cli.output import progress
 from defer.documents.blocks import BlocksDocument
@@ -21,6 +22,7 @@ __all__ = [
     "Shapes",
     "analyze",
     "blocks_option",
+    "budget_options",
     "input_option",
     "located",
     "parse_shapes",
@@ -42,6 +44,23 @@ def input_option(command: F) -> F:
         metavar="NAME=1,3,224,224",
         callback=lambda _ctx, _param, values: parse_shapes(values),
         help="Shape of an input, to bind its free dimensions. Repeat for several inputs.",
+    )(command)
+
+
+def budget_options(command: F) -> F:
+    """Adds `--max-error` (argument `max_error`, a `Budget` or None) and `--calibration` (a path or None)."""
+    command = click.option(
+        "--calibration",
+        type=click.Path(path_type=Path),
+        metavar="FILE.npz",
+        help="Measure the error on these requests: arrays named like the inputs.",
+    )(command)
+    return click.option(
+        "--max-error",
+        "max_error",
+        metavar="0.01",
+        callback=lambda _ctx, _param, value: parse_budget(value) if value else None,
+        help="Allow lossy codecs as far as the output moves by this part of its length, or of its classes: top1:0.01.",
     )(command)
 
 

@@ -12,6 +12,7 @@ from types import FrameType
 
 import click
 
+from defer.accuracy import Budget, parse_budget
 from defer.cli.output import common_options, console, examples, note, print_json, progress, table
 from defer.demo import DemoOptions, DemoResult, run_demo
 from defer.units import show_duration, show_size
@@ -44,16 +45,30 @@ from defer.units import show_duration, show_size
     show_default=True,
     help="Where cluster.toml, profile.json, plan.json and plan.svg go.",
 )
+@click.option(
+    "--max-error",
+    "max_error",
+    metavar="0.01",
+    callback=lambda _ctx, _param, value: parse_budget(value) if value else None,
+    help="Allow lossy codecs as far as the output moves by this part of its length.",
+)
 @common_options
 def command(
-    model: str, agents: int, requests: int, window: int, threads: int, output: Path, as_json: bool
+    model: str,
+    agents: int,
+    requests: int,
+    window: int,
+    threads: int,
+    output: Path,
+    max_error: Budget | None,
+    as_json: bool,
 ) -> None:
     """Split a reference network over agents on this machine and compare with one device.
 
     Starts the agents and a dispatcher as processes, measures, plans, deploys, sends requests through the pipeline,
     compares every output with the whole model's, and stops everything again.
     """
-    options = DemoOptions(model, agents, requests, window, threads, output)
+    options = DemoOptions(model, agents, requests, window, threads, output, max_error)
     with (
         _ended_in_order(),
         tempfile.TemporaryDirectory(prefix="defer-demo-") as work,
@@ -115,4 +130,8 @@ def _show(result: DemoResult) -> None:
     out.print(
         f"{result.requests} outputs compared with the whole model: largest difference {result.max_abs_diff:.2e}."
     )
+    if any(codec != "raw" for codec in result.codecs):
+        out.print(
+            f"Codecs {', '.join(result.codecs)}: ‖Δoutput‖₂/‖output‖₂ of the worst request {result.relative_error:.2e}."
+        )
     note(f"plan {result.plan}, drawing {result.drawing}, {result.seconds:.0f} s in all")

@@ -8,13 +8,15 @@ import click
 import msgspec
 
 from defer import api, units
+from defer.accuracy import Budget
 from defer.admin import Admin
-from defer.cli.chains import Shapes, input_option
+from defer.cli.chains import Shapes, budget_options, input_option
 from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, examples, print_json, progress
 from defer.documents.base import decode, encode
 from defer.documents.plan import Objective, Plan
 from defer.documents.profile import CostProfile
+from defer.errors import UsageError
 from defer.upload import upload
 
 STEP_S = 600.0
@@ -39,6 +41,7 @@ STEP_S = 600.0
     show_default=True,
     help="What planning makes least: seconds of one request, or seconds between results.",
 )
+@budget_options
 @input_option
 @address_option
 @common_options
@@ -48,6 +51,8 @@ def command(
     plan_file: str | None,
     profile_file: str | None,
     objective: Objective,
+    max_error: Budget | None,
+    calibration: Path | None,
     inputs: Shapes,
     address: str,
     as_json: bool,
@@ -56,14 +61,29 @@ def command(
 
     A model that is served under the same name is replaced without a gap.
     """
-    from defer.model_files import model_files
+    from defer.model_files import calibration_file, model_files
+
+    if calibration is not None and max_error is None:
+        raise UsageError("--calibration has no meaning without --max-error")
 
     plan = encode(Plan.load(plan_file)).decode() if plan_file else ""
     profile = encode(CostProfile.load(profile_file)).decode() if profile_file else ""
     with progress("deploy", as_json=as_json) as show, Admin(address) as admin:
         files = model_files(model, lambda done, total: show("reading the model", done / max(total, 1)))
-        sent = upload(admin, files, lambda done, total: show("sending the model", done / max(total, 1)))
-        order = api.Deploy(0, name or model.stem, tuple(files), plan, profile, objective, inputs)
+        samples = calibration_file(calibration) if calibration is not None else {}
+        everything = files | samples
+        sent = upload(admin, everything, lambda done, total: show("sending the model", done / max(total, 1)))
+        order = api.Deploy(
+            0,
+            name or model.stem,
+            tuple(files),
+            plan,
+            profile,
+            objective,
+            inputs,
+            str(max_error or ""),
+            tuple(samples),
+        )
         made = admin.ask(
             order, api.Deployed, timeout=STEP_S, on_progress=lambda step: show(step.what, step.fraction)
         )

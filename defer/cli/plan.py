@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from defer import units
+from defer.accuracy import Budget
 from defer.blocks import planning_chain
-from defer.cli.chains import Shapes, blocks_option, input_option, read_chain
+from defer.cli.chains import Shapes, blocks_option, budget_options, input_option, read_chain
 from defer.cli.output import common_options, console, examples, note, progress, table
 from defer.documents.base import encode
 from defer.documents.cluster import Cluster
 from defer.documents.files import write_bytes
 from defer.documents.plan import Objective, Plan
 from defer.documents.profile import CostProfile
-from defer.errors import OutputExists
+from defer.errors import OutputExists, UsageError
+
+if TYPE_CHECKING:
+    from defer.guarded_planning import Wish
+    from partitioner import BlockChain
 
 
 @click.command(
@@ -23,6 +31,7 @@ from defer.errors import OutputExists
         "defer plan resnet50.onnx --cluster cluster.toml",
         "defer plan --blocks blocks.json --cluster cluster.toml --profile profile.json -o plan.json",
         "defer plan resnet50.onnx --cluster cluster.toml --objective throughput --plot plan.svg",
+        "defer plan resnet50.onnx --cluster cluster.toml --profile profile.json --max-error 0.01",
         "defer plan resnet50.onnx --cluster cluster.toml --place jetson=0:12,nano=12:",
     )
 )
@@ -51,6 +60,7 @@ from defer.errors import OutputExists
 )
 @click.option("--max-stages", type=click.IntRange(min=1), help="Use at most so many stages.")
 @click.option("--codec", metavar="NAME", help="The one codec between stages: raw, lz4, … or auto.")
+@budget_options
 @input_option
 @blocks_option("--max-blocks")
 @click.option("--explain", is_flag=True, help="Show where every second of the latency comes from.")
@@ -67,6 +77,8 @@ def command(
     place: str | None,
     max_stages: int | None,
     codec: str | None,
+    max_error: Budget | None,
+    calibration: Path | None,
     inputs: Shapes,
     blocks: int,
     explain: bool,
@@ -79,23 +91,30 @@ def command(
 
     Block numbers are those of `defer analyze` with the same --blocks, or of the profile.
     """
+    from defer.guarded_planning import Wish
     from defer.planning import make_plan, parse_placement
 
+    if calibration is not None and max_error is None:
+        raise UsageError("--calibration has no meaning without --max-error")
     cluster = Cluster.load(cluster_file)
     profile = CostProfile.load(profile_file) if profile_file else None
     chain = planning_chain(read_chain(model, blocks_file, inputs, as_json=as_json), blocks, profile)
     placement = parse_placement(place, cluster, len(chain.blocks)) if place else None
     with progress("planning", as_json=as_json) as step:
         step(f"{len(chain.blocks)} blocks, {len(cluster.devices)} devices", 0.5)
-        plan = make_plan(
-            chain,
-            cluster,
-            profile,
-            objective=objective,
-            max_stages=max_stages,
-            placement=placement,
-            codec=codec,
-        )
+        if max_error is None:
+            plan = make_plan(
+                chain,
+                cluster,
+                profile,
+                objective=objective,
+                max_stages=max_stages,
+                placement=placement,
+                codec=codec,
+            )
+        else:
+            wish = Wish(objective, max_stages, placement, codec)
+            plan = _guarded(model, chain, cluster, profile, max_error, wish, calibration, step)
     if plot is not None:
         write_plot(plan, plot, force=force)
     if output:
@@ -106,6 +125,42 @@ def command(
         _show(plan, explain)
         for path in filter(None, (output, plot)):
             note(f"wrote {path}")
+
+
+def _guarded(
+    model: Path | None,
+    chain: BlockChain,
+    cluster: Cluster,
+    profile: CostProfile | None,
+    budget: Budget,
+    wish: Wish,
+    calibration: Path | None,
+    step: Callable[[str, float], None],
+) -> Plan:
+    """A plan with lossy codecs within a budget.
+
+    Raises:
+        UsageError: Without a model nothing can be run, and without a profile no codec is known.
+    """
+    from defer.guarded_planning import plan_on_calibration
+
+    if model is None or profile is None:
+        raise UsageError(
+            "--max-error needs the model, to measure what codecs do to its output, and a profile of what they cost",
+            hint="give MODEL and --profile profile.json, made by `defer profile`",
+        )
+    with tempfile.TemporaryDirectory(prefix="defer-plan-") as parts:
+        return plan_on_calibration(
+            model,
+            chain,
+            cluster,
+            profile,
+            budget,
+            wish,
+            calibration=calibration,
+            parts=Path(parts),
+            on_step=step,
+        )
 
 
 def write_plot(plan: Plan, path: Path, *, force: bool = False) -> None:

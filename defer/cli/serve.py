@@ -17,7 +17,8 @@ import click
 import msgspec
 
 from defer import units
-from defer.cli.chains import Shapes, blocks_option, input_option
+from defer.accuracy import Budget
+from defer.cli.chains import Shapes, blocks_option, budget_options, input_option
 from defer.cli.output import common_options, examples, note, progress
 from defer.cli.plan import write_plot
 from defer.dispatcher.bringup import Order
@@ -62,6 +63,7 @@ DRAIN_S = 30.0
 @click.option("--save-plan", metavar="FILE", help="Write the plan, plan.json.")
 @click.option("--save-profile", metavar="FILE", help="Write what was measured, profile.json.")
 @click.option("--plot", metavar="FILE.svg", type=click.Path(path_type=Path), help="Draw the plan.")
+@budget_options
 @input_option
 @blocks_option()
 @common_options
@@ -79,6 +81,8 @@ def command(
     save_plan: str | None,
     save_profile: str | None,
     plot: Path | None,
+    max_error: Budget | None,
+    calibration: Path | None,
     inputs: Shapes,
     blocks: int,
     as_json: bool,
@@ -102,9 +106,13 @@ def command(
             objective=objective,
             shapes=inputs,
             blocks=blocks,
+            budget=max_error,
+            calibration=calibration,
         )
-    elif plan_file or profile_file or name or save_plan or save_profile or plot:
-        raise UsageError("--name, --plan, --profile, --save-plan, --save-profile and --plot need --model")
+    elif max_error or calibration or plan_file or profile_file or name or save_plan or save_profile or plot:
+        raise UsageError(
+            "--name, --plan, --profile, --max-error, --save-plan, --save-profile and --plot need --model"
+        )
     with _stopping() as stop, ExitStack() as stack:
         _log(as_json=as_json)
         directory = state or _state(cluster, stack)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defer.accuracy import Budget
 from defer.agents import AgentPool
 from defer.blocks import PLANNING_BLOCKS, planning_chain
 from defer.documents.cluster import Cluster
@@ -35,6 +36,8 @@ class Order:
         objective: What a new plan makes least.
         shapes: Input shapes that bind free dimensions.
         blocks: Most blocks to measure and plan with.
+        budget: How far lossy codecs may move the output; None uses none.
+        calibration: Requests (.npz) on which that is measured; None makes some up.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Order:
     objective: Objective = "latency"
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     blocks: int = PLANNING_BLOCKS
+    budget: Budget | None = None
+    calibration: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ def make_ready(
         AgentFault, AgentUnreachable: A device did not let itself be measured.
     """
     import partitioner
+    from defer.guarded_planning import Wish, plan_on_calibration
     from defer.planning import make_plan
     from defer.profiling import profile
 
@@ -92,7 +98,20 @@ def make_ready(
             on_step=lambda where, what, fraction: on_progress(f"{where}: {what}", fraction),
         )
     on_progress("planning", 0.0)
-    return chain, make_plan(blocks, cluster, measured, objective=order.objective), measured
+    if order.budget is None:
+        return chain, make_plan(blocks, cluster, measured, objective=order.objective), measured
+    plan = plan_on_calibration(
+        order.model,
+        blocks,
+        cluster,
+        measured,
+        order.budget,
+        Wish(order.objective),
+        calibration=order.calibration,
+        parts=places.parts,
+        on_step=on_progress,
+    )
+    return chain, plan, measured
 
 
 def load(

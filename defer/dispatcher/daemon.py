@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from defer import api
+from defer.accuracy import parse_budget
 from defer.agents import AgentPool
 from defer.dispatcher import events as e
 from defer.dispatcher.api_server import ApiServer, OnProgress
@@ -235,6 +236,8 @@ class Daemon:
                 profile=decode(CostProfile, order.profile.encode(), "the profile") if order.profile else None,
                 objective=order.objective,
                 shapes=order.shapes,
+                budget=parse_budget(order.max_error) if order.max_error else None,
+                calibration=self._uploads.assemble(order.calibration) if order.calibration else None,
             ),
             on_progress,
         )
@@ -266,7 +269,9 @@ def _lock(path: Path) -> IO[str]:
 def deployed(outcome: Outcome) -> api.Deployed:
     """An outcome in the api's words."""
     made = outcome.deployment
-    info = api.ModelInfo(made.model, "ready", "", made.epoch, made.inputs, made.outputs)
+    info = api.ModelInfo(
+        made.model, "ready", "", made.epoch, made.inputs, made.outputs, made.plan.transfers[0].codec
+    )
     return api.Deployed(
         0, info, encode(made.plan).decode(), made.sent_bytes, outcome.seconds, outcome.canary_s
     )

@@ -265,4 +265,5 @@ def _route(deployment: Deployment) -> e.Route:
         link=link_of(deployment.layout.first),
         hops=deployment.layout.count,
         devices=devices_of(deployment),
+        codec=deployment.plan.transfers[0].codec,
     )

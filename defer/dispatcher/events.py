@@ -45,6 +45,7 @@ class Route:
         link: Key of the connection to the first hop; several routes may share one.
         hops: Number of hops; what comes back carries this as its hop.
         devices: Every device that a request passes, relays included.
+        codec: How the plan wants inputs to come.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Route:
     link: str
     hops: int
     devices: tuple[str, ...]
+    codec: str = "raw"
 
 
 # ---------------------------------------------------------------------------------------------------- events

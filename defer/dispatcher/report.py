@@ -44,7 +44,10 @@ def models_of(core: DispatcherCore, _: float) -> tuple[api.ModelInfo, ...]:
             continue
         state = routes[epoch]
         reason = "" if state.state == "ready" else routes.announced.get(name) or state.reason
-        infos.append(api.ModelInfo(name, state.state, reason, epoch, state.route.inputs, state.route.outputs))
+        route = state.route
+        infos.append(
+            api.ModelInfo(name, state.state, reason, epoch, route.inputs, route.outputs, route.codec)
+        )
     return tuple(infos)
 
 
