@@ -66,11 +66,11 @@ def make_pipeline(instance: Instance) -> Pipeline:
     return Pipeline(instance, interchangeable(instance), instance.seconds_per_byte / share)
 
 
-def widest(instance: Instance, airtime: Floats) -> Floats:
-    """(n, n) least over paths of the largest airtime per byte."""
+def widest(instance: Instance, airtime: Floats, *, relays: bool = True) -> Floats:
+    """(n, n) least over paths of the largest airtime per byte; without relays, over direct links only."""
     wide = np.full((instance.n, instance.n), np.inf)
     wide[instance.src, instance.dst] = airtime
-    for k in range(instance.n):
+    for k in range(instance.n if relays else 0):
         np.minimum(wide, np.maximum(wide[:, k, None], wide[None, k]), out=wide)
     return wide
 
@@ -148,10 +148,10 @@ def _assemble(
     )
 
 
-def period_costs(pipeline: Pipeline) -> ChainCosts:
+def period_costs(pipeline: Pipeline, *, relays: bool = True) -> ChainCosts:
     """The program whose value is the least period."""
     instance = pipeline.instance
-    wide = widest(instance, pipeline.airtime)
+    wide = widest(instance, pipeline.airtime, relays=relays)
     np.fill_diagonal(wide, np.inf)
     with np.errstate(invalid="ignore"):
         way = wide[:, :, None, None] * instance.wire[None, None]
@@ -191,7 +191,9 @@ def additive_costs(pipeline: Pipeline, cost: Additive, period: float = math.inf)
     return _assemble(pipeline, way, tables, source_end, sink_end, maximum=False)
 
 
-def to_route(pipeline: Pipeline, plan: ChainPlan, cost: Additive | None, period: float) -> Route:
+def to_route(
+    pipeline: Pipeline, plan: ChainPlan, cost: Additive | None, period: float, *, relays: bool = True
+) -> Route:
     """Name the devices of a chain and lead every transfer along the cheapest links that still have room."""
     instance = pipeline.instance
     cost = cost or additive.latency(instance)
@@ -208,7 +210,11 @@ def to_route(pipeline: Pipeline, plan: ChainPlan, cost: Additive | None, period:
             transfers.append(Transfer(boundary, (names[u],)))
             continue
         wire = float(instance.wire[codec, boundary])
-        path = _roomy_path(pipeline, cost, wire, load, period, u, v)
+        direct = instance.edge.get((u, v))
+        if direct is not None and not relays:
+            path: tuple[int, ...] = (direct,)
+        else:
+            path = _roomy_path(pipeline, cost, wire, load, period, u, v)
         load_of(instance, path, wire, load)
         hops = (names[u], *(names[instance.dst[edge]] for edge in path))
         transfers.append(Transfer(boundary, hops, instance.problem.codecs[codec].name))
@@ -233,12 +239,20 @@ def _roomy_path(
     return ShortestPaths(instance, weight, u).between(u, v)[0]
 
 
-def least_period(pipeline: Pipeline, ceiling: float = math.inf) -> tuple[float, Route | None]:
-    """Least period of the relaxed problem and its route; (inf, None) when even that has none below `ceiling`."""
-    plan = best_chain(period_costs(pipeline), ceiling)
+def least_period(pipeline: Pipeline) -> tuple[float, list[Route]]:
+    """Least period of the relaxed problem, and routes that may attain it; (inf, []) when even that has none.
+
+    Widest paths like to share the best link, which the relaxation does not see; so a second route uses direct links
+    only, of which each is used once.
+    """
+    plan = best_chain(period_costs(pipeline))
     if plan is None:
-        return math.inf, None
-    return plan.value, to_route(pipeline, plan, None, plan.value)
+        return math.inf, []
+    routes = [to_route(pipeline, plan, None, plan.value)]
+    direct = best_chain(period_costs(pipeline, relays=False))
+    if direct is not None:
+        routes.append(to_route(pipeline, direct, None, direct.value, relays=False))
+    return plan.value, routes
 
 
 def least_cost(pipeline: Pipeline, cost: Additive, period: float = math.inf) -> tuple[float, Route | None]:

@@ -26,6 +26,7 @@ from router.paths import Path, ShortestPaths, SimplePaths, load_of
 from router.route import Route, Stage, Transfer
 
 PATHS_PER_SOURCE = 2000
+EFFORT_PER_LABEL = 1000  # children looked at, whether kept or not
 _TOLERANCE = 1e-12
 
 
@@ -105,6 +106,7 @@ class _Search:
         self.workers = int(np.isfinite(instance.block).any(axis=1).sum())
         self.kept: dict[tuple[int, int], Frontier] = {}
         self.count = 0
+        self.effort = 0
 
     def options(self, device: int, boundary: int) -> _Options:
         key = (device, boundary)
@@ -183,7 +185,7 @@ class _Search:
             value, _, _, label = heapq.heappop(heap)
             if value >= self.best * (1 - _TOLERANCE):
                 break
-            if self.count > self.budget:
+            if self.count > self.budget or self.effort > EFFORT_PER_LABEL * self.budget:
                 bound = value
                 break
             if label.boundary == instance.blocks:
@@ -234,6 +236,7 @@ class _Search:
         options = self.options(label.device, j)
         if stages > self.max_stages or not len(options.target):
             return
+        self.effort += len(options.target) * (instance.blocks - j)
         loads, peaks = self._loads_after(label, options)
         rest = np.array([self._rest(b, stages) for b in range(j + 1, instance.blocks + 1)])
         for v in np.unique(options.target).tolist():

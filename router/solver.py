@@ -102,22 +102,25 @@ class _Attempt:
         pipeline = make_pipeline(self.instance)
         if pipeline.effort > EFFORT:
             if self.goal.primary is None:
-                least, route = beam_period(pipeline)
-                self.bound = max(self.bound, least if math.isfinite(least) else 0.0)
-                self.offer(route)
-                return math.isfinite(least)
+                least, routes = beam_period(pipeline)
+                return self._take(least, routes)
             return True
         limit = self.objective.max_period
         if self.goal.primary is None:
-            least, route = least_period(pipeline)
-            self.bound = max(self.bound, least if route is not None else 0.0)
-            self.offer(route)
-            return route is not None and least <= limit * (1 + TOLERANCE)
+            least, routes = least_period(pipeline)
+            return self._take(least, routes) and least <= limit * (1 + TOLERANCE)
         if self.goal.period_weight == 0:
             least, route = least_cost(pipeline, self.goal.primary, limit)
-            self.bound = max(self.bound, least if route is not None else 0.0)
+            return self._take(least, [] if route is None else [route])
+        return True
+
+    def _take(self, least: float, routes: list[Route]) -> bool:
+        """Note a relaxation's value and routes; False when it is infeasible."""
+        if not math.isfinite(least):
+            return False
+        self.bound = max(self.bound, least)
+        for route in routes:
             self.offer(route)
-            return route is not None
         return True
 
 

@@ -16,12 +16,12 @@ from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from router.chain import ChainPlan
-from router.instance import Instance
+from router.instance import Floats, Instance, Ints
 from router.pipeline import Pipeline, spans, to_route, widest
 from router.route import Route
 
 STEPS = 24
-WIDTH = 48
+WIDTH = 96
 STOPS = 8
 FLUID_SIZE = 100_000
 
@@ -39,11 +39,11 @@ class _Partial:
 
 
 class _Beam:
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, relays: bool) -> None:
         instance = pipeline.instance
-        self.instance = instance
+        self.pipeline, self.instance = pipeline, instance
         self.workers = [u for group in pipeline.groups for u in group]
-        self.wide = widest(instance, pipeline.airtime)
+        self.wide = widest(instance, pipeline.airtime, relays=relays)
         self.max_stages = pipeline.max_stages
         blocks = instance.block / instance.free[: instance.n, None]
         walls = np.isinf(blocks)
@@ -54,7 +54,12 @@ class _Beam:
         self.wall = np.full((instance.n, instance.blocks + 1), instance.blocks)
         for i in range(instance.blocks - 1, -1, -1):
             self.wall[:, i] = np.where(walls[:, i], i, self.wall[:, i + 1])
+        self.finite = np.minimum(self.wide, 1e300)  # so that nothing times no path is not undefined
+        self.known_stops: dict[tuple[int, int, float], list[int]] = {}
         self.smallest = instance.wire.min(axis=0)
+        others = self.wide[:, self.workers].copy()
+        others[self.workers, np.arange(len(self.workers))] = np.inf
+        self.best_out = others.min(axis=1, initial=1e300)  # finite, for boundaries of no bytes
 
     def stops(self, device: int, start: int, load: float, period: float) -> list[int]:
         """Stops worth trying: the farthest that fits, then nearer ones that send less."""
@@ -62,10 +67,18 @@ class _Beam:
         room = period - load - instance.overhead[device] / instance.free[device]
         far = int(np.searchsorted(self.total[device], self.total[device, start] + room, "right")) - 1
         far = min(far, int(self.wall[device, start]), instance.blocks)
+        if far <= start:
+            return []
+        ends = np.arange(start + 1, far + 1)
+        # A boundary that no link out of the device carries in time is a dead end, unless it is the last.
+        carried = self.smallest[ends] * self.best_out[device] <= period
+        good = (instance.stage_bytes[start, ends] <= instance.memory[device]) & (
+            carried | (ends == instance.blocks)
+        )
         found: list[int] = []
         least = math.inf
-        for stop in range(far, start, -1):
-            if instance.stage_bytes[start, stop] <= instance.memory[device] and self.smallest[stop] < least:
+        for stop in ends[good][::-1].tolist():
+            if self.smallest[stop] < least:
                 least = float(self.smallest[stop])
                 found.append(stop)
                 if len(found) == STOPS:
@@ -76,6 +89,7 @@ class _Beam:
         """A plan that keeps the period, or None when none was found."""
         instance = self.instance
         period *= 1 + 1e-12
+        self.known_stops.clear()
         root = _Partial(instance.source, 0, 0.0, frozenset(), None, -1)
         level = self._enter(root, period, first=True)
         for _ in range(self.max_stages):
@@ -105,38 +119,44 @@ class _Beam:
                     break
         return kept
 
-    def _codec(self, partial: _Partial, target: int, period: float) -> int | None:
-        """The codec that costs the target least, of those that keep the period."""
+    def _ways(self, partial: _Partial, period: float) -> tuple[Ints, Floats]:
+        """Per device the codec that costs it least to receive, and those seconds; inf = not within the period."""
         instance, u, j = self.instance, partial.device, partial.boundary
-        carried = instance.wire[:, j] * self.wide[u, target]
-        fits = carried <= period
-        fits &= partial.load + instance.encode[:, u, j] / instance.free[u] <= period
-        cost = np.where(fits, instance.decode[:, target, j], np.inf)
-        best = int(np.argmin(cost))
-        return best if math.isfinite(cost[best]) else None
+        fits = np.isfinite(self.wide[u]) & (instance.wire[:, j, None] * self.finite[u] <= period)
+        sent = partial.load + instance.encode[:, u, j] / instance.free[u] <= period
+        cost = np.where(fits & sent[:, None], instance.decode[:, :, j], np.inf)
+        best = cost.argmin(axis=0)
+        return best, cost[best, np.arange(instance.n)] / instance.free[: instance.n]
 
     def _enter(self, partial: _Partial, period: float, first: bool = False) -> list[_Partial]:
         instance, j = self.instance, partial.boundary
+        if j == instance.blocks:
+            return []
         children = []
+        codecs, loads = self._ways(partial, period)
         for v in self.workers:
-            if v in partial.used or j == instance.blocks:
+            if v in partial.used:
                 continue
-            codec, load = -1, 0.0
-            if not (first and v == instance.source):
-                found = self._codec(partial, v, period) if v != partial.device else None
-                if found is None:
-                    continue
-                codec, load = found, float(instance.decode[found, v, j] / instance.free[v])
-            for stop in self.stops(v, j, load, period):
+            codec, load = int(codecs[v]), float(loads[v])
+            if first and v == instance.source:
+                codec, load = -1, 0.0
+            if load > period or (v == partial.device and codec >= 0):
+                continue
+            key = (v, j, load)
+            if key not in self.known_stops:
+                self.known_stops[key] = self.stops(v, j, load, period)
+            for stop in self.known_stops[key]:
                 work = self.total[v, stop] - self.total[v, j] + instance.overhead[v] / instance.free[v]
                 used = partial.used | {v}
                 children.append(_Partial(v, stop, load + float(work), used, partial, codec))
         return children
 
     def _leave(self, partial: _Partial, period: float) -> int | None:
-        if partial.device == self.instance.sink:
+        sink = self.instance.sink
+        if partial.device == sink:
             return -1
-        return self._codec(partial, self.instance.sink, period)
+        codecs, loads = self._ways(partial, period)
+        return int(codecs[sink]) if loads[sink] <= period else None
 
     def _plan(self, partial: _Partial, last: int) -> ChainPlan:
         at = {u: number for number, u in enumerate(self.workers)}
@@ -199,34 +219,35 @@ def ideal_bound(pipeline: Pipeline) -> float:
     return float(reached[-1])
 
 
-def beam_period(pipeline: Pipeline) -> tuple[float, Route | None]:
-    """A lower bound of the period, and the best route that the beam search finds."""
+def beam_period(pipeline: Pipeline) -> tuple[float, list[Route]]:
+    """A lower bound of the period, and the best routes that beam searches find, with relays and without."""
     instance = pipeline.instance
     bound = max(fluid_bound(instance), ideal_bound(pipeline))
     if not math.isfinite(bound):
-        return math.inf, None
-    beam = _Beam(pipeline)
-    singles = replace(pipeline, groups=[[u] for u in beam.workers])
-    low, plan = bound, beam.run(bound) if bound > 0 else None
-    if plan is not None:
-        return bound, to_route(singles, plan, None, bound)
-    high = bound if bound > 0 else 1e-9
+        return math.inf, []
+    found = [_least(_Beam(pipeline, relays), bound, relays) for relays in (False, True)]
+    return bound, [route for route in found if route is not None]
+
+
+def _least(beam: _Beam, bound: float, relays: bool) -> Route | None:
+    """Halve the threshold between the bound and the first period that the beam search keeps."""
+    singles = replace(beam.pipeline, groups=[[u] for u in beam.workers])
+    low, high = bound, bound if bound > 0 else 1e-9
+    plan = beam.run(bound) if bound > 0 else None
     for _ in range(60):
-        high *= 2
-        plan = beam.run(high)
         if plan is not None:
             break
+        low, high = high, 2 * high
+        plan = beam.run(high)
     if plan is None:
-        return bound, None
-    best = high
+        return None
     for _ in range(STEPS):
-        middle = math.sqrt(low * high) if low > 0 and high > 2 * low else (low + high) / 2
+        if high <= low * (1 + 1e-6):
+            break
+        middle = (low + high) / 2
         trial = beam.run(middle)
         if trial is None:
             low = middle
         else:
-            high = best = middle
-            plan = trial
-        if high <= low * (1 + 1e-6):
-            break
-    return bound, to_route(singles, plan, None, best)
+            high, plan = middle, trial
+    return to_route(singles, plan, None, high, relays=relays)
