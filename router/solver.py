@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import math
 
+from router.additive import Additive
 from router.diagnosis import check_blocks, nothing_found
 from router.errors import NoRoute
 from router.evaluation import measure, objective_value
 from router.goal import make_goal
 from router.instance import Instance, compile_problem
 from router.layers import shortest
-from router.limits import broken
-from router.pipeline import EFFORT, least_cost, least_period, make_pipeline
+from router.limits import SLACK, broken
+from router.pipeline import EFFORT, Pipeline, least_cost, least_period, make_pipeline
 from router.problem import Objective, Problem
 from router.route import Route, Solution
 from router.search import search
 from router.threshold import beam_period
 
 TOLERANCE = 1e-9
+BISECTIONS = 48
 LABELS = 100_000
 SEARCHABLE = 300  # devices, links and media
 
@@ -108,10 +110,35 @@ class _Attempt:
         limit = self.objective.max_period
         if self.goal.primary is None:
             least, routes = least_period(pipeline)
-            return self._take(least, routes) and least <= limit * (1 + TOLERANCE)
+            if not self._take(least, routes) or least > limit * (1 + TOLERANCE):
+                return False
+            if len(self.goal.bounds) == 1 and not self.proved and pipeline.effort * BISECTIONS <= EFFORT:
+                return self._bisect(pipeline, *self.goal.bounds[0])
+            return True
         if self.goal.period_weight == 0:
             least, route = least_cost(pipeline, self.goal.primary, limit)
             return self._take(least, [] if route is None else [route])
+        return True
+
+    def _bisect(self, pipeline: Pipeline, quantity: Additive, most: float) -> bool:
+        """Least period at which the least of a bounded sum keeps its bound; False when it never does."""
+        low, high = self.bound, self.objective.max_period
+        for _ in range(BISECTIONS):
+            if math.isfinite(high) and high <= low * (1 + TOLERANCE / 10):
+                break
+            period = (low + high) / 2 if math.isfinite(high) else high
+            least, route = least_cost(pipeline, quantity, period)
+            if least <= most * SLACK:
+                self.offer(route)
+                # The route may be faster than asked for; without one that keeps the limits, go on from here.
+                high = min(period, self.value)
+                if math.isinf(high):
+                    return True
+            elif math.isinf(period) or period >= self.objective.max_period:
+                return False
+            else:
+                low = period * SLACK  # the program allows that much above the period
+                self.bound = max(self.bound, low)
         return True
 
     def _take(self, least: float, routes: list[Route]) -> bool:
