@@ -90,6 +90,13 @@ class DeploymentInfo(msgspec.Struct, frozen=True):
     predicted_latency_s: float = 0.0
     predicted_period_s: float = 0.0
     stages: tuple[StageInfo, ...] = ()
+    max_error: float = 0.0
+    """The plan's error budget; 0 where no codec changes a value."""
+    compared: int = 0
+    """Requests that were compared with the lossless pipeline."""
+    worst_error: float = 0.0
+    """Largest deviation among them, in the budget's metric."""
+    mean_error: float = 0.0
 
 
 class DeviceInfo(msgspec.Struct, frozen=True):
@@ -182,6 +189,7 @@ class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
         shapes: Input shapes that bind free dimensions for costs and warm-up.
         max_error: How far lossy codecs may move the output, as `--max-error` takes it; empty uses none.
         calibration: Requests (.npz) on which that is measured, held by the dispatcher; none makes some up.
+        sample: Share of the requests that are compared with the lossless pipeline.
     """
 
     id: int
@@ -193,6 +201,7 @@ class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
     shapes: dict[str, tuple[int, ...]] = {}
     max_error: str = ""
     calibration: tuple[ModelFile, ...] = ()
+    sample: float = 0.0
 
 
 class Deployed(msgspec.Struct, frozen=True, tag="deployed", tag_field="t"):

@@ -28,6 +28,7 @@ __all__ = [
     "parse_shapes",
     "planning_chain",
     "read_chain",
+    "sample_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -61,6 +62,17 @@ def budget_options(command: F) -> F:
         metavar="0.01",
         callback=lambda _ctx, _param, value: parse_budget(value) if value else None,
         help="Allow lossy codecs as far as the output moves by this part of its length, or of its classes: top1:0.01.",
+    )(command)
+
+
+def sample_option(command: F) -> F:
+    """Adds `--sample` (argument `sample`, a share of the requests)."""
+    return click.option(
+        "--sample",
+        type=click.FloatRange(0, 1),
+        default=0.0,
+        metavar="0.01",
+        help="Compare this share of the requests with the lossless pipeline; `defer status` tells the error.",
     )(command)
 
 

@@ -10,7 +10,7 @@ import msgspec
 from defer import api, units
 from defer.accuracy import Budget
 from defer.admin import Admin
-from defer.cli.chains import Shapes, budget_options, input_option
+from defer.cli.chains import Shapes, budget_options, input_option, sample_option
 from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, examples, print_json, progress
 from defer.documents.base import decode, encode
@@ -42,6 +42,7 @@ STEP_S = 600.0
     help="What planning makes least: seconds of one request, or seconds between results.",
 )
 @budget_options
+@sample_option
 @input_option
 @address_option
 @common_options
@@ -53,6 +54,7 @@ def command(
     objective: Objective,
     max_error: Budget | None,
     calibration: Path | None,
+    sample: float,
     inputs: Shapes,
     address: str,
     as_json: bool,
@@ -83,6 +85,7 @@ def command(
             inputs,
             str(max_error or ""),
             tuple(samples),
+            sample,
         )
         made = admin.ask(
             order, api.Deployed, timeout=STEP_S, on_progress=lambda step: show(step.what, step.fraction)

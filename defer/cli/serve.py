@@ -18,7 +18,7 @@ import msgspec
 
 from defer import units
 from defer.accuracy import Budget
-from defer.cli.chains import Shapes, blocks_option, budget_options, input_option
+from defer.cli.chains import Shapes, blocks_option, budget_options, input_option, sample_option
 from defer.cli.output import common_options, examples, note, progress
 from defer.cli.plan import write_plot
 from defer.dispatcher.bringup import Order
@@ -64,6 +64,7 @@ DRAIN_S = 30.0
 @click.option("--save-profile", metavar="FILE", help="Write what was measured, profile.json.")
 @click.option("--plot", metavar="FILE.svg", type=click.Path(path_type=Path), help="Draw the plan.")
 @budget_options
+@sample_option
 @input_option
 @blocks_option()
 @common_options
@@ -83,6 +84,7 @@ def command(
     plot: Path | None,
     max_error: Budget | None,
     calibration: Path | None,
+    sample: float,
     inputs: Shapes,
     blocks: int,
     as_json: bool,
@@ -108,6 +110,7 @@ def command(
             blocks=blocks,
             budget=max_error,
             calibration=calibration,
+            sample=sample,
         )
     elif max_error or calibration or plan_file or profile_file or name or save_plan or save_profile or plot:
         raise UsageError(

@@ -87,6 +87,11 @@ def _show_deployment(deployment: DeploymentInfo) -> None:
     if deployment.answered:
         line += f", p50 {units.show_duration(deployment.p50_s)}, p99 {units.show_duration(deployment.p99_s)}"
     click.echo(line)
+    if deployment.compared:
+        click.echo(
+            f"  {deployment.compared} compared with the lossless pipeline: mean error {deployment.mean_error:.2%}, "
+            f"worst {deployment.worst_error:.2%}, allowed {deployment.max_error:.2%}"
+        )
 
 
 def _show_devices(devices: tuple[DeviceInfo, ...]) -> None:

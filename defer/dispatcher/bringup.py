@@ -38,6 +38,7 @@ class Order:
         blocks: Most blocks to measure and plan with.
         budget: How far lossy codecs may move the output; None uses none.
         calibration: Requests (.npz) on which that is measured; None makes some up.
+        sample: Share of the requests that are compared with the lossless pipeline, where the plan has lossy codecs.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Order:
     blocks: int = PLANNING_BLOCKS
     budget: Budget | None = None
     calibration: Path | None = None
+    sample: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,7 +223,11 @@ class DispatcherCore:
         result = Result(request.infer.request, headers, now - request.arrived)
         kept = tuple(frames[held[name]] for name in wanted)
         state.traffic.finished(now, now - request.arrived)
-        return self._answer(request, Answer(result, kept, sum(header.nbytes for header in headers)))
+        out = self._answer(request, Answer(result, kept, sum(header.nbytes for header in headers)))
+        every = state.route.sample_every
+        if every and request.client and state.traffic.answered % every == 0:
+            out.append(e.Sampled(item.epoch, request.infer, request.frames, result, kept))
+        return out
 
     def _failed(self, epoch: int, number: int, code: str, text: str) -> list[e.Instruction]:
         request = self.requests.get(number)

@@ -74,6 +74,7 @@ class Daemon:
             *ports,
             limits=limits,
             on_drained=self._drained,
+            on_sampled=self._sampled,
             on_crash=on_crash,
         )
         self.pool = AgentPool(
@@ -191,6 +192,10 @@ class Daemon:
         """From the data thread: nothing is in flight on the route any more."""
         self._background_do(lambda: self.deployments.forget(epoch))
 
+    def _sampled(self, sampled: e.Sampled) -> None:
+        """From the data thread: a request is to be compared with its deployment's reference."""
+        self._background_do(lambda: self.deployments.sampler.compare(sampled))
+
     def _background_do(self, action: Callable[[], None]) -> None:
         def run() -> None:
             try:
@@ -214,7 +219,14 @@ class Daemon:
 
     def status(self) -> api.ServerStatus:
         """See `Verbs`."""
-        return status_of(self.shell, self.pool, self.cluster, dict(self.deployments.served), self._started)
+        return status_of(
+            self.shell,
+            self.pool,
+            self.cluster,
+            dict(self.deployments.served),
+            dict(self.deployments.sampler.tallies),
+            self._started,
+        )
 
     def want(self, want: Want) -> Have:
         """See `Verbs`."""
@@ -238,6 +250,7 @@ class Daemon:
                 shapes=order.shapes,
                 budget=parse_budget(order.max_error) if order.max_error else None,
                 calibration=self._uploads.assemble(order.calibration) if order.calibration else None,
+                sample=order.sample,
             ),
             on_progress,
         )

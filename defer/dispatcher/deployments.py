@@ -20,6 +20,7 @@ from defer.dispatcher.bringup import OnProgress, Order, Places, load, make_ready
 from defer.dispatcher.epochs import EpochLog
 from defer.dispatcher.neighbours import link_of
 from defer.dispatcher.report import Served
+from defer.dispatcher.sampling import Sampler, Tally, reference_of
 from defer.dispatcher.shell import DataShell
 from defer.documents.address import Address
 from defer.documents.cluster import Cluster
@@ -32,6 +33,8 @@ from node_agent.messages import Unload
 
 if TYPE_CHECKING:
     from defer.deployer import Deployment
+    from defer.documents.plan import Plan
+    from partitioner import BlockChain
 
 logger = logging.getLogger("defer.dispatcher")
 
@@ -73,6 +76,7 @@ class Deployments:
         self.served: dict[int, Served] = {}
         self.orders: dict[str, Order] = {}
         self._left: dict[int, tuple[str, ...]] = {}
+        self.sampler = Sampler(shell)
 
     def open(self) -> None:
         """Read what an earlier process left on agents; `clean` has them forget it.
@@ -125,15 +129,47 @@ class Deployments:
             self.unload(epoch, devices)
             raise
         self.served[epoch] = Served(deployment, order.objective)
-        self._shell.open_route(_route(deployment), deployment.layout.first, deployment.layout.last)
+        exact = reference_of(plan) if order.sample > 0 else None
+        every = max(1, round(1 / order.sample)) if exact is not None else 0
+        route = replace(_route(deployment), sample_every=every)
+        self._shell.open_route(route, deployment.layout.first, deployment.layout.last)
         on_progress("sending a canary through the pipeline", 0.0)
         try:
             canary_s = self._canary(deployment)
         except BaseException as error:
             self._shell.post(e.RouteDropped(epoch, f"its canary failed: {error}"))
             raise
+        if exact is not None:
+            self._load_reference(order, chain, exact, deployment, on_progress)
         self._shell.post(e.RouteReady(epoch))
         return Outcome(deployment, profile, time.monotonic() - begin, canary_s)
+
+    def _load_reference(
+        self, order: Order, chain: BlockChain, exact: Plan, of: Deployment, on_progress: OnProgress
+    ) -> None:
+        """Load a deployment's lossless reference, which samples are compared with; serving goes on without it."""
+        devices = devices_of(of)
+        epoch = self._epochs.begin(devices)
+        try:
+            made = load(
+                self._pool,
+                self.cluster,
+                order,
+                chain,
+                exact,
+                self._places(),
+                epoch=epoch,
+                on_progress=on_progress,
+            )
+        except DeferError as error:
+            logger.warning("model %s is served without sampling: %s", order.name, error)
+            self.unload(epoch, devices)
+            return
+        self.served[epoch] = Served(made, order.objective)
+        route = replace(_route(made), reference_of=of.epoch)
+        self._shell.open_route(route, made.layout.first, made.layout.last)
+        metric = of.plan.accuracy.metric if of.plan.accuracy is not None else "relative"
+        self.sampler.tallies[of.epoch] = Tally(epoch, metric)
 
     def _canary(self, deployment: Deployment) -> float:
         """Seconds of one request of zeros through the whole pipeline."""
@@ -188,6 +224,11 @@ class Deployments:
 
     def forget(self, epoch: int) -> None:
         """Tell the agents of a route on which nothing is in flight any more to unload it. Takes no lock."""
+        tally = self.sampler.tallies.pop(epoch, None)
+        if tally is not None:
+            self._shell.post(
+                e.RouteDropped(tally.reference, "the deployment that it is the reference of is gone")
+            )
         served = self.served.get(epoch)
         if served is not None:
             self.unload(epoch, devices_of(served.deployment))

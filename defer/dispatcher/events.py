@@ -46,6 +46,8 @@ class Route:
         hops: Number of hops; what comes back carries this as its hop.
         devices: Every device that a request passes, relays included.
         codec: How the plan wants inputs to come.
+        sample_every: Each so-manieth result is also handed out as `Sampled`; 0 for none.
+        reference_of: Epoch of the route that this one is compared with; 0 for a route that clients use.
     """
 
     model: str
@@ -56,6 +58,8 @@ class Route:
     hops: int
     devices: tuple[str, ...]
     codec: str = "raw"
+    sample_every: int = 0
+    reference_of: int = 0
 
 
 # ---------------------------------------------------------------------------------------------------- events
@@ -240,4 +244,15 @@ class CutLink:
     reason: str
 
 
-Instruction = SendItem | Deliver | Reject | Drained | CutLink
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A client's request and its result, to be compared with what the route's reference gives."""
+
+    epoch: int
+    infer: Infer
+    frames: Frames
+    result: Result
+    outputs: Frames
+
+
+Instruction = SendItem | Deliver | Reject | Drained | CutLink | Sampled

@@ -13,6 +13,7 @@ from defer import api
 from defer.agents import AgentPool
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.routes import RouteState
+from defer.dispatcher.sampling import Tally
 from defer.dispatcher.shell import DataShell
 from defer.documents.cluster import Cluster
 from defer.hops import DISPATCHER
@@ -68,7 +69,11 @@ class _Seen:
 def _look(core: DispatcherCore, now: float) -> _Seen:
     return _Seen(
         models=models_of(core, now),
-        deployments=tuple(_traffic(state, now) for _, state in sorted(core.routes.by_epoch.items())),
+        deployments=tuple(
+            _traffic(state, now)
+            for _, state in sorted(core.routes.by_epoch.items())
+            if not state.route.reference_of
+        ),
         held_requests=len(core.requests),
         held_bytes=core.nbytes,
         refused=dict(core.counters.refused),
@@ -97,7 +102,12 @@ def _traffic(state: RouteState, now: float) -> api.DeploymentInfo:
 
 
 def status_of(
-    shell: DataShell, pool: AgentPool, cluster: Cluster, served: Mapping[int, Served], started: float
+    shell: DataShell,
+    pool: AgentPool,
+    cluster: Cluster,
+    served: Mapping[int, Served],
+    tallies: Mapping[int, Tally],
+    started: float,
 ) -> api.ServerStatus:
     """The whole picture; takes up to a second where an agent does not answer."""
     seen = shell.call(_look).result(5)
@@ -108,7 +118,10 @@ def status_of(
         version=defer.__version__,
         uptime_s=time.monotonic() - started,
         models=seen.models,
-        deployments=tuple(_with_stages(info, served.get(info.epoch), counters) for info in seen.deployments),
+        deployments=tuple(
+            _with_stages(info, served.get(info.epoch), tallies.get(info.epoch), counters)
+            for info in seen.deployments
+        ),
         devices=tuple(_device(pool, device.name) for device in cluster.agents),
         held_requests=seen.held_requests,
         held_bytes=seen.held_bytes,
@@ -139,7 +152,10 @@ def _ask_agents(pool: AgentPool, cluster: Cluster) -> dict[tuple[str, int, int],
 
 
 def _with_stages(
-    info: api.DeploymentInfo, served: Served | None, counters: Mapping[tuple[str, int, int], HopStatus]
+    info: api.DeploymentInfo,
+    served: Served | None,
+    tally: Tally | None,
+    counters: Mapping[tuple[str, int, int], HopStatus],
 ) -> api.DeploymentInfo:
     if served is None:
         return info
@@ -167,6 +183,10 @@ def _with_stages(
             "stages": tuple(stages),
             "predicted_latency_s": plan.latency_s,
             "predicted_period_s": plan.period_s,
+            "max_error": plan.accuracy.budget if plan.accuracy is not None else 0.0,
+            "compared": tally.compared if tally is not None else 0,
+            "worst_error": tally.worst if tally is not None else 0.0,
+            "mean_error": tally.mean if tally is not None else 0.0,
         }
     )
 

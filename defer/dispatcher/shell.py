@@ -62,6 +62,7 @@ class DataShell:
         fetch_port: Port of the fetch ROUTER; 0 takes a free one.
         limits: What is held at most.
         on_drained: Called in the data thread with the epoch of a route on which nothing is in flight any more.
+        on_sampled: Called in the data thread with a request that is to be compared.
         on_crash: Called when the thread ends by an error.
     """
 
@@ -74,6 +75,7 @@ class DataShell:
         *,
         limits: e.Limits | None = None,
         on_drained: Callable[[int], None] | None = None,
+        on_sampled: Callable[[e.Sampled], None] | None = None,
         on_crash: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.name = name
@@ -81,6 +83,7 @@ class DataShell:
         self.fetch_port = fetch_port
         self._host = host
         self._on_drained = on_drained
+        self._on_sampled = on_sampled
         self._core = DispatcherCore(limits)
         self._outbox = Outbox()
         self._canaries: dict[bytes, Future[Answer]] = {}
@@ -212,6 +215,8 @@ class DataShell:
                         self._on_drained(epoch)
                 case e.CutLink(link, _):
                     neighbours.redial(link)
+                case e.Sampled() if self._on_sampled is not None:
+                    self._on_sampled(instruction)
 
     def _on_data(self, identity: bytes, header: DataHeader | FrameError, frames: list[Any]) -> None:
         match header:
