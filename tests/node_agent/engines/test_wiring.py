@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from node_agent import engines
+from node_agent import engines, probe
 from node_agent import messages as m
 from node_agent.agent import AgentConfig, default_engine, make_offer
 from node_agent.engines.choice import Fastest, WithFallback
@@ -18,7 +19,7 @@ from node_agent.engines.onnxruntime_cpu import OnnxRuntimeCpu
 from node_agent.errors import EngineMissingError
 from node_agent.loader import Loader
 from node_agent.store import FileStore
-from tests.node_agent.harness import AgentProcess, arrays_of, identity, ref, spec
+from tests.node_agent.harness import AgentProcess, arrays_of, identity, ref, spec, spin
 
 FAKES = Path(__file__).parent / "fakes"
 CPU = m.EngineInfo("onnxruntime-cpu", "1")
@@ -214,6 +215,51 @@ def test_the_tensorrt_engine_inside_a_real_agent_on_stand_ins(driver, tmp_path, 
     finally:
         code, stderr = agent.end()
     assert code == 0, stderr
+
+
+@pytest.mark.integration
+def test_the_probe_of_a_container_hears_a_heart_and_not_only_a_port(start_agent):
+    address = start_agent("one").control.removeprefix("tcp://")
+    assert probe.check(address, 10.0) == ""
+    assert subprocess.run([sys.executable, "-m", "node_agent.probe", address], check=False).returncode == 0
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        assert probe.check(f"127.0.0.1:{port}", 0.3) == f"no heartbeat from 127.0.0.1:{port} within 0.3 s"
+        done = subprocess.run(
+            [sys.executable, "-m", "node_agent.probe", f"127.0.0.1:{port}", "--timeout", "0.3"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "no heartbeat" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.integration
+def test_a_worker_that_hangs_fails_the_probe(driver, start_agent):
+    agent = start_agent("one", "--drain-timeout", "0")
+    link = driver.control(agent)
+    graph = spin()
+    link.ship(graph)
+    hop = m.HopSpec(
+        0,
+        m.PeerRef("test"),
+        driver.peer,
+        graph=ref(graph),
+        inputs=(m.TensorSpec("n", "int64", ()),),
+        outputs=(spec("y", 64, 64),),
+        send=("y",),
+    )
+    assert isinstance(link.load(1, hop), m.Loaded)
+    first, _ = driver.dial(agent.data)
+    turns = np.array(30_000_000, np.int64)
+    driver.send(first, 1, 1, 0, {"n": turns})
+    link.beat(lambda beat: beat.item_age_s > 0.5)
+    assert "an item is in work for" in probe.check(agent.control.removeprefix("tcp://"), 10.0, oldest_s=0.3)
+    agent.process.kill()
 
 
 @pytest.mark.integration
