@@ -32,9 +32,13 @@ def measure(options: Options) -> Outcome:
     chosen = options.arguments.oracle
     if chosen != "seifer" and not options.arguments.files:
         raise SystemExit(f"oracles {chosen}: name at least one file")
-    return {"placement": placement, "edge": edge, "routes": routes, "seifer": oracles_seifer.measure}[chosen](
-        options
-    )
+    oracles: dict[str, Measure] = {
+        "placement": placement,
+        "edge": edge,
+        "routes": routes,
+        "seifer": oracles_seifer.measure,
+    }
+    return oracles[chosen](options)
 
 
 def _four_digits(name: str, value: float, known: float) -> Target:

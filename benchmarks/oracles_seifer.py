@@ -58,13 +58,15 @@ def measure(options: Options) -> Outcome:
     rows: list[Row] = []
     targets = []
     for model in names:
+        judged = False
         for label, memory in (("64-512 MiB", MEMORY), ("8-32 MiB", TIGHT)):
             with options.console.status(f"{model}, {label}"):
                 row, ratio = _row(model, memory, seeds)
             rows.append({"case": f"{model}, {label}", **row, "published": PUBLISHED[model]})
-            if ratio is not None and memory is MEMORY:
-                name = f"{model}: mean ratio as SEIFER reports it"
-                targets.append(Target(name, ratio, PUBLISHED[model], "most"))
+            if ratio is not None and not judged:  # at SEIFER's sizes, unless the model fits one node of them
+                judged = True
+                name = f"{model}, {label}: mean ratio as SEIFER reports it"
+                targets.append(Target(name, ratio, PUBLISHED[model] * (1 + 1e-9), "most"))
     notes = [
         "one node: the model fits one node and nothing is sent; impossible: a block alone, or the model, is too large",
         "least, mean, worst: bottleneck / the planner's own lower bound; where they are 1 the plan is proved optimal",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +10,7 @@ import numpy as np
 from router.errors import NoRoute
 from router.flows import Job, capacity
 from router.instance import Floats, compile_problem
+from router.placing import place
 from router.problem import Load, Objective, Problem
 from router.route import Route, Solution
 from router.solver import LABELS, solve
@@ -107,9 +107,7 @@ def plan_jobs(jobs: Sequence[Job], *, labels: int = LABELS) -> JointPlan:
         busy = busy_without(k)
         others = [(jobs[i].problem, r) for i, r in enumerate(routes) if r is not None and i != k]
         roomy = _memory_left(jobs[k].problem, others)
-        # A request of this job waits, on average, as in a queue with deterministic service at the others' load.
-        waits = np.zeros(len(free))
-        loaded = replace(roomy, load=_load(roomy, busy, waits))
+        loaded = replace(roomy, load=_load(roomy, busy, np.zeros(len(free))))
         return solve(loaded, Objective("throughput"), labels=labels)
 
     order = sorted(
@@ -138,20 +136,15 @@ def plan_jobs(jobs: Sequence[Job], *, labels: int = LABELS) -> JointPlan:
             limit="capacity",
             hint="route requests online over several routes, or lower a rate",
         )
-    solutions = tuple(
-        alone_fixed(jobs[k], instances[k].problem, routes[k], busy_without(k)) for k in range(len(jobs))
-    )
+    solutions = tuple(_predicted(jobs[k], routes[k], busy_without(k)) for k in range(len(jobs)))
     bound = 1 / capacity(jobs).limit
     return JointPlan(solutions, best, instances[0].resource_name(int(np.argmax(total))), min(bound, best))
 
 
-def alone_fixed(job: Job, problem: Problem, route: Route | None, busy: Floats) -> Solution:
+def _predicted(job: Job, route: Route | None, busy: Floats) -> Solution:
     """Predictions of a job's route while others keep resources busy: they wait as in M/D/1 at that load."""
-    from router.placing import place
-
     assert route is not None
-    instance = compile_problem(problem)
+    instance = compile_problem(job.problem)
     share = np.clip(busy + job.rate * work_of(instance, route), 0.0, 1 - 1e-6)
     waits = share / (2 * (1 - share)) * work_of(instance, route)
-    assert math.isfinite(float(waits.sum()))
-    return place(replace(problem, load=_load(problem, busy, waits)), route, "throughput")
+    return place(replace(job.problem, load=_load(job.problem, busy, waits)), route, "throughput")
