@@ -6,6 +6,7 @@ relay, the last one runs the next stage. The hop after the last is the dispatche
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -118,7 +119,23 @@ def _compute(common: HopSpec, plan: Plan, stage: int, part: Part) -> HopSpec:
         send=tuple(leaving.tensors),
         codec=leaving.codec,
         warm_up=part.warm_up,
+        credit=_credit(plan, stage),
     )
+
+
+MOST_CREDIT = 32
+SMALL_BYTES = 4 << 20
+"""Items under way to a stage are few where they are large: more of this many bytes wait in memory for nothing."""
+
+
+def _credit(plan: Plan, stage: int) -> int:
+    """Items under way to a stage: enough that it never waits while an item comes and its credit goes back."""
+    arriving = plan.transfers[stage]
+    seconds = plan.stages[stage].seconds
+    round_trips = math.ceil(2 * arriving.seconds / seconds) if seconds > 0 else MOST_CREDIT
+    small = SMALL_BYTES // max(1, arriving.nbytes)
+    # One is run, one waits, one arrives.
+    return min(MOST_CREDIT, max(3 + round_trips, small))
 
 
 def _downstream(receiver: Place) -> PeerRef:

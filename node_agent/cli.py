@@ -20,6 +20,7 @@ import click
 from node_agent.agent import Agent, AgentConfig
 from node_agent.engines import names as engine_names
 from node_agent.errors import EXIT_INTERNAL, EXIT_OK, EXIT_TEMPORARY, AgentError
+from node_agent.machine import keep_buffers
 from node_agent.messages import AUTO_ENGINE, PROTOCOL_VERSION
 from node_agent.quantities import parse_address, parse_endpoint, parse_size
 
@@ -169,6 +170,7 @@ def agent_command(
         level=log_level.upper(),
         format="%(asctime)s %(levelname)s %(threadName)s: %(message)s",
     )
+    keep_buffers()
     known = name or socket.gethostname()
     config = AgentConfig(
         name=known,

@@ -48,6 +48,10 @@ class Epoch:
     notes: tuple[str, ...] = ()
 
 
+MOST_CREDIT = 1024
+"""Items that one hop may ask to have under way."""
+
+
 def check_load(load: Load, engines: Sequence[EngineInfo]) -> None:
     """Checks what a `Load` asks for as far as that needs no disk and no engine.
 
@@ -90,6 +94,10 @@ def _check_hop(hop: HopSpec) -> None:
     if hop.codec not in CODECS:
         raise RequestError(
             "unknown-codec", f"Codec {hop.codec!r} is unknown here.", hint=f"There are: {', '.join(CODECS)}."
+        )
+    if not 0 <= hop.credit <= MOST_CREDIT:
+        raise RequestError(
+            "bad-load", f"Hop {hop.hop} asks for a credit of {hop.credit} items, not 0 to {MOST_CREDIT}."
         )
     if hop.graph is None:
         return

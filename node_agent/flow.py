@@ -84,7 +84,6 @@ class ReceiveWindow:
     """
 
     __slots__ = (
-        "_batch",
         "_held",
         "_left_bytes",
         "_left_items",
@@ -96,8 +95,6 @@ class ReceiveWindow:
 
     def __init__(self, window: Window) -> None:
         self.window = window
-        # A quarter: the sender never has less than three quarters of the window because of batching.
-        self._batch = (max(1, window.items // 4), max(1, window.nbytes // 4))
         self._left_items = 0
         self._left_bytes = 0
         self._owed_items = window.items
@@ -112,13 +109,15 @@ class ReceiveWindow:
 
     def open(self) -> Credit | None:
         """The credit to send now whatever the batch: the whole window at first; None when nothing is owed."""
-        if self._paused or not (self._owed_items or self._owed_bytes):
+        # Below zero after the window was made smaller: what is released pays that off first.
+        items, nbytes = max(0, self._owed_items), max(0, self._owed_bytes)
+        if self._paused or not (items or nbytes):
             return None
-        credit = Credit(self._owed_items, self._owed_bytes)
-        self._left_items += self._owed_items
-        self._left_bytes += self._owed_bytes
-        self._owed_items = self._owed_bytes = 0
-        return credit
+        self._left_items += items
+        self._left_bytes += nbytes
+        self._owed_items -= items
+        self._owed_bytes -= nbytes
+        return Credit(items, nbytes)
 
     def receive(self, nbytes: int) -> None:
         """Notes an arrival.
@@ -141,9 +140,17 @@ class ReceiveWindow:
         self._held -= 1
         self._owed_items += 1
         self._owed_bytes += nbytes
-        if self._owed_items >= self._batch[0] or self._owed_bytes >= self._batch[1]:
+        # A quarter: the sender never has less than three quarters of the window because of batching.
+        if 4 * self._owed_items >= self.window.items or 4 * self._owed_bytes >= self.window.nbytes:
             return self.open()
         return None
+
+    def resize(self, window: Window) -> Credit | None:
+        """Lets more or fewer items be under way from now on; the credit to send now on a connection that stands."""
+        self._owed_items += window.items - self.window.items
+        self._owed_bytes += window.nbytes - self.window.nbytes
+        self.window = window
+        return self.open() if self._owed_items > 0 or self._owed_bytes > 0 else None
 
     def renewed(self) -> ReceiveWindow:
         """A window for a sender that lost its credit but not its connection: what is held stays counted."""

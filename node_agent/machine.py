@@ -164,6 +164,21 @@ def trim() -> None:
         return
 
 
+def keep_buffers() -> None:
+    """Has the C library keep the memory of large tensors for the next ones; at the start of a process.
+
+    By default it gives back what lies free at the end of a heap, and the kernel clears the same pages again for each
+    item.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_threshold, 32 << 20)  # the most that it takes
+        libc.mallopt(m_trim_threshold, 64 << 20)
+    except (OSError, AttributeError):
+        return  # see `trim`
+
+
 def software(
     names: tuple[str, ...] = _SOFTWARE,
 ) -> dict[str, str]:

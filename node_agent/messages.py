@@ -245,6 +245,8 @@ class HopSpec(msgspec.Struct, frozen=True):
             and are needed further down (those go on undecoded when their codec is the same).
         codec: Encoding of what this hop hands on.
         warm_up: Shapes for the warm-up run, inputs' free dimensions bound.
+        credit: Items that the hop before may have under way to this one; 0 for the agent's default. Few keep memory
+            small and caches warm, too few let the stage wait for the link.
     """
 
     hop: int
@@ -257,6 +259,7 @@ class HopSpec(msgspec.Struct, frozen=True):
     send: tuple[str, ...] = ()
     codec: str = "raw"
     warm_up: tuple[TensorSpec, ...] = ()
+    credit: int = 0
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="t"):

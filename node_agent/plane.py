@@ -44,6 +44,7 @@ class DataPlane:
         self, context: Context, name: str, host: str, ports: tuple[int, int], window: Window | None = None
     ) -> None:
         self._name = name
+        self._window = window or Window()
         self._table = RoutingTable()
         self._loaded: dict[tuple[int, int], LoadedRoute] = {}
         self._loop = loop = DataLoop()
@@ -56,7 +57,7 @@ class DataPlane:
             ports[0],
             admit=self._admit,
             forward=self._sender.submit,
-            window=window or Window(),
+            window=self._window,
         )
         loop.parts = (self._sender, self._receiver)
         loop.submit = self._sender.submit
@@ -107,6 +108,7 @@ class DataPlane:
                 self._sender.attach(route.spec.next)
                 if route.spec.previous.endpoint:
                     self._receiver.dial(route.spec.previous)
+            self._receiver.size(self._table.windows(self._window))
 
         self._loop.put(connect)
 
@@ -122,6 +124,7 @@ class DataPlane:
         def disconnect() -> None:
             # Asked only now: meanwhile another epoch may need a peer that this one leaves.
             self._receiver.keep(self._table.peers("previous"))
+            self._receiver.size(self._table.windows(self._window))
             # After the item in work; those behind it find their route closed.
             self._worker.put(lambda: self._loop.put(forget))
 

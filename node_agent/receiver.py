@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,8 @@ class Receiver:
         self._bind = (host, port)
         self._admit = admit
         self._forward = forward
-        self._window = window
+        self._default = window
+        self._windows: dict[str, Window] = {}
         self._limits = limits
         self._origins: dict[bytes, Origin] = {}
         self._upstreams: dict[PeerRef, _Upstream] = {}
@@ -163,6 +164,7 @@ class Receiver:
             return
         for answer in answers:
             send(origin.socket, encode_header(answer), identity=origin.identity)
+        self._fit(origin)
         handshake = origin.end.handshake
         if handshake.state == "refused" and state != "refused":
             self._complain(
@@ -210,7 +212,7 @@ class Receiver:
         send(socket, encode_header(Refusal(code, text)), identity=identity)
 
     def _origin(self, socket: Socket, identity: bytes | None) -> Origin:
-        end = ReceivingEnd(Handshake(self._name, dialled=identity is None), self._window)
+        end = ReceivingEnd(Handshake(self._name, dialled=identity is None), self._default)
         origin = Origin(end, socket, identity)
         if self._paused:
             end.window.pause()
@@ -251,6 +253,21 @@ class Receiver:
                 self._take(upstream.origin, got, frames)
             else:
                 self._answer(upstream.origin, got)
+
+    def size(self, windows: Mapping[str, Window]) -> None:
+        """Sets what peers, by name, may have under way; others have the default."""
+        self._windows = dict(windows)
+        for origin in [*self._origins.values(), *(upstream.origin for upstream in self._upstreams.values())]:
+            self._fit(origin)
+
+    def _fit(self, origin: Origin) -> None:
+        """Gives a greeted connection the window of its peer."""
+        end = origin.end
+        wanted = self._windows.get(end.handshake.peer, self._default)
+        if end.ready and end.window.window != wanted:
+            credit = end.window.resize(wanted)
+            if credit is not None:
+                send(origin.socket, encode_header(credit), identity=origin.identity)
 
     def keep(self, peers: frozenset[PeerRef]) -> None:
         """Hangs up on upstream peers that are not among `peers`."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from node_agent.dtypes import RAW_BITS
 from node_agent.errors import WrongInputError
+from node_agent.flow import Window
 from node_agent.messages import HopSpec, PeerRef, TensorHeader, TensorSpec
 
 Kind = Literal["run", "relay"]
@@ -121,3 +122,14 @@ class RoutingTable:
     def peers(self, side: Literal["previous", "next"]) -> frozenset[PeerRef]:
         """Everybody at one side of any route."""
         return frozenset(getattr(route.spec, side) for route in self.routes.values())
+
+    def windows(self, default: Window) -> dict[str, Window]:
+        """What each peer before this agent may have under way, by name.
+
+        The sum of what its routes ask for: items of one that wait must not keep those of another out.
+        """
+        items: dict[str, int] = {}
+        for route in self.routes.values():
+            name = route.spec.previous.name
+            items[name] = items.get(name, 0) + (route.spec.credit or default.items)
+        return {name: replace(default, items=count) for name, count in items.items()}

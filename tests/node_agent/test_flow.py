@@ -112,3 +112,35 @@ def test_a_sender_that_greets_again_gets_what_is_not_held() -> None:
     receiver.receive(10)
     assert receiver.renewed().open() == Credit(6, 100)
     assert receiver.renewed().held == 2
+
+
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=8),
+    choices=st.lists(st.integers(0, 3), max_size=400),
+)
+def test_a_window_that_changes_neither_stands_still_nor_grows(sizes: list[int], choices: list[int]) -> None:
+    sender, receiver = SendWindow(), ReceiveWindow(Window(sizes[0], 1000))
+    windows = deque(sizes[1:])
+    sender.add(receiver.open() or Credit(0, 0))
+    under_way = 0
+    for choice in [*choices, *[1, 2] * 200]:
+        if choice == 0 and windows:
+            credit = receiver.resize(Window(windows.popleft(), 1000))
+            if credit is not None:
+                sender.add(credit)
+        elif choice == 1 and sender.ready:
+            sender.take(1)
+            receiver.receive(1)
+            under_way += 1
+        elif choice == 2 and under_way:
+            under_way -= 1
+            if (credit := receiver.release(1)) is not None:
+                sender.add(credit)
+        # What a larger window has granted may still be used once; what is released pays it back first.
+        assert under_way + sender.items <= max(sizes)
+    while under_way:
+        under_way -= 1
+        if (credit := receiver.release(1)) is not None:
+            sender.add(credit)
+    assert 0 < sender.items <= max(receiver.window.items, sender.items)
+    assert sender.items >= receiver.window.items * 3 // 4
