@@ -20,7 +20,7 @@ import zmq
 
 from defer.agents_core import AgentsCore, Instruction, Liveness, Notify, Report, Send, Settle, with_id
 from defer.documents.address import Address, parse_address
-from defer.errors import AgentUnreachable, ProtocolMismatch, from_code
+from defer.errors import AgentUnreachable, from_code
 from defer.socket_loop import SocketLoop
 from node_agent import messages as m
 from node_agent.frames import decode_control, encode_control
@@ -112,6 +112,7 @@ class AgentPool:
         Raises:
             AgentUnreachable: It did not answer in time.
             ProtocolMismatch: It speaks no protocol version that we do.
+            UnknownDevice: The agent there has another name.
         """
         if endpoint:
             self._loop.enqueue(lambda: self._dial(name, endpoint))
@@ -122,7 +123,8 @@ class AgentPool:
                 if known is not None and known.state == "alive" and known.offer is not None:
                     return known.offer
                 if known is not None and known.state == "refused":
-                    raise ProtocolMismatch(f"agent {name!r} at {endpoint} refused: {known.refusal}")
+                    where = f"at {endpoint}" if endpoint else "that dialled in"
+                    raise from_code(known.refusal_code, f"agent {name!r} {where}: {known.refusal}")
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise _unreachable(name, endpoint, timeout)
@@ -176,6 +178,10 @@ class AgentPool:
         return self.result(
             self.submit(name, message, frame=frame, timeout=timeout, on_progress=on_progress), name, timeout
         )
+
+    def tell(self, name: str, message: m.ControlMessage) -> None:
+        """Say something to an agent that it does not answer; lost when the agent is."""
+        self._loop.enqueue(lambda: self._send(name, message, None))
 
     def result(self, future: Future[m.ControlMessage], name: str, timeout: float) -> m.ControlMessage:
         """The answer that a future of `submit` brings, with the errors of `ask`."""

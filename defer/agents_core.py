@@ -19,6 +19,8 @@ from typing import Literal
 import msgspec
 
 from node_agent import messages as m
+from node_agent.errors import VersionError
+from node_agent.versions import OURS, VersionRange, negotiate
 
 HELLO_EVERY_S = 0.5
 """Seconds between greetings to an agent that does not answer."""
@@ -42,6 +44,7 @@ class Liveness:
     heartbeat: m.Heartbeat | None = None
     heard_at: float = 0.0
     refusal: str = ""
+    refusal_code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +113,23 @@ class AgentsCore:
         return self._greet(name, now)
 
     def registered(self, hello: m.Hello, now: float) -> list[Instruction]:
-        """An agent that dials out has said who it is; it is greeted, so that it answers like any other."""
+        """An agent that dials out has said who it is.
+
+        It is welcomed, and greeted so that it answers like any other: also when it is known to be alive, because it
+        says `Hello` on a new connection, on which it knows nobody yet.
+        """
+        try:
+            version = negotiate(OURS, VersionRange(hello.minimum, hello.version), f"agent {hello.name!r}")
+        except VersionError as error:
+            self.agents[hello.name] = Liveness(
+                hello.name, "", "refused", heard_at=now, refusal=str(error), refusal_code=error.code
+            )
+            fault = m.Fault(hello.id, error.code, str(error), error.hint)
+            return [Send(hello.name, fault), Notify("refused", hello.name, str(error))]
         known = self.agents.get(hello.name)
-        if known is None or known.state != "alive" or known.boot != hello.boot:
-            self.agents[hello.name] = known or Liveness(hello.name, "", heard_at=now)
-            return self._greet(hello.name, now)
-        return []
+        if known is None or known.state == "refused":
+            self.agents[hello.name] = Liveness(hello.name, "", heard_at=now)
+        return [Send(hello.name, m.Welcome(hello.id, version, self.name, "")), *self._greet(hello.name, now)]
 
     def forget(self, name: str) -> list[Instruction]:
         """Stop talking to an agent; open questions to it end as lost."""
@@ -164,7 +178,9 @@ class AgentsCore:
             case m.Welcome():
                 return self._welcomed(known, message)
             case m.Fault() if message.id not in self._questions and known.state == "connecting":
-                self.agents[name] = replace(known, state="refused", refusal=message.message)
+                self.agents[name] = replace(
+                    known, state="refused", refusal=message.message, refusal_code=message.code
+                )
                 return [Notify("refused", name, message.message)]
             case m.Progress():
                 return [Report(message.id, message)] if message.id in self._questions else []
@@ -199,6 +215,12 @@ class AgentsCore:
         return [Send(name, hello)]
 
     def _welcomed(self, known: Liveness, welcome: m.Welcome) -> list[Instruction]:
+        if welcome.name != known.name:
+            why = f"the agent there is called {welcome.name!r}; start it with --name {known.name}"
+            self.agents[known.name] = replace(
+                known, state="refused", refusal=why, refusal_code="unknown-device"
+            )
+            return [Notify("refused", known.name, why)]
         fresh = not known.boot
         same = known.boot == welcome.boot
         self.agents[known.name] = replace(

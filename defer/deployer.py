@@ -62,7 +62,7 @@ def place_of(pool: AgentPool, cluster: Cluster, device: str) -> Place:
     """
     described = cluster.device(device)
     known = pool.liveness(device)
-    if known is None or known.offer is None:
+    if known is None or known.offer is None or known.state != "alive":
         raise UnknownDevice(
             f"the plan uses device {device!r}, which has no connected agent",
             hint=f"devices with agents: {', '.join(d.name for d in cluster.agents)}",

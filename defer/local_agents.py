@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import selectors
 import signal
 import subprocess
@@ -72,11 +73,22 @@ def stop(processes: Sequence[subprocess.Popen[str]]) -> None:
 
 
 def read_line(process: subprocess.Popen[str], timeout: float) -> str:
-    """The next line of a child's standard output; empty when it ended or said nothing in time."""
+    """The next line of a child's standard output; empty when it ended or said nothing in time.
+
+    Byte by byte from the descriptor: a buffered reader would take a second line that came along with the first, and
+    the selector would never hear of it.
+    """
     assert process.stdout is not None
+    line = bytearray()
+    deadline = time.monotonic() + timeout
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        return process.stdout.readline() if selector.select(timeout) else ""
+        while not line.endswith(b"\n") and selector.select(max(0.0, deadline - time.monotonic())):
+            byte = os.read(process.stdout.fileno(), 1)
+            if not byte:
+                break
+            line += byte
+    return line.decode() if line.endswith(b"\n") else ""
 
 
 def _spawn(name: str, directory: Path, threads: int) -> subprocess.Popen[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -153,29 +154,33 @@ def _measure_blocks(
     resident: list[int] = []
     produced: dict[str, m.TensorStats] = {}
     item_s, byte_s = STAGE_OVERHEAD_S, 0.0
-    session = f"{chain.digest[:16]}-{name}"
-    for index, written in enumerate(parts):
-        if on_step is not None:
-            on_step(name, f"measuring block {index + 1} of {len(parts)}", index / len(parts))
-        ship(pool, name, written.files)
-        request = m.Measure(
-            0,
-            session,
-            written.part.graph,
-            written.part.weights,
-            written.part.warm_up,
-            tuple(chain.boundaries[index + 1].tensors) if index + 1 < len(parts) else (),
-            engine=engine,
-        )
-        answer = pool.ask(name, request, timeout=MEASURE_TIMEOUT_S)
-        if not isinstance(answer, m.Measured):
-            raise AgentFault(f"agent {name!r} answered {type(answer).__name__} to Measure")
-        # The median: one run that the machine interrupted says nothing about the block.
-        seconds.append(median(answer.seconds))
-        resident.append(answer.resident_bytes)
-        if answer.item_s > 0:
-            item_s, byte_s = answer.item_s, answer.byte_s
-        produced.update({stats.name: stats for stats in answer.outputs})
+    # A session of its own for each run: what an aborted one kept may be of other shapes.
+    session = secrets.token_hex(8)
+    try:
+        for index, written in enumerate(parts):
+            if on_step is not None:
+                on_step(name, f"measuring block {index + 1} of {len(parts)}", index / len(parts))
+            ship(pool, name, written.files)
+            request = m.Measure(
+                0,
+                session,
+                written.part.graph,
+                written.part.weights,
+                written.part.warm_up,
+                tuple(chain.boundaries[index + 1].tensors) if index + 1 < len(parts) else (),
+                engine=engine,
+            )
+            answer = pool.ask(name, request, timeout=MEASURE_TIMEOUT_S)
+            if not isinstance(answer, m.Measured):
+                raise AgentFault(f"agent {name!r} answered {type(answer).__name__} to Measure")
+            # The median: one run that the machine interrupted says nothing about the block.
+            seconds.append(median(answer.seconds))
+            resident.append(answer.resident_bytes)
+            if answer.item_s > 0:
+                item_s, byte_s = answer.item_s, answer.byte_s
+            produced.update({stats.name: stats for stats in answer.outputs})
+    finally:
+        pool.tell(name, m.Done(0))  # drop what the session kept
     codecs, ratios = codec_costs(chain, produced)
     return BlockCosts(
         BLOCK_COSTS,
@@ -287,8 +292,9 @@ def _remember(path: Path, costs: BlockCosts) -> None:
 
 
 def _offer(pool: AgentPool, name: str) -> m.Offer | None:
+    """What a connected agent offers; None for one that is lost, whose offer means nothing now."""
     known = pool.liveness(name)
-    return None if known is None else known.offer
+    return known.offer if known is not None and known.state == "alive" else None
 
 
 def _engine_name(pool: AgentPool, name: str, engine: str) -> str:

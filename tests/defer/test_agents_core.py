@@ -108,14 +108,33 @@ def test_restart_without_a_noticed_disconnect(core: AgentsCore) -> None:
     assert todo == [Settle(number, None, "lost"), Notify("restarted", "box")]
 
 
-def test_agent_that_dials_is_greeted_when_it_registers() -> None:
+def test_agent_that_dials_is_welcomed_and_greeted_on_every_connection() -> None:
     core = AgentsCore("@dispatcher")
-    hello = m.Hello(0, 1, 1, "nat", "agent", OFFER, "z")
-    [send] = core.registered(hello, 0.0)
-    assert isinstance(send, Send)
-    core.received("nat", m.Welcome(send.message.id, 1, "nat", "z", OFFER), 0.1)
-    assert core.agents["nat"].state == "alive"
-    assert core.registered(hello, 0.2) == []
+    for number in (7, 8):
+        hello = m.Hello(number, 1, 1, "nat", "agent", OFFER, "z")
+        welcome_back, send = core.registered(hello, float(number))
+        assert welcome_back == Send("nat", m.Welcome(number, 1, "@dispatcher", ""))
+        assert isinstance(send, Send)
+        core.received("nat", m.Welcome(send.message.id, 1, "nat", "z", OFFER), number + 0.1)
+        assert core.agents["nat"].state == "alive"
+
+
+def test_agent_that_dials_with_another_protocol_is_refused() -> None:
+    core = AgentsCore("@dispatcher")
+    fault, notice = core.registered(m.Hello(1, 8, 9, "nat", "agent", OFFER, "z"), 0.0)
+    assert isinstance(fault, Send)
+    assert isinstance(fault.message, m.Fault)
+    assert isinstance(notice, Notify)
+    assert (notice.kind, core.agents["nat"].state) == ("refused", "refused")
+
+
+def test_agent_of_another_name_is_refused() -> None:
+    core = AgentsCore("@dispatcher")
+    core.dial("left", "tcp://127.0.0.1:7700", 0.0)
+    [notice] = core.received("left", welcome(1), 0.1)
+    assert isinstance(notice, Notify)
+    assert notice.kind == "refused"
+    assert "--name left" in core.agents["left"].refusal
 
 
 def test_forgotten_agent_leaves_no_question(core: AgentsCore) -> None:
