@@ -48,7 +48,7 @@ class Check(msgspec.Struct, frozen=True):
 def examine() -> list[Check]:
     """All checks, in the order in which they matter."""
     found: list[Check] = []
-    for check in (_python, _packages, _base, _extras, _engines, _machine, _loopback, _store):
+    for check in (_python, _packages, _base, _extras, _engines, _device, _machine, _loopback, _store):
         found.extend(check())
     return found
 
@@ -115,12 +115,22 @@ def _extras() -> Iterator[Check]:
 
 
 def _engines() -> Iterator[Check]:
-    for module, extra in ENGINES.items():
-        check = _module(module, extra, "engine ")
-        if module == "onnxruntime" and check.state == "good":
-            yield _providers(check)
-        else:
-            yield check
+    """ONNX Runtime as a package; what of it and of the other engines runs here, `_device` tells."""
+    check = _module("onnxruntime", ENGINES["onnxruntime"], "engine ")
+    yield _providers(check) if check.state == "good" else check
+
+
+def _device() -> Iterator[Check]:
+    """Engines that could run here, GPUs, sensors, clock, ports. An ONNX Runtime that is broken was found before."""
+    from defer.health_device import findings
+
+    try:
+        for each in findings():
+            yield Check(each.name, "good" if each.there else "missing", each.found, each.hint)
+    except Exception as exc:  # a vendor's library may raise anything, and the other checks still count
+        yield Check(
+            "device", "bad", f"{type(exc).__name__}: {exc}", "report this with the versions shown above"
+        )
 
 
 def _providers(check: Check) -> Check:
