@@ -38,7 +38,8 @@ class NoRoute(RouterError):  # noqa: N818
 
     Attributes:
         limit: which limit forbids it: `block`, `memory`, `reachability`, `pins`, `stages`, `latency`,
-            `period`, `cost`, `energy`, `error`.
+            `period`, `cost`, `energy`, `error`, `capacity`; `effort` when none was found, yet none is proved
+            impossible.
     """
 
     code: ClassVar[str] = "no-route"

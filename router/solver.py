@@ -60,6 +60,7 @@ class _Attempt:
         self.bound = 0.0
         self.value = math.inf
         self.route: Route | None = None
+        self.gave_up = False
 
     def offer(self, route: Route | None) -> None:
         """Take a route if it keeps the limits and is better."""
@@ -95,6 +96,7 @@ class _Attempt:
             found = search(self.instance, self.goal, budget=labels, incumbent=self.value)
             self.offer(found.route)
             self.bound = max(self.bound, min(found.bound, self.value))
+            self.gave_up = self.route is None and math.isfinite(found.bound)
         if self.route is None:
             return None
         return solution(self.instance, self.objective, self.route, self.bound)
@@ -169,7 +171,14 @@ def solve(problem: Problem, objective: str | Objective = "latency", *, labels: i
     wanted = Objective(objective) if isinstance(objective, str) else objective
     instance = compile_problem(problem)
     check_blocks(instance)
-    result = _Attempt(instance, wanted).run(labels)
+    attempt = _Attempt(instance, wanted)
+    result = attempt.run(labels)
+    if result is None and attempt.gave_up:
+        raise NoRoute(
+            f"no plan was found with {labels} labels, and none is proved impossible",
+            limit="effort",
+            hint="allow more labels, or loosen a limit",
+        )
     if result is None:
         raise nothing_found(instance, wanted, lambda other, goal: _feasible(other, goal, labels))
     return result

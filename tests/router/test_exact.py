@@ -16,7 +16,7 @@ from router.instance import compile_problem
 from router.layers import shortest
 from router.reference import reference_value
 
-FEW = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+FEW = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 def check(problem: Problem, objective: Objective) -> None:
@@ -60,7 +60,7 @@ def test_weighted_sum(problem: Problem, weights: dict[str, float]) -> None:
     check(problem, Objective("weighted", weights=weights))
 
 
-@settings(FEW, max_examples=150)
+@settings(FEW, max_examples=100)
 @given(problems(devices=6, blocks=6, codecs=3))
 def test_layers_equal_dijkstra_on_the_explicit_layered_graph(problem: Problem) -> None:
     instance = compile_problem(problem)

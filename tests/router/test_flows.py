@@ -36,7 +36,7 @@ from router.replicas import mix_period
 from router.simulation import Traffic, arrivals, simulate
 from router.workload import work_of
 
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+FEW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 def mesh(names: list[str], **options: float) -> list[Link]:
@@ -148,7 +148,7 @@ def test_simulation_of_one_server_is_m_d_1() -> None:
     )
     problem = Problem(cluster, "server", "server", {"a": [1.0]}, [1, 1])
     table = make_table(problem, [solve(problem).route])
-    report = simulate([table], [Traffic(0.5)], shortest_path(), requests=60_000, seed=1)
+    report = simulate([table], [Traffic(0.5)], shortest_path(), requests=40_000, seed=1)
     assert report.mean == pytest.approx(1 + 0.5 / (2 * 0.5), rel=0.03)  # Pollaczek-Khinchine
     assert abs(report.growth) < 1e-3
     over = simulate([table], [Traffic(1.25)], shortest_path(), requests=20_000, seed=1)

@@ -218,3 +218,9 @@ def test_cluster_refuses_contradictions() -> None:
     ):
         with pytest.raises(InvalidProblem):
             Cluster(devices, links)
+
+
+def test_giving_up_is_not_called_impossible() -> None:
+    with pytest.raises(NoRoute, match="none is proved impossible") as caught:
+        solve(base(stages_per_device=None), "throughput", labels=0)
+    assert caught.value.limit == "effort"
