@@ -61,6 +61,9 @@ class StageInfo(msgspec.Struct, frozen=True):
         queued: Requests that wait there.
         run_s: Mean seconds of a run.
         bytes_out: Bytes handed on in all.
+        engine: What runs it.
+        engine_notes: Why other engines were not taken, one sentence each.
+        precision: How it computes.
     """
 
     device: str
@@ -70,6 +73,9 @@ class StageInfo(msgspec.Struct, frozen=True):
     queued: int = 0
     run_s: float = 0.0
     bytes_out: int = 0
+    engine: str = ""
+    engine_notes: tuple[str, ...] = ()
+    precision: str = "fp32"
 
 
 class DeploymentInfo(msgspec.Struct, frozen=True):
@@ -115,6 +121,12 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     engine: str = ""
     epochs: tuple[int, ...] = ()
     reason: str = ""
+    clock_offset_s: float | None = None
+    """How far its clock is ahead of the dispatcher's, to within the time that an answer takes; None if unknown."""
+    sensors: dict[str, float] = {}
+    """Its sensors' readings by name; what it has no sensor for is not in it."""
+    missing: dict[str, str] = {}
+    """Engines that cannot run there, and why."""
 
 
 class GetStatus(msgspec.Struct, frozen=True, tag="get_status", tag_field="t"):

@@ -8,10 +8,13 @@ import click
 import msgspec
 
 from defer import units
-from defer.api import DeploymentInfo, DeviceInfo, ServerStatus
+from defer.api import DeploymentInfo, DeviceInfo, ServerStatus, StageInfo
 from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, console, examples, print_json, table
 from defer.client import Client
+
+CLOCK_S = 1.0
+"""A clock that is off by this much is worth a line; answers take less to come."""
 
 
 @click.command(epilog=examples("defer status", "defer status --watch 1", "defer status --json"))
@@ -49,6 +52,7 @@ def _show(status: ServerStatus, address: str) -> None:
             stages = table(
                 "stage",
                 "device",
+                "engine",
                 "blocks",
                 "requests",
                 "queued",
@@ -60,6 +64,7 @@ def _show(status: ServerStatus, address: str) -> None:
                 stages.add_row(
                     str(number),
                     stage.device,
+                    _engine(stage),
                     f"{stage.start}–{stage.stop - 1}",
                     str(stage.items),
                     str(stage.queued),
@@ -67,6 +72,9 @@ def _show(status: ServerStatus, address: str) -> None:
                     units.show_size(stage.bytes_out),
                 )
             out.print(stages)
+            for number, stage in enumerate(deployment.stages, 1):
+                for note in stage.engine_notes:
+                    click.echo(f"  stage {number} on {stage.device}: {note}")
     _show_devices(status.devices)
     refused = ", ".join(f"{count} {code}" for code, count in sorted(status.refused.items()))
     failed = ", ".join(f"{count} {code}" for code, count in sorted(status.failed.items()))
@@ -122,3 +130,15 @@ def _show_devices(devices: tuple[DeviceInfo, ...]) -> None:
         )
     click.echo()
     console().print(shown)
+    for device in devices:
+        offset = device.clock_offset_s
+        if offset is not None and abs(offset) >= CLOCK_S:
+            side = "ahead of" if offset > 0 else "behind"
+            click.echo(f"{device.name}: its clock is {abs(offset):.1f} s {side} the dispatcher's")
+        if device.sensors:
+            readings = ", ".join(f"{name} {value:.4g}" for name, value in sorted(device.sensors.items()))
+            click.echo(f"{device.name}: {readings}")
+
+
+def _engine(stage: StageInfo) -> str:
+    return stage.engine + (f" {stage.precision}" if stage.precision != "fp32" else "")

@@ -74,6 +74,7 @@ def make_ready(
     import partitioner
     from defer.guarded_planning import Wish, plan_on_calibration
     from defer.planning import make_plan
+    from defer.precision import ranges_for
     from defer.profiling import profile
 
     on_progress("analysing the model", 0.0)
@@ -98,6 +99,7 @@ def make_ready(
             work=places.parts,
             cache=places.profiles,
             on_step=lambda where, what, fraction: on_progress(f"{where}: {what}", fraction),
+            ranges=ranges_for(cluster, order.model, chain, places.parts, order.calibration),
         )
     on_progress("planning", 0.0)
     if order.budget is None:
@@ -130,10 +132,13 @@ def load(
     """Cut the model by the plan and load it on the agents; errors as in `deployer.deploy`."""
     from defer.deployer import deploy
     from defer.parts import bound_inputs, wire_spec, write_parts
+    from defer.precision import precisions_of, ranges_for
 
     on_progress("cutting the model", 0.0)
     cuts = tuple(stage.ops[1] for stage in plan.stages[:-1])
-    parts = write_parts(order.model, chain, cuts, places.parts)
+    precisions = precisions_of(cluster, (stage.device for stage in plan.stages))
+    ranges = ranges_for(cluster, order.model, chain, places.parts, order.calibration)
+    parts = write_parts(order.model, chain, cuts, places.parts, precisions, ranges)
     inputs, outputs = map(wire_spec, chain.inputs), map(wire_spec, chain.outputs)
     return deploy(
         pool,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import wait
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import defer
@@ -111,7 +112,11 @@ def status_of(
 ) -> api.ServerStatus:
     """The whole picture; takes up to a second where an agent does not answer."""
     seen = shell.call(_look).result(5)
-    counters = _ask_agents(pool, cluster)
+    heard = _ask_agents(pool, cluster)
+    counters = {
+        (name, hop.epoch, hop.hop): hop for name, answer in heard.items() for hop in answer.status.hops
+    }
+    precisions = {device.name: device.precision for device in cluster.devices}
     return api.ServerStatus(
         id=0,
         name=DISPATCHER,
@@ -119,10 +124,10 @@ def status_of(
         uptime_s=time.monotonic() - started,
         models=seen.models,
         deployments=tuple(
-            _with_stages(info, served.get(info.epoch), tallies.get(info.epoch), counters)
+            _with_stages(info, served.get(info.epoch), tallies.get(info.epoch), counters, precisions)
             for info in seen.deployments
         ),
-        devices=tuple(_device(pool, device.name) for device in cluster.agents),
+        devices=tuple(_device(pool, device.name, heard.get(device.name)) for device in cluster.agents),
         held_requests=seen.held_requests,
         held_bytes=seen.held_bytes,
         refused=seen.refused,
@@ -132,13 +137,29 @@ def status_of(
     )
 
 
-def _ask_agents(pool: AgentPool, cluster: Cluster) -> dict[tuple[str, int, int], HopStatus]:
-    """Counters by device, epoch and hop, of the agents that answer."""
+def _arrived(arrived: dict[str, float], name: str, _: object) -> None:
+    """Notes when an answer came, by this machine's clock."""
+    arrived[name] = time.time()
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What an agent said of itself, and how far its clock was ahead when that came."""
+
+    status: AgentStatus
+    clock_offset_s: float | None
+
+
+def _ask_agents(pool: AgentPool, cluster: Cluster) -> dict[str, _Heard]:
+    """What the agents that answer say, by device."""
+    arrived: dict[str, float] = {}
     asked = {
         device.name: pool.submit(device.name, StatusRequest(0), timeout=ASK_S)
         for device in cluster.agents
         if (known := pool.liveness(device.name)) is not None and known.state == "alive"
     }
+    for name, future in asked.items():
+        future.add_done_callback(partial(_arrived, arrived, name))
     wait(asked.values(), ASK_S + 0.5)
     found = {}
     for name, future in asked.items():
@@ -147,7 +168,8 @@ def _ask_agents(pool: AgentPool, cluster: Cluster) -> dict[tuple[str, int, int],
             and future.exception() is None
             and isinstance(answer := future.result(), AgentStatus)
         ):
-            found.update({(name, hop.epoch, hop.hop): hop for hop in answer.hops})
+            offset = answer.wall_s - arrived[name] if answer.wall_s and name in arrived else None
+            found[name] = _Heard(answer, offset)
     return found
 
 
@@ -156,6 +178,7 @@ def _with_stages(
     served: Served | None,
     tally: Tally | None,
     counters: Mapping[tuple[str, int, int], HopStatus],
+    precisions: Mapping[str, str],
 ) -> api.DeploymentInfo:
     if served is None:
         return info
@@ -175,6 +198,9 @@ def _with_stages(
                 queued=counted.queued if counted else 0,
                 run_s=counted.run_s / counted.items if counted and counted.items else 0.0,
                 bytes_out=counted.bytes_out if counted else 0,
+                engine=counted.engine if counted else "",
+                engine_notes=counted.notes if counted else (),
+                precision=precisions.get(device, "fp32"),
             )
         )
     return api.DeploymentInfo(
@@ -191,7 +217,7 @@ def _with_stages(
     )
 
 
-def _device(pool: AgentPool, name: str) -> api.DeviceInfo:
+def _device(pool: AgentPool, name: str, heard: _Heard | None) -> api.DeviceInfo:
     known = pool.liveness(name)
     if known is None:
         return api.DeviceInfo(name, "unknown")
@@ -210,4 +236,7 @@ def _device(pool: AgentPool, name: str) -> api.DeviceInfo:
         engine=engines[0] if engines else "",
         epochs=beat.epochs if beat else (),
         reason=known.refusal,
+        clock_offset_s=heard.clock_offset_s if heard else None,
+        sensors=heard.status.sensors if heard else {},
+        missing={engine.name: engine.missing for engine in offer.engines if engine.missing} if offer else {},
     )
