@@ -33,22 +33,22 @@ def precisions_of(cluster: Cluster, devices: Iterable[str]) -> tuple[str, ...]:
 
 
 def ranges_for(
-    cluster: Cluster,
+    precisions: Iterable[str],
     model: Path,
     chain: partitioner.BlockChain,
     work: Path,
     calibration: Path | None = None,
 ) -> Ranges | None:
-    """The ranges that a deployment on this cluster needs; None if no device quantises.
+    """The ranges that these precisions need; None if none of them quantises.
 
     Args:
-        cluster: The devices.
+        precisions: What partitions are to be written in.
         model: The ONNX file.
         chain: Its blocks.
         work: Directory for what is made on the way, and for ranges measured before.
         calibration: Requests of the user's own (.npz); without it some are made up, which says little of real data.
     """
-    if not any(device.precision in QUANTISED for device in cluster.devices):
+    if not set(precisions) & set(QUANTISED):
         return None
     from defer.parts import bound_inputs
 
@@ -60,6 +60,7 @@ def ranges_for(
         return msgspec.json.decode(path.read_bytes(), type=dict[str, tuple[float, float]])
     except (OSError, msgspec.MsgspecError):
         pass  # absent, or not ours: measured now
+    work.mkdir(parents=True, exist_ok=True)
     inputs = bound_inputs(chain)
     requests = generated(inputs) if calibration is None else load(calibration, inputs)
     found = observe(model, inputs, requests, work)

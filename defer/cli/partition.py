@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,14 @@ from defer.errors import InvalidDocument, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from partitioner import BlockChain
+    from partitioner import BlockChain, Partition
 
 
 @click.command(
     epilog=examples(
         "defer partition resnet50.onnx --parts 4 -o parts/",
         "defer partition resnet50.onnx --plan plan.json -o parts/",
+        "defer partition resnet50.onnx --parts 2 --precision fp16 -o parts/",
         "defer partition resnet50.onnx --at 12,40 -o parts/",
         "defer partition resnet50.onnx --parts 2 --freeze --input input=1,3,224,224 -o parts/",
     )
@@ -44,6 +46,19 @@ if TYPE_CHECKING:
 @click.option(
     "--freeze", is_flag=True, help="Fix the shapes that --input gives; otherwise free dimensions stay free."
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
+    default="fp32",
+    show_default=True,
+    help="Write the partitions in this precision; what crosses between them keeps the model's types.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz",
+    help="Requests that int8 and fp8 take their ranges from; made up without it.",
+)
 @input_option
 @common_options
 def command(
@@ -53,6 +68,8 @@ def command(
     at: str | None,
     output: Path,
     freeze: bool,
+    precision: str,
+    calibration: Path | None,
     inputs: Shapes,
     as_json: bool,
 ) -> None:
@@ -75,6 +92,9 @@ def command(
         try:
             frozen = _frozen(chain, inputs) if freeze else None
             partitions = partitioner.split(model, cuts, input_shapes=frozen)
+            if precision != "fp32":
+                step(f"rewriting in {precision}", 0.5)
+                partitions = _rewritten(partitions, precision, model, chain, calibration)
             step("writing", 0.6)
             manifest = partitioner.write_directory(partitions, chain, output)
         except partitioner.PartitionerError as exc:
@@ -103,6 +123,21 @@ def _cuts(chain: BlockChain, parts: int | None, plan: Plan | None, at: str | Non
         return tuple(int(word) for word in words)
     assert parts is not None
     return partitioner.balance(chain, parts)
+
+
+def _rewritten(
+    partitions: tuple[Partition, ...],
+    precision: str,
+    model: Path,
+    chain: BlockChain,
+    calibration: Path | None,
+) -> tuple[Partition, ...]:
+    from defer.precision import ranges_for, rewritten
+
+    wanted = (precision,) * len(partitions)
+    with tempfile.TemporaryDirectory(prefix="defer-ranges-") as work:
+        ranges = ranges_for(wanted, model, chain, Path(work), calibration)
+    return rewritten(partitions, wanted, ranges)
 
 
 def _frozen(chain: BlockChain, inputs: Shapes) -> dict[str, tuple[int, ...]]:

@@ -99,7 +99,13 @@ def make_ready(
             work=places.parts,
             cache=places.profiles,
             on_step=lambda where, what, fraction: on_progress(f"{where}: {what}", fraction),
-            ranges=ranges_for(cluster, order.model, chain, places.parts, order.calibration),
+            ranges=ranges_for(
+                (device.precision for device in cluster.devices),
+                order.model,
+                chain,
+                places.parts,
+                order.calibration,
+            ),
         )
     on_progress("planning", 0.0)
     if order.budget is None:
@@ -137,7 +143,7 @@ def load(
     on_progress("cutting the model", 0.0)
     cuts = tuple(stage.ops[1] for stage in plan.stages[:-1])
     precisions = precisions_of(cluster, (stage.device for stage in plan.stages))
-    ranges = ranges_for(cluster, order.model, chain, places.parts, order.calibration)
+    ranges = ranges_for(precisions, order.model, chain, places.parts, order.calibration)
     parts = write_parts(order.model, chain, cuts, places.parts, precisions, ranges)
     inputs, outputs = map(wire_spec, chain.inputs), map(wire_spec, chain.outputs)
     return deploy(

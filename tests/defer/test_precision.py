@@ -69,7 +69,7 @@ def test_an_unknown_precision_is_refused_where_it_stands():
 @pytest.mark.parametrize("kind", ["fp16", "int8"])
 def test_one_partition_narrow_and_one_wide(kind, model, chain, tmp_path):
     (cut,) = partitioner.balance(chain, 2)
-    ranges = precision.ranges_for(cluster(kind), model, chain, tmp_path / "work")
+    ranges = precision.ranges_for([kind], model, chain, tmp_path / "work")
     assert (ranges is None) == (kind == "fp16")
     wide = write_parts(model, chain, (cut,), tmp_path / "a")
     mixed = write_parts(model, chain, (cut,), tmp_path / "a", (kind, "fp32"), ranges)
@@ -93,9 +93,9 @@ def test_the_same_precision_gives_the_same_files(model, chain, tmp_path):
 
 
 def test_ranges_are_measured_once(model, chain, tmp_path, monkeypatch):
-    first = precision.ranges_for(cluster("int8"), model, chain, tmp_path)
+    first = precision.ranges_for(["int8"], model, chain, tmp_path)
     monkeypatch.setattr(precision, "observe", lambda *_: pytest.fail("measured again"))
-    assert precision.ranges_for(cluster("int8"), model, chain, tmp_path) == first
+    assert precision.ranges_for(["int8"], model, chain, tmp_path) == first
     assert all(low <= high for low, high in first.values())
     assert "input" in first
 
@@ -104,7 +104,7 @@ def test_ranges_come_from_the_users_own_requests(model, chain, tmp_path):
     (spec,) = bound_inputs(chain)
     small = tmp_path / "small.npz"
     np.savez(small, **{spec.name: np.full((2, *spec.shape), 0.25, np.float32)})
-    ranges = precision.ranges_for(cluster("int8"), model, chain, tmp_path / "w", small)
+    ranges = precision.ranges_for(["int8"], model, chain, tmp_path / "w", small)
     assert ranges[spec.name] == (0.25, 0.25)
 
 
@@ -115,3 +115,31 @@ def test_a_precision_that_the_model_cannot_have_is_one_clear_error(model, chain,
     assert isinstance(error, UnsupportedOp)
     assert error.exit_code == 65
     assert "opset 19" in error.message
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_the_verb_writes_partitions_that_chain(kind, model, tmp_path):
+    import json
+
+    import onnxruntime
+    from click.testing import CliRunner
+
+    from defer.cli import group
+
+    folder = tmp_path / "parts"
+    arguments = ["partition", str(model), "--parts", "2", "--precision", kind, "-o", str(folder), "--json"]
+    done = CliRunner().invoke(group, arguments)
+    assert done.exit_code == 0, done.output
+    manifest = json.loads((folder / "manifest.json").read_text())
+    feeds = models.example_inputs("tiny_residual", seed=2)
+    values = dict(feeds)
+    for part in manifest["partitions"]:
+        session = onnxruntime.InferenceSession(str(folder / part["file"]), providers=["CPUExecutionProvider"])
+        names = [output["name"] for output in part["outputs"]]
+        given = {each["name"]: values[each["name"]] for each in part["inputs"]}
+        values |= dict(zip(names, session.run(names, given), strict=True))
+    whole = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    for output in whole.get_outputs():
+        (expected,) = whole.run([output.name], feeds)
+        error = np.linalg.norm(values[output.name] - expected) / np.linalg.norm(expected)
+        assert 0 < error < (4e-3 if kind == "fp16" else 0.15)
