@@ -300,10 +300,10 @@ class DispatcherCore:
             state.sent.clear()
         return []
 
-    def _device_lost(self, device: str, reason: str) -> list[e.Instruction]:
+    def _device_lost(self, event: e.DeviceLost) -> list[e.Instruction]:
         out: list[e.Instruction] = []
-        for state in self.routes.lose(device, reason):
-            out += self._end_all(state, "agent-lost", f"device {device!r} was lost: {reason}")
+        for state in self.routes.lose(event.device, event.reason, restarted=event.restarted):
+            out += self._end_all(state, "agent-lost", f"device {event.device!r} was lost: {event.reason}")
         return out
 
     def _end_all(self, state: RouteState, code: str, text: str) -> list[e.Instruction]:
@@ -316,8 +316,8 @@ class DispatcherCore:
 
     def _route_event(self, event: e.Event) -> list[e.Instruction]:
         match event:
-            case e.DeviceLost(device, reason):
-                return self._device_lost(device, reason)
+            case e.DeviceLost():
+                return self._device_lost(event)
             case e.DeviceBack(device):
                 self.routes.regain(device)
             case e.ModelAnnounced(model, reason):

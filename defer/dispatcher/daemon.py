@@ -168,7 +168,7 @@ class Daemon:
             self._background_do(lambda: self.deployments.clean(name))
         elif kind == "restarted":
             # Its process is new: what it had loaded is gone, and with it every route through it.
-            self.shell.post(e.DeviceLost(name, "its agent restarted"))
+            self.shell.post(e.DeviceLost(name, "its agent restarted", restarted=True))
             self._background_do(lambda: self._repair(self.deployments.hit_by(name)))
         level = logging.INFO if kind == "alive" else logging.WARNING
         logger.log(level, "agent %s: %s %s", name, kind, detail)

@@ -114,10 +114,14 @@ class LinkDown:
 
 @dataclass(frozen=True, slots=True)
 class DeviceLost:
-    """A device is dead or out of reach: what was on it will not come back."""
+    """A device is dead or out of reach: what was on it will not come back.
+
+    `restarted`: its process is new, and no route that was loaded on the old one is ever ready again.
+    """
 
     device: str
     reason: str
+    restarted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

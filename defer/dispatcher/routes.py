@@ -25,6 +25,7 @@ class RouteState:
         waiting: Numbers of accepted requests that wait for credit, the oldest first.
         sent: Numbers of requests that are on their way.
         lost: Devices of the route that are out of reach.
+        gone: Those of them whose process is new, so that it does not hold the route whenever it answers.
         traffic: Its counts.
     """
 
@@ -34,6 +35,7 @@ class RouteState:
     waiting: deque[int] = field(default_factory=deque)
     sent: set[int] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
     traffic: Traffic = field(default_factory=Traffic)
 
     @property
@@ -127,19 +129,23 @@ class Routes:
         if not turns:
             del self._turns[route.link]
 
-    def lose(self, device: str, reason: str) -> list[RouteState]:
-        """A device is out of reach; returns the routes that passed it."""
+    def lose(self, device: str, reason: str, *, restarted: bool = False) -> list[RouteState]:
+        """A device is out of reach, or another process answers there; returns the routes that passed it."""
         hit = self.through(device)
         for state in hit:
             state.lost.add(device)
+            if restarted:
+                state.gone.add(device)
             state.reason = f"device {device!r} is lost ({reason})"
             if state.state == "ready":
                 state.state = "lost"
         return hit
 
     def regain(self, device: str) -> None:
-        """A lost device is back with all that it held."""
+        """A lost device is back with all that this process of it held."""
         for state in self.by_epoch.values():
+            if device in state.gone:
+                continue
             state.lost.discard(device)
             if state.state == "lost" and not state.lost:
                 state.state, state.reason = "ready", ""

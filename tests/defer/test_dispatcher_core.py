@@ -290,6 +290,22 @@ def test_a_lost_device_ends_what_is_in_flight_and_refuses_new_requests_until_it_
     assert isinstance(ask(core, "new")[0], e.SendItem)
 
 
+def test_what_a_restarted_agent_had_loaded_is_not_ready_again_when_it_was_only_out_of_reach_once_more() -> (
+    None
+):
+    core = ready_core()
+    core.handle(e.DeviceLost("b", "its connection closed"), 1)
+    core.handle(e.DeviceLost("b", "its agent restarted", restarted=True), 2)
+    core.handle(e.DeviceLost("b", "its connection closed"), 3)
+    core.handle(e.DeviceBack("b"), 4)
+    assert refused(ask(core, "old")).code == "not-ready"
+    core.handle(e.RouteLoaded(route(2)), 5)
+    assert core.handle(e.RouteReady(2), 5) == [e.Drained(1)]
+    (sent,) = ask(core, "new")
+    assert isinstance(sent, e.SendItem)
+    assert sent.item.epoch == 2
+
+
 def test_after_a_broken_connection_requests_are_sent_again_in_order() -> None:
     core = ready_core(items=2)
     ask(core, "a")
