@@ -58,7 +58,7 @@ class DispatcherCore:
         self.routes = Routes()
         self.requests: dict[int, Request] = {}
         self.nbytes = 0
-        self.answers = RecentAnswers(self.limits.answers, self.limits.answer_bytes)
+        self.answers = RecentAnswers(self.limits.answers, self.limits.answer_bytes, self.limits.spent)
         self._by_id: dict[bytes, int] = {}
         self._links: dict[str, SendWindow] = {}
         self._deadlines: list[tuple[float, int]] = []
@@ -155,7 +155,7 @@ class DispatcherCore:
                 f"{state.busy} requests for model {route.model!r} wait already "
                 f"(limit {self.limits.requests})",
             )
-        if self.nbytes + nbytes > self.limits.nbytes:
+        if self.nbytes and self.nbytes + nbytes > self.limits.nbytes:
             return refuse(
                 "overloaded",
                 f"requests of {self.nbytes} bytes wait already, {nbytes} more would pass the limit of "
@@ -338,6 +338,15 @@ class DispatcherCore:
                 return [*ended, *self._retire(epoch)]
             case e.Closing():
                 self._closing = True
+            case e.Stopped():
+                self._closing = True
+                # A retired route goes with its last request.
+                left = list(self.routes.by_epoch.values())
+                return [
+                    said
+                    for state in left
+                    for said in self._end_all(state, "not-ready", "the dispatcher is shutting down")
+                ]
         return []
 
     def _retire(self, epoch: int) -> list[e.Instruction]:

@@ -20,9 +20,10 @@ class Limits:
 
     Attributes:
         requests: Accepted and unanswered requests of one deployment.
-        nbytes: Input bytes of all accepted and unanswered requests, in bytes.
+        nbytes: Input bytes of all accepted and unanswered requests, in bytes; a single request above it runs alone.
         answers: Answers kept for clients that ask again.
         answer_bytes: Bytes of those answers.
+        spent: Ids kept beyond those, of requests that do not run again although their answers are gone.
         longest_s: A request that names no deadline ends after this many seconds.
     """
 
@@ -30,6 +31,7 @@ class Limits:
     nbytes: int = 1 << 30
     answers: int = 1024
     answer_bytes: int = 64 << 20
+    spent: int = 65_536
     longest_s: float = 3600.0
 
 
@@ -181,6 +183,11 @@ class Closing:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopped:
+    """The dispatcher stops now: what is accepted and unanswered ends with an error."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -201,6 +208,7 @@ Event = (
     | RouteDropped
     | ModelForgotten
     | Closing
+    | Stopped
     | Tick
 )
 

@@ -136,13 +136,33 @@ def test_a_resend_after_the_answer_gets_the_same_answer() -> None:
 
 
 def test_kept_answers_are_bounded_in_number_and_bytes() -> None:
-    core = ready_core(limits=e.Limits(answers=2, answer_bytes=40))
-    for number, name in enumerate("abc", 1):
+    core = ready_core(limits=e.Limits(answers=2, answer_bytes=40, spent=1))
+    for number, name in enumerate("abcd", 1):
         ask(core, name)
         back(core, number)
     assert len(core.answers) == 2
     assert core.answers.nbytes == 32
-    assert isinstance(ask(core, "a")[0], e.SendItem)
+    assert isinstance(ask(core, "a")[0], e.SendItem)  # forgotten altogether
+    assert isinstance(ask(core, "d")[0], e.Deliver)
+
+
+@pytest.mark.parametrize("limits", [e.Limits(answer_bytes=15), e.Limits(answers=1), e.Limits(answers=0)])
+def test_a_request_whose_answer_is_not_kept_does_not_run_again(limits: e.Limits) -> None:
+    core = ready_core(limits=limits)
+    for number, name in enumerate("ab", 1):
+        ask(core, name)
+        back(core, number)
+    again = refused(ask(core, "a"))
+    assert (again.code, "answered already" in again.message) == ("request-failed", True)
+
+
+def test_a_request_larger_than_all_that_may_wait_runs_alone() -> None:
+    core = ready_core(limits=e.Limits(nbytes=20))
+    assert isinstance(ask(core, "large", tensors=(x(2),))[0], e.SendItem)
+    assert refused(ask(core, "second")).code == "overloaded"
+    back(core, 1)
+    assert isinstance(ask(core, "third")[0], e.SendItem)
+    assert refused(ask(core, "large again", tensors=(x(2),))).code == "overloaded"
 
 
 @pytest.mark.parametrize(
@@ -364,6 +384,22 @@ def test_closing_refuses_new_requests_and_finishes_old_ones() -> None:
     core.handle(e.Closing(), 0)
     assert "shutting down" in refused(ask(core, "b")).message
     assert len(back(core, 1)) == 1
+
+
+def test_stopping_answers_all_that_was_accepted_on_every_route() -> None:
+    core = ready_core(items=2)
+    core.handle(e.RouteLoaded(route(2, link="elsewhere")), 0)
+    core.handle(e.InferArrived(b"", infer("canary"), ("fx",), 2), 0)
+    for name in ("sent", "also", "waits"):
+        ask(core, name)
+    core.handle(e.RouteRetired(1), 0)
+    out = core.handle(e.Stopped(), 1)
+    ended = [i.rejection for i in out if isinstance(i, e.Reject)]
+    assert sorted(r.request.strip() for r in ended) == [b"also", b"canary", b"sent", b"waits"]
+    assert {(r.code, r.message) for r in ended} == {("not-ready", "the dispatcher is shutting down")}
+    assert [i for i in out if isinstance(i, e.Drained)] == [e.Drained(1)]
+    assert core.requests == {}
+    assert refused(ask(core, "late")).code == "not-ready"
 
 
 def test_two_routes_on_one_connection_take_turns() -> None:
