@@ -113,6 +113,7 @@ class Agent:
         self.notifier = Notifier()
         self._ended = threading.Event()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._store: FileStore | None = None
         self._plane: DataPlane | None = None
         self._actions: Actions | None = None
         self._control: Control | None = None
@@ -128,7 +129,7 @@ class Agent:
         config = self.config
         check_listen(config.host, config.insecure)
         engines = self._engines()
-        store = FileStore.open(config.store, config.store_bytes)
+        self._store = store = FileStore.open(config.store, config.store_bytes)
         self._context = zmq.Context()
         try:
             self._start(store, engines)
@@ -223,4 +224,6 @@ class Agent:
                 self._control.inbox.close()
             if self._context is not None:
                 self._context.term()
+            if self._store is not None:
+                self._store.close()
         return ended

@@ -3,17 +3,20 @@
 One flat directory. A complete file is `<sha256><suffix>`; one that is still arriving is the same name with
 `.part` after it, so that an interrupted transfer goes on where it stopped, after a restart too. A file gets
 its name only when its content has the right sha256 and is on disk. Everything runs on one thread of the
-caller's choice.
+caller's choice, and a directory belongs to one process at a time: the hash of a part covers what this process
+received, so a second writer's bytes under it would pass as verified.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,10 @@ from node_agent.errors import (
 from node_agent.messages import FileRef
 
 MARKER = "defer-store-1"
-"""Empty file that says whose directory this is: nothing is ever removed from one that lacks it."""
+"""Empty file that says whose directory this is: nothing is ever removed from one that lacks it.
+
+Its lock says which process uses it.
+"""
 
 _NAME = re.compile(r"[0-9a-f]{64}\.[a-z0-9_]{1,16}(\.part)?")
 _READ_BYTES = 1 << 20
@@ -60,17 +66,24 @@ class FileStore:
         self._arriving: dict[str, _Arriving] = {}
         self._verified: set[str] = set()
         self._pinned: dict[str, int] = {}
+        self._unlock: Callable[[], object] | None = None
 
     @classmethod
-    def open(cls, root: Path | str, limit_bytes: int | None = None) -> FileStore:
-        """Makes the directory if need be and drops what cannot be part of a store.
+    def open(cls, root: Path | str, limit_bytes: int | None = None, *, guarded: bool = False) -> FileStore:
+        """Makes the directory if need be, takes it for this process and drops what cannot be part of a store.
+
+        Args:
+            root: The directory.
+            limit_bytes: Most bytes to hold; None for no limit of our own.
+            guarded: The caller sees to it by itself that no other process uses the directory.
 
         Raises:
-            StoreUnusableError: It cannot be made or written, or it holds files of somebody else.
+            StoreUnusableError: It cannot be made or written, holds files of somebody else, or another process
+                uses it.
         """
         store = cls(Path(root).expanduser().absolute(), limit_bytes)
         try:
-            store._prepare()
+            store._prepare(guarded)
         except OSError as error:
             raise StoreUnusableError(
                 f"{store.root} cannot be used as a file store: {error.strerror or error}.",
@@ -78,7 +91,7 @@ class FileStore:
             ) from None
         return store
 
-    def _prepare(self) -> None:
+    def _prepare(self, guarded: bool) -> None:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         marker = self.root / MARKER
         if not marker.exists():
@@ -88,11 +101,33 @@ class FileStore:
                     hint="Give --store a directory of its own.",
                 )
             marker.touch(mode=0o600)
+        if not guarded:
+            self._lock(marker)
         self.root.chmod(0o700)
         for path in self.root.iterdir():
             # An empty file is what a crash between creating and writing leaves.
             if _NAME.fullmatch(path.name) and path.stat().st_size == 0 and path.name.endswith(PART):
                 path.unlink()
+
+    def _lock(self, marker: Path) -> None:
+        descriptor = os.open(marker, os.O_RDWR)
+        # The kernel gives the lock back however the process ends.
+        self._unlock = weakref.finalize(self, os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise StoreUnusableError(
+                f"{self.root} is in use by another agent.",
+                hint="Give this agent a store of its own with --store DIR, or a name of its own with --name.",
+            ) from None
+
+    def close(self) -> None:
+        """Lets another process use the directory; nothing may be called afterwards."""
+        if self._unlock is not None:
+            self._unlock()
 
     def path(self, ref: FileRef) -> Path:
         """Where `ref` lies once complete.

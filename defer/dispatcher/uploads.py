@@ -30,7 +30,8 @@ class Uploads:
         """Use two folders of a dispatcher's state directory."""
         folders = state / "models"
         folders.mkdir(parents=True, exist_ok=True)
-        return cls(FileStore.open(state / "files"), folders)
+        # The dispatcher's lock on its state covers this folder.
+        return cls(FileStore.open(state / "files", guarded=True), folders)
 
     def want(self, want: Want) -> Have:
         """Per file, how many bytes of it are held."""

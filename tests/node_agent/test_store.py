@@ -48,6 +48,12 @@ def fill(store: FileStore, data: bytes, suffix: str = ".bin") -> FileRef:
     return file
 
 
+def restarted(store: FileStore) -> FileStore:
+    """The store as the next process finds it."""
+    store.close()
+    return FileStore.open(store.root, store.limit_bytes)
+
+
 @given(cuts=st.lists(st.integers(0, len(DATA) - 1), max_size=6), restarts=st.sets(st.integers(0, 6)))
 def test_any_pieces_with_restarts_between_make_the_file(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], restarts: set[int]
@@ -57,7 +63,7 @@ def test_any_pieces_with_restarts_between_make_the_file(
     bounds = [0, *sorted(cuts), len(DATA)]
     for number, (start, stop) in enumerate(pairwise(bounds)):
         if number in restarts:
-            store = FileStore.open(root)
+            store = restarted(store)
         assert store.offset(REF) == start
         if stop < len(DATA):
             assert store.write(REF, start, DATA[start:stop]) == stop
@@ -65,7 +71,7 @@ def test_any_pieces_with_restarts_between_make_the_file(
     assert store.write(REF, store.offset(REF), DATA[store.offset(REF) :]) == len(DATA)
     assert names(root) == {REF.sha256 + ".bin"}
     assert store.require(REF).read_bytes() == DATA
-    assert FileStore.open(root).offset(REF) == len(DATA)
+    assert restarted(store).offset(REF) == len(DATA)
 
 
 def test_only_its_owner_can_read_it(root: Path) -> None:
@@ -107,26 +113,28 @@ def test_a_corrupt_file_is_removed_and_can_be_shipped_again(root: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "grow"])
 def test_damage_on_disk_is_found_after_a_restart(root: Path, damage: str) -> None:
-    path = FileStore.open(root).path(REF)
-    fill(FileStore.open(root), DATA)
+    store = FileStore.open(root)
+    path = store.path(REF)
+    fill(store, DATA)
     changed = {"flip": b"x" + DATA[1:], "truncate": DATA[:-1], "grow": DATA + b"x"}[damage]
     path.write_bytes(changed)
-    store = FileStore.open(root)
+    store = restarted(store)
     with pytest.raises(MissingFileError):
         store.require(REF)
     assert not path.exists()
 
 
 def test_a_damaged_part_is_found_when_the_file_is_complete(root: Path) -> None:
-    FileStore.open(root).write(REF, 0, DATA[:500])
+    store = FileStore.open(root)
+    store.write(REF, 0, DATA[:500])
     part = root / (REF.sha256 + ".bin.part")
     part.write_bytes(b"x" * 500)
-    store = FileStore.open(root)
+    store = restarted(store)
     assert store.offset(REF) == 500
     with pytest.raises(CorruptFileError):
         store.write(REF, 500, DATA[500:])
     part.write_bytes(b"x" * (len(DATA) + 1))
-    assert FileStore.open(root).offset(REF) == 0
+    assert restarted(store).offset(REF) == 0
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -216,3 +224,18 @@ def test_an_empty_file_is_a_file(root: Path) -> None:
     file = FileRef(hashlib.sha256(b"").hexdigest(), 0)
     assert store.write(file, 0, b"") == 0
     assert store.require(file).read_bytes() == b""
+
+
+def test_a_store_belongs_to_one_process_at_a_time(root: Path) -> None:
+    """Two writers of one part would each verify what they received, not what lies on the disk."""
+    store = FileStore.open(root)
+    with pytest.raises(StoreUnusableError, match="in use by another agent") as caught:
+        FileStore.open(root)
+    assert "--store" in caught.value.hint
+    assert "--name" in caught.value.hint
+    fill(store, DATA)
+    store.close()
+    again = FileStore.open(root)
+    assert again.offset(REF) == len(DATA)
+    del again  # a store that is dropped without `close` does not block its directory either
+    FileStore.open(root).close()
