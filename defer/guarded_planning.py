@@ -3,8 +3,8 @@
 What each codec does at each boundary is measured first. Errors of several codecs hardly ever point the same way, so
 their squares add up, not they; that is a guess which the end-to-end check of every candidate corrects. Candidates come
 from shares of the budget: with the whole budget for each transfer the plan is the fastest and mostly too inaccurate;
-its stages are kept while the router chooses its codecs anew under the budget; then the same with smaller shares, as
-long as what they allow could still be better.
+its stages are kept while its codecs are chosen anew under the budget (`defer.codec_choice`); then the same with smaller
+shares, as long as what they allow could still be better.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import msgspec
 
-import router
 from defer.accuracy import Arrays, Budget
 from defer.block_runner import BlockRunner
 from defer.calibration import generated, load
@@ -27,7 +26,7 @@ from defer.documents.plan import Objective, Plan, PlanAccuracy
 from defer.documents.profile import CostProfile
 from defer.errors import MissingExtra, NoRoute
 from defer.parts import bound_inputs
-from defer.planning import Placement, make_plan
+from defer.planning import Placement, make_plan, recode_plan
 from node_agent.errors import EngineMissingError
 from partitioner import BlockChain
 
@@ -164,18 +163,19 @@ class _Search:
 
     def run(self, check: Callable[[Plan], float]) -> tuple[Plan, float] | None:
         """The best plan that `check` finds within the budget, and what it found."""
-        for number, share in enumerate(SHARES):
+        # A codec that was named is used whatever it does, and the check decides.
+        for number, share in enumerate((math.inf,) if self._forced else SHARES):
             try:
                 fastest = self._plan(share)
             except NoRoute:
-                if number == 0 and self._wish.codec in (None, "auto", "raw"):
+                if number == 0:
                     raise
                 break
             self._bound = self._bound or fastest.bound_s
             if self._best is not None and fastest.value_s >= self._best[0].value_s:
                 break  # smaller shares allow only what this one allows
-            self._take(fastest, share, check)
-        if self._best is None and self._wish.codec in (None, "auto", "raw"):
+            self._take(fastest, check)
+        if self._best is None and not self._forced:
             lossless = self._plan(0.0)
             self._best = lossless, check(lossless)
         if self._best is None:
@@ -188,7 +188,7 @@ class _Search:
         )
         return plan, error
 
-    def _take(self, plan: Plan, share: float, check: Callable[[Plan], float]) -> None:
+    def _take(self, plan: Plan, check: Callable[[Plan], float]) -> None:
         """Offer a plan, and while it fails its check the same stages with other codecs."""
         limit = self._budget.limit
         room = limit
@@ -201,21 +201,31 @@ class _Search:
             believed = self._sum(plan)
             # What the errors add up to when the check finds just the limit, if both shrink alike.
             room = min(room, believed) * MARGIN * min(1.0, limit / error if math.isfinite(error) else 0.5)
-            stages = tuple(router.Stage(each.device, each.start, each.stop) for each in plan.stages)
-            try:
-                plan = self._plan(share, stages, room)
-            except NoRoute:
+            recoded = None if self._forced else self._recode(plan, room)
+            if recoded is None or (self._best is not None and recoded.value_s >= self._best[0].value_s):
                 return
-            if self._best is not None and plan.value_s >= self._best[0].value_s:
-                return
+            plan = recoded
 
-    def _plan(self, share: float, stages: Placement | None = None, room: float = math.inf) -> Plan:
-        """The fastest plan in which no transfer takes more than `share` of the budget, and all at most `room`."""
+    @property
+    def _forced(self) -> bool:
+        """Whether the operator named the codec."""
+        return (self._wish.codec or self._cluster.network.codec) != "auto"
+
+    def _errors(self, share: float) -> Errors:
+        """What the router adds up: errors of transfers that take at most `share` of the budget."""
         power, limit = self._budget.power, share * self._budget.limit
-        errors = {
+        return {
             codec: [error**power if error <= limit else math.inf for error in row]
             for codec, row in self._table.items()
         }
+
+    def _recode(self, plan: Plan, room: float) -> Plan | None:
+        """The same stages with codecs whose errors promise at most `room`."""
+        most = room**self._budget.power
+        return recode_plan(plan, self._chain, self._cluster, self._profile, self._errors(1.0), most)
+
+    def _plan(self, share: float) -> Plan:
+        """The fastest plan in which no transfer takes more than `share` of the budget."""
         wish = self._wish
         return make_plan(
             self._chain,
@@ -223,10 +233,9 @@ class _Search:
             self._profile,
             objective=wish.objective,
             max_stages=wish.max_stages,
-            placement=stages if stages is not None else wish.placement,
+            placement=wish.placement,
             codec=wish.codec,
-            errors=errors,
-            max_error=room**power,
+            errors=self._errors(share),
         )
 
     def _sum(self, plan: Plan) -> float:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import router
+from defer.codec_choice import choose_codecs
 from defer.codec_costs import Errors
 from defer.costs import Costs, make_costs
 from defer.documents.cluster import Cluster
@@ -35,7 +36,6 @@ def make_plan(
     placement: Placement | None = None,
     codec: str | None = None,
     errors: Errors | None = None,
-    max_error: float = math.inf,
 ) -> Plan:
     """The plan with the least latency or period.
 
@@ -48,7 +48,6 @@ def make_plan(
         placement: Blocks of each device, chosen by hand; planning then only finds the way between them.
         codec: The one codec between stages, or `auto`; None takes the cluster file's.
         errors: What lossy codecs add at each boundary; without it no codec changes a value.
-        max_error: The most that the codecs' `errors` may add up to.
 
     Raises:
         NoRoute: No plan can exist; the message names the limit.
@@ -56,7 +55,7 @@ def make_plan(
         UnknownDevice, UsageError: The placement does not fit the cluster or the chain.
     """
     costs = make_costs(chain, cluster, profile, max_stages=max_stages, codec=codec, errors=errors)
-    goal = router.Objective(objective, max_error=max_error)
+    goal = router.Objective(objective)
     try:
         if placement is None:
             solution = router.solve(costs.problem, goal)
@@ -69,6 +68,46 @@ def make_plan(
         error = translate(exc)
         error.message = costs.told(error.message)
         raise error from exc
+
+
+def recode_plan(
+    plan: Plan,
+    chain: BlockChain,
+    cluster: Cluster,
+    profile: CostProfile | None,
+    errors: Errors,
+    max_error: float,
+) -> Plan | None:
+    """The same stages and paths with other codecs, whose errors add up to at most `max_error`; None where none do.
+
+    Args:
+        plan: Made for this chain, cluster and profile.
+        chain: The model's blocks.
+        cluster: Devices and links.
+        profile: What was measured.
+        errors: What lossy codecs add at each boundary.
+        max_error: The most, in the units of `errors`.
+    """
+    costs = make_costs(chain, cluster, profile, codec="auto", errors=errors)
+    problem = replace(costs.problem, stages_per_device=None)
+    route = choose_codecs(problem, _to_route(plan, problem), plan.objective, max_error)
+    if route is None:
+        return None
+    goal = router.Objective(plan.objective, max_error=max_error)
+    solution = router.place(problem, route, goal)
+    return _to_plan(chain, costs, solution, plan.objective, by_hand=plan.by_hand)
+
+
+def _to_route(plan: Plan, problem: router.Problem) -> router.Route:
+    """A plan in the router's names: the sink has one of its own where it forwards nothing."""
+    transfers = [
+        router.Transfer(each.boundary, each.path, each.codec if len(each.path) > 1 else "raw")
+        for each in plan.transfers
+    ]
+    last = transfers[-1]
+    transfers[-1] = replace(last, path=(*last.path[:-1], problem.sink))
+    stages = tuple(router.Stage(each.device, each.start, each.stop) for each in plan.stages)
+    return router.Route(stages, tuple(transfers))
 
 
 def parse_placement(text: str, cluster: Cluster, blocks: int) -> Placement:

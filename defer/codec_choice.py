@@ -1,0 +1,88 @@
+"""Codecs for a route whose stages and paths stand, under an error budget. Pure.
+
+The router finds the best route for given codec errors quickly where nothing bounds their sum; under a bound its search
+over all cuts and codecs at once takes minutes. Between the two lies this: it takes the fastest route and gives up speed
+where that buys the most accuracy, one transfer at a time, and afterwards spends what is left of the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import router
+from defer.documents.plan import Objective
+from router.evaluation import measure
+from router.instance import Instance, compile_problem
+
+LATENCY_SHARE = 1e-3
+"""Weight of the latency where the period is made least: among plans of one period the quicker one is better."""
+
+
+def choose_codecs(
+    problem: router.Problem, route: router.Route, objective: Objective, max_error: float
+) -> router.Route | None:
+    """The route with other codecs, whose errors add up to at most `max_error`.
+
+    Args:
+        problem: Its codecs carry their errors.
+        route: Stages and paths, which are kept, and the codecs to start from.
+        objective: What should stay small.
+        max_error: In the units of the codecs' errors.
+
+    Returns:
+        None where not even the most accurate codecs keep the bound.
+    """
+    choice = _Choice(compile_problem(problem), objective, max_error)
+    return choice.run(route)
+
+
+class _Choice:
+    def __init__(self, instance: Instance, objective: Objective, max_error: float) -> None:
+        self._instance = instance
+        self._objective = objective
+        self._max_error = max_error
+
+    def run(self, route: router.Route) -> router.Route | None:
+        """See `choose_codecs`."""
+        score, error = self._judge(route)
+        while error > self._max_error:
+            options = [
+                ((max(0.0, s - score) + 1e-12) / (error - e), s, e, other)
+                for s, e, other in self._neighbours(route)
+                if e < error
+            ]
+            if not options:
+                return None
+            _, score, error, route = min(options, key=lambda option: option[:3])
+        while True:
+            better = [
+                (s, e, other)
+                for s, e, other in self._neighbours(route)
+                if e <= self._max_error and s < score * (1 - 1e-9)
+            ]
+            if not better:
+                return route
+            score, error, route = min(better, key=lambda option: option[:2])
+
+    def _neighbours(self, route: router.Route) -> Iterator[tuple[float, float, router.Route]]:
+        """Score, error and route for every change of one codec."""
+        for number, transfer in enumerate(route.transfers):
+            if len(transfer.path) < 2:
+                continue
+            for codec in self._instance.problem.codecs:
+                if codec.name == transfer.codec:
+                    continue
+                changed = list(route.transfers)
+                changed[number] = replace(transfer, codec=codec.name)
+                other = replace(route, transfers=tuple(changed))
+                score, error = self._judge(other)
+                if math.isfinite(score):
+                    yield score, error, other
+
+    def _judge(self, route: router.Route) -> tuple[float, float]:
+        found = measure(self._instance, route)
+        if self._objective == "latency":
+            return found.latency, found.error
+        return found.period + LATENCY_SHARE * found.latency, found.error
