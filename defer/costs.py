@@ -7,7 +7,7 @@ bandwidth and delay; where not even that is known, a default that the plan's not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 import router
@@ -17,6 +17,7 @@ from defer.documents.cluster import Cluster, Device
 from defer.documents.profile import CostProfile, LinkProfile
 from defer.errors import InvalidDocument, NoRoute
 from defer.moving_costs import with_moving
+from defer.wishes import NO_RULES, Rules, make_pins
 
 if TYPE_CHECKING:
     from partitioner import BlockChain
@@ -76,6 +77,7 @@ def make_costs(
     max_stages: int | None = None,
     codec: str | None = None,
     errors: Errors | None = None,
+    rules: Rules = NO_RULES,
 ) -> Costs:
     """The router's problem for one model on one cluster.
 
@@ -86,9 +88,11 @@ def make_costs(
         max_stages: At most so many stages.
         codec: The one codec between stages; None takes the cluster file's word, `auto` whatever is cheapest.
         errors: What lossy codecs do at each boundary; without it none is used.
+        rules: Which blocks and devices the operator ties or forbids.
 
     Raises:
         InvalidDocument: The profile is of another model, or of other blocks.
+        UnknownDevice, UsageError: A rule names what is not there.
         NoRoute: No device of the cluster has known costs, or the codec was not measured.
     """
     if profile is not None:
@@ -118,6 +122,7 @@ def make_costs(
             sorted({*cluster.names, _sink(cluster)}),
         ),
         max_stages=max_stages,
+        pins=make_pins(rules, cluster, len(chain.blocks)),
     )
     return Costs(problem, method, tuple(notes))
 
@@ -197,7 +202,12 @@ def _sink(cluster: Cluster) -> str:
 def _router_cluster(cluster: Cluster, profile: CostProfile | None, notes: list[str]) -> router.Cluster:
     devices = [
         router.Device(
-            device.name, memory=_memory(device, profile), computes=device.computes and device.has_agent
+            device.name,
+            memory=_memory(device, profile),
+            computes=device.computes and device.has_agent,
+            power=device.added_watts,
+            price=device.price_per_s,
+            crypt_seconds_per_byte=device.crypt_s_per_byte,
         )
         for device in cluster.devices
     ]
@@ -205,7 +215,7 @@ def _router_cluster(cluster: Cluster, profile: CostProfile | None, notes: list[s
     links, assumed = [], 0
     home, sink = cluster.dispatcher.device, _sink(cluster)
     if sink != home:
-        devices.append(router.Device(sink, computes=False))
+        devices.append(replace(devices[cluster.names.index(home)], name=sink))
     for link in cluster.directed_links():
         # Where the receiver dials, only the way back can be probed; one wire mostly has one speed.
         known: LinkProfile | None = measured.get((link.source, link.target)) or measured.get(
@@ -221,8 +231,16 @@ def _router_cluster(cluster: Cluster, profile: CostProfile | None, notes: list[s
                 DEFAULT_BANDWIDTH if bandwidth is None else bandwidth,
                 DEFAULT_DELAY if delay is None else delay,
                 link.medium,
+                link.encrypted,
+                link.joules,
+                link.price,
             )
         )
+    ends = {name for link in links if link.encrypted for name in (link.source, link.target)}
+    if free := sorted(
+        {d.name.replace(SINK, "") for d in devices if d.name in ends and not d.crypt_seconds_per_byte}
+    ):
+        notes.append(f"encryption is assumed to take no time on {', '.join(free)}: no `encryption` declared")
     if assumed:
         what = f"{units.show_bandwidth(DEFAULT_BANDWIDTH)} and {units.show_duration(DEFAULT_DELAY)}"
         notes.append(

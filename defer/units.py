@@ -103,6 +103,29 @@ SPEED: Final = Quantity(
     ("FLOP/s", "kFLOP/s", "MFLOP/s", "GFLOP/s", "TFLOP/s", "PFLOP/s"),
 )
 
+POWER: Final = Quantity(
+    "a power",
+    "W",
+    {"W": Fraction(1), "mW": Fraction(1, 1000), "kW": Fraction(1000)},
+    "15 W",
+    ("mW", "W", "kW"),
+)
+ENERGY: Final = Quantity(
+    "an energy",
+    "J",
+    {
+        "J": Fraction(1),
+        "mJ": Fraction(1, 1000),
+        "uJ": Fraction(1, 10**6),
+        "kJ": Fraction(1000),
+        "MJ": Fraction(10**6),
+        "Wh": Fraction(3600),
+        "kWh": Fraction(3_600_000),
+    },
+    "0.5 J",
+    ("uJ", "mJ", "J", "kJ", "MJ"),
+)
+
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 _LONGEST = 64
 
@@ -226,6 +249,11 @@ def show_duration(seconds: float) -> str:
 def show_speed(flop_per_s: float) -> str:
     """FLOP/s for people."""
     return _show(flop_per_s, SPEED)
+
+
+def show_energy(joules: float) -> str:
+    """Joules for people."""
+    return _show(joules, ENERGY).replace(" uJ", " µJ")
 
 
 def show_flops(flops: float) -> str:

@@ -48,6 +48,10 @@ Size = Annotated[str, _quantity(units.SIZE)]
 Bandwidth = Annotated[str, _quantity(units.BANDWIDTH)]
 Duration = Annotated[str, _quantity(units.DURATION)]
 Speed = Annotated[str, _quantity(units.SPEED)]
+Power = Annotated[str, _quantity(units.POWER)]
+Price = Annotated[
+    float, msgspec.Meta(ge=0, description="Money, in whatever currency the whole file is written in")
+]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
@@ -81,6 +85,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         engine: Which engine its agent uses; `auto` takes the agent's default.
         precision: How its partitions compute; what crosses the network keeps the model's types.
         speed: Static speed, used only where nothing was measured.
+        price: Money per hour in which it works.
+        power: What it draws while it works.
+        idle_power: What it draws anyway; a request is charged only with what comes on top.
+        encryption: Bytes per second that it encrypts or decrypts, where a link is encrypted.
     """
 
     name: str
@@ -91,6 +99,26 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     engine: str = "auto"
     precision: Precision = "fp32"
     speed: Speed | None = None
+    price: Price = 0.0
+    power: Power | None = None
+    idle_power: Power | None = None
+    encryption: Bandwidth | None = None
+
+    @property
+    def price_per_s(self) -> float:
+        """`price` per second."""
+        return self.price / 3600
+
+    @property
+    def added_watts(self) -> float:
+        """Watts that working adds: `power` less `idle_power`."""
+        busy = units.parse(self.power, units.POWER) if self.power else 0.0
+        return busy - (units.parse(self.idle_power, units.POWER) if self.idle_power else 0.0)
+
+    @property
+    def crypt_s_per_byte(self) -> float:
+        """Seconds to encrypt or decrypt a byte; 0 where `encryption` does not say."""
+        return 1 / units.parse_bandwidth(self.encryption) if self.encryption else 0.0
 
     @property
     def memory_bytes(self) -> int | None:
@@ -118,6 +146,10 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         bandwidth: Declared bandwidth; it goes before a measured one. Without it, the link is measured.
         delay: Declared one-way delay, likewise.
         medium: Links with the same medium share one capacity (a radio cell, a switch port).
+        half_duplex: Both ways share one capacity, and nothing else does.
+        encrypted: What travels is encrypted: each end pays its device's `encryption` for every byte.
+        price_per_gb: Money for sending 10⁹ bytes.
+        joules_per_gb: Energy of sending 10⁹ bytes, both ends together.
     """
 
     between: tuple[str, str] | None = None
@@ -126,6 +158,17 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     bandwidth: Bandwidth | None = None
     delay: Duration | None = None
     medium: str | None = None
+    half_duplex: bool = False
+    encrypted: bool = False
+    price_per_gb: Price = 0.0
+    joules_per_gb: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+    @property
+    def shared(self) -> str | None:
+        """Name of the capacity that its directions share: `medium`, or one of its own where it is half-duplex."""
+        if self.half_duplex and self.between is not None:
+            return " <-> ".join(self.between)
+        return self.medium
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -173,13 +216,16 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class DirectedLink(msgspec.Struct, frozen=True):
-    """One direction of a link as declared; None where it is to be measured. Bytes/s and seconds."""
+    """One direction of a link as declared; None where it is to be measured. Bytes/s, seconds; money, joules per byte."""
 
     source: str
     target: str
     bandwidth: float | None
     delay: float | None
     medium: str | None = None
+    encrypted: bool = False
+    price: float = 0.0
+    joules: float = 0.0
 
 
 class Cluster(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -238,7 +284,18 @@ class Cluster(Document, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 link = link or Link()
                 bandwidth = link.bytes_per_s if link.bandwidth else self.network.bytes_per_s
                 delay = link.delay_s if link.delay else self.network.delay_s
-                found.append(DirectedLink(source.name, target.name, bandwidth, delay, link.medium))
+                found.append(
+                    DirectedLink(
+                        source.name,
+                        target.name,
+                        bandwidth,
+                        delay,
+                        link.shared,
+                        link.encrypted,
+                        link.price_per_gb / 1e9,
+                        link.joules_per_gb / 1e9,
+                    )
+                )
         return tuple(found)
 
     def _meshed(self, source: Device, target: Device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from defer import units
@@ -68,12 +69,33 @@ def _check_devices(cluster: Cluster) -> None:
         _check_address(cluster, device, place)
         _parsed(units.SIZE, device.memory, f"{place}.memory", least=1)
         _parsed(units.SPEED, device.speed, f"{place}.speed", least=1)
+        _check_costs(device, place)
     if not any(device.computes for device in cluster.devices):
         raise InvalidCluster(
             "no device computes",
             where="device",
             hint='add [[device]] with a name and an address = "host:port"',
         )
+
+
+def _check_costs(device: Device, place: str) -> None:
+    _finite(device.price, f"{place}.price")
+    _parsed(units.POWER, device.power, f"{place}.power")
+    _parsed(units.POWER, device.idle_power, f"{place}.idle_power")
+    _parsed(units.BANDWIDTH, device.encryption, f"{place}.encryption", least=1)
+    if device.added_watts < 0:
+        raise InvalidCluster(
+            f"{device.name!r} would draw less while it works ({device.power or 'no power given'}) than while it "
+            f"idles ({device.idle_power})",
+            where=f"{place}.idle_power",
+            hint="power is what it draws in all while it works",
+        )
+
+
+def _finite(value: float, place: str) -> None:
+    # TOML knows inf, which no price can be; nan and a minus sign are refused by the type.
+    if not math.isfinite(value):
+        raise InvalidCluster(f"{value} is not an amount", where=place, hint="for example 0.12")
 
 
 def _check_address(cluster: Cluster, device: Device, place: str) -> None:
@@ -142,6 +164,14 @@ def _check_links(cluster: Cluster) -> None:
             seen[pair] = number
         _parsed(units.BANDWIDTH, link.bandwidth, f"{place}.bandwidth", least=1)
         _parsed(units.DURATION, link.delay, f"{place}.delay")
+        _finite(link.price_per_gb, f"{place}.price_per_gb")
+        _finite(link.joules_per_gb, f"{place}.joules_per_gb")
+        if link.half_duplex and (link.between is None or link.medium is not None):
+            raise InvalidCluster(
+                "half_duplex is for a link both ways that shares its capacity with no other",
+                where=f"{place}.half_duplex",
+                hint="write between = [a, b] without medium; links that name the same medium share it anyway",
+            )
 
 
 def _check_pair(cluster: Cluster, pair: tuple[str, str], place: str) -> None:

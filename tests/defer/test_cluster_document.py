@@ -1,5 +1,6 @@
 """cluster.toml: what it says, and one error with place and way out for every mistake in it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,58 @@ def test_a_cluster_file_that_is_not_text(tmp_path: Path) -> None:
         Cluster.load(path)
     with pytest.raises(errors.FileMissing, match="no such file"):
         Cluster.load(tmp_path / "missing.toml")
+
+
+# ------------------------------------------------------------------------------------- money, energy, shared media
+
+
+def test_price_power_and_encryption_are_per_second_and_byte() -> None:
+    text = CLUSTER_TOML.replace(
+        'speed = "200 GFLOP/s"',
+        'speed = "200 GFLOP/s"\nprice = 0.36\npower = "15 W"\nidle_power = "5 W"\nencryption = "1 GB/s"',
+    ).replace('delay = "2 ms"', 'delay = "2 ms"\nencrypted = true\nprice_per_gb = 0.1\njoules_per_gb = 20\n')
+    cluster = loads_cluster(text)
+    jetson = cluster.device("jetson")
+    assert jetson.price_per_s == pytest.approx(0.0001)
+    assert jetson.added_watts == 10.0
+    assert jetson.crypt_s_per_byte == 1e-9
+    links = {(link.source, link.target): link for link in cluster.directed_links()}
+    link = links["nano", "jetson"]
+    assert (link.encrypted, link.price, link.joules) == (True, 0.1 / 1e9, 20 / 1e9)
+    assert not links["desk", "jetson"].encrypted
+
+
+def test_both_ways_of_a_half_duplex_link_share_one_medium_of_their_own() -> None:
+    cluster = loads_cluster(CLUSTER_TOML.replace('delay = "2 ms"', 'delay = "2 ms"\nhalf_duplex = true'))
+    media = {(link.source, link.target): link.medium for link in cluster.directed_links() if link.medium}
+    assert media == {("jetson", "nano"): "jetson <-> nano", ("nano", "jetson"): "jetson <-> nano"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "what"),
+    [
+        ('memory = "4 GiB"', "price = nan", "device[0].price", ">= 0"),
+        ('memory = "4 GiB"', "price = -1.0", "device[0].price", ">= 0"),
+        ('memory = "4 GiB"', 'power = "15"', "device[0].power", "no unit"),
+        (
+            'memory = "4 GiB"',
+            'power = "5 W"\nidle_power = "6 W"',
+            "device[0].idle_power",
+            "less while it works",
+        ),
+        ('memory = "4 GiB"', 'idle_power = "6 W"', "device[0].idle_power", "no power given"),
+        ('memory = "4 GiB"', 'encryption = "0 GB/s"', "device[0].encryption", "too small"),
+        (
+            'delay = "2 ms"',
+            'half_duplex = true\nmedium = "air"',
+            "link[0].half_duplex",
+            "shares its capacity with no other",
+        ),
+        ('delay = "2 ms"', "price_per_gb = inf", "link[0].price_per_gb", "not an amount"),
+    ],
+)
+def test_costs_that_cannot_be(old: str, new: str, where: str, what: str) -> None:
+    with pytest.raises(errors.InvalidCluster, match=re.escape(what)) as caught:
+        loads_cluster(CLUSTER_TOML.replace(old, new, 1))
+    assert where in str(caught.value.where)
+    assert caught.value.hint
