@@ -27,6 +27,8 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+PIPE_WIDTH = 160
+
 Cell = str | int | float | bool | None
 Row = Mapping[str, Cell]
 
@@ -108,7 +110,10 @@ def main(
         sys.exit(130)
     document = describe(name, outcome, time.monotonic() - started, quick=arguments.quick)
     to_stdout = arguments.json is not None and str(arguments.json) == "-"
-    show(name, outcome, quick=arguments.quick, console=Console(stderr=to_stdout))
+    stream = sys.stderr if to_stdout else sys.stdout
+    # No terminal says how wide it is: a log keeps its columns.
+    console = Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH)
+    show(name, outcome, quick=arguments.quick, console=console)
     if arguments.json is not None:
         text = json.dumps(document, indent=2) + "\n"
         if to_stdout:
