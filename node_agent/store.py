@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from node_agent.errors import (
     WrongOffsetError,
 )
 from node_agent.messages import FileRef
+from node_agent.store_disk import lock, sha256_of
 
 MARKER = "defer-store-1"
 """Empty file that says whose directory this is: nothing is ever removed from one that lacks it.
@@ -39,17 +40,28 @@ MARKER = "defer-store-1"
 Its lock says which process uses it.
 """
 
+ARRIVING_S = 300.0
+"""A part that nobody asked for or added to for this long was interrupted, and gives way to files that are shipped."""
+
 _NAME = re.compile(r"[0-9a-f]{64}\.[a-z0-9_]{1,16}(\.part)?")
-_READ_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(slots=True)
 class _Arriving:
-    """A file of which the first `offset` bytes are held, and the hash of those."""
+    """A file of `nbytes` of which the first `offset` are held.
 
+    Attributes:
+        digest: The hash of what is held.
+        used: Monotonic time when it was last asked for or added to.
+        promised: Whether room has been made for the rest of it.
+    """
+
+    nbytes: int
     offset: int
     digest: Any
+    used: float
+    promised: bool = False
 
 
 class FileStore:
@@ -102,27 +114,12 @@ class FileStore:
                 )
             marker.touch(mode=0o600)
         if not guarded:
-            self._lock(marker)
+            self._unlock = weakref.finalize(self, os.close, lock(marker))
         self.root.chmod(0o700)
         for path in self.root.iterdir():
             # An empty file is what a crash between creating and writing leaves.
             if _NAME.fullmatch(path.name) and path.stat().st_size == 0 and path.name.endswith(PART):
                 path.unlink()
-
-    def _lock(self, marker: Path) -> None:
-        descriptor = os.open(marker, os.O_RDWR)
-        # The kernel gives the lock back however the process ends.
-        self._unlock = weakref.finalize(self, os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.close()
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            raise StoreUnusableError(
-                f"{self.root} is in use by another agent.",
-                hint="Give this agent a store of its own with --store DIR, or a name of its own with --name.",
-            ) from None
 
     def close(self) -> None:
         """Lets another process use the directory; nothing may be called afterwards."""
@@ -163,6 +160,9 @@ class FileStore:
         path = self.path(ref)
         with self._translated(ref):
             if self._complete(ref, path):
+                # Whoever asks counts on it: what nobody asks for goes first when room is needed.
+                with contextlib.suppress(OSError):
+                    os.utime(path)
                 return ref.nbytes
             return self._resume(ref, path).offset
 
@@ -173,7 +173,7 @@ class FileStore:
             return False
         if size == ref.nbytes and path.name in self._verified:
             return True
-        if size == ref.nbytes and _hash(path, ref.nbytes).hexdigest() == ref.sha256:
+        if size == ref.nbytes and sha256_of(path, ref.nbytes).hexdigest() == ref.sha256:
             self._verified.add(path.name)
             return True
         self._verified.discard(path.name)
@@ -181,17 +181,25 @@ class FileStore:
         return False
 
     def _resume(self, ref: FileRef, path: Path) -> _Arriving:
+        now = time.monotonic()
         known = self._arriving.get(path.name)
         if known is not None:
+            known.promised = known.promised and self._arrives(known, now)
+            known.used = now
             return known
         part = _part(path)
         held = part.stat().st_size if part.exists() else 0
         if held > ref.nbytes:
             part.unlink()
             held = 0
-        state = _Arriving(held, _hash(part, held) if held else hashlib.sha256())
-        self._arriving[path.name] = state
+        state = _Arriving(ref.nbytes, held, sha256_of(part, held) if held else hashlib.sha256(), now)
+        if held:
+            self._arriving[path.name] = state
         return state
+
+    @staticmethod
+    def _arrives(state: _Arriving, now: float) -> bool:
+        return now - state.used < ARRIVING_S
 
     def write(self, ref: FileRef, offset: int, data: Any) -> int:
         """Takes a piece of `ref`; the piece that completes it is verified and makes the file visible.
@@ -227,8 +235,9 @@ class FileStore:
                 )
             fresh = memoryview(data)[state.offset - offset :]
             if len(fresh):
-                if state.offset == 0:
-                    self._make_room(ref)
+                if not state.promised:
+                    self._make_room(ref, state)
+                self._arriving[path.name] = state
                 self._append(path, state, fresh)
             if state.offset == ref.nbytes:
                 self._finish(ref, path, state)
@@ -275,7 +284,7 @@ class FileStore:
             os.fsync(directory)
         finally:
             os.close(directory)
-        del self._arriving[path.name]
+        self._arriving.pop(path.name, None)
         self._verified.add(path.name)
 
     def _drop(self, path: Path) -> None:
@@ -314,22 +323,27 @@ class FileStore:
                     found.append((status.st_mtime, status.st_size, path))
         return found
 
-    def _make_room(self, ref: FileRef) -> None:
-        """Removes the files that were used longest ago, as far as the limit demands."""
+    def _make_room(self, ref: FileRef, state: _Arriving) -> None:
+        """Removes the files that were used longest ago, as far as the limit demands for all of `ref`."""
+        state.promised = True
         if self.limit_bytes is None:
             return
         files = sorted(self._files())
-        # Files that are arriving will need all of their bytes, and were promised room when they began.
-        excess = sum(size for _, size, _ in files) + ref.nbytes - self.limit_bytes
+        now = time.monotonic()
+        arriving = {name: other for name, other in self._arriving.items() if self._arrives(other, now)}
+        to_come = sum(o.nbytes - o.offset for o in arriving.values() if o.promised and o is not state)
+        to_come += ref.nbytes - state.offset
+        excess = sum(size for _, size, _ in files) + to_come - self.limit_bytes
         victims = []
         for _, size, path in files:
             if excess <= 0:
                 break
-            if path.name in self._pinned or path.name.removesuffix(PART) in self._arriving:
+            if path.name in self._pinned or path.name.removesuffix(PART) in arriving:
                 continue
             victims.append(path)
             excess -= size
         if excess > 0:
+            self._drop(self.path(ref))
             raise StoreFullError(
                 f"File {ref.sha256[:12]}… of {ref.nbytes} bytes does not fit: the store may hold "
                 f"{self.limit_bytes} bytes, and the files in use leave {excess} too few.",
@@ -337,6 +351,7 @@ class FileStore:
             )
         for path in victims:
             self._verified.discard(path.name)
+            self._arriving.pop(path.name.removesuffix(PART), None)
             path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -362,13 +377,3 @@ def _part(path: Path) -> Path:
 def _pwrite(descriptor: int, data: memoryview, offset: int) -> int:
     """The one place that writes content: tests put a full disk here."""
     return os.pwrite(descriptor, data, offset)
-
-
-def _hash(path: Path, nbytes: int) -> Any:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        left = nbytes
-        while left > 0 and (block := stream.read(min(left, _READ_BYTES))):
-            digest.update(block)
-            left -= len(block)
-    return digest

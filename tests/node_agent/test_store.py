@@ -239,3 +239,56 @@ def test_a_store_belongs_to_one_process_at_a_time(root: Path) -> None:
     assert again.offset(REF) == len(DATA)
     del again  # a store that is dropped without `close` does not block its directory either
     FileStore.open(root).close()
+
+
+def test_an_interrupted_upload_gives_way_once_nobody_goes_on_with_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FileStore.open(root, limit_bytes=1000)
+    a, b = bytes([1]) * 700, bytes([2]) * 700
+    first, second = ref(a, ".bin"), ref(b, ".bin")
+    assert store.write(first, 0, a[:600]) == 600
+    with pytest.raises(StoreFullError):
+        store.write(second, 0, b)
+    monkeypatch.setattr(store_module, "ARRIVING_S", 0.0)
+    assert store.write(second, 0, b) == 700
+    assert names(root) == {second.sha256 + ".bin"}
+    monkeypatch.undo()
+    assert store.offset(first) == 0
+    with pytest.raises(WrongOffsetError, match="starts at byte 600"):
+        store.write(first, 600, a[600:])
+
+
+def test_room_is_made_for_all_that_is_still_to_come(root: Path) -> None:
+    """Two files that arrive at once, and one that goes on after a restart, stay within the limit together."""
+    store = FileStore.open(root, limit_bytes=1000)
+    a, b, c = (bytes([n]) * size for n, size in ((1, 600), (2, 500), (3, 400)))
+    assert store.write(ref(a), 0, a[:100]) == 100
+    with pytest.raises(StoreFullError):
+        store.write(ref(b), 0, b[:100])
+    store = restarted(store)
+    fill(store, b)
+    fill(store, c, ".onnx")
+    assert store.offset(ref(a)) == 100
+    assert store.write(ref(a), 100, a[100:]) == 600
+    assert store.nbytes() <= 1000
+    assert ref(c).sha256 + ".onnx" in names(root)
+
+
+def test_what_a_deployment_counts_on_is_not_dropped_for_the_rest_of_it(root: Path) -> None:
+    store = FileStore.open(root, limit_bytes=1000)
+    held, other = (fill(store, bytes([n]) * size) for n, size in ((1, 400), (2, 300)))
+    os.utime(store.path(held), (1, 1))
+    os.utime(store.path(other), (2, 2))
+    new = bytes([3]) * 500
+    assert [store.offset(file) for file in (held, ref(new, ".bin"))] == [400, 0]
+    fill(store, new)
+    assert store.require(held).exists()
+    assert not store.path(other).exists()
+
+
+def test_questions_about_files_that_are_not_here_leave_nothing(root: Path) -> None:
+    store = FileStore.open(root)
+    for number in range(100):
+        assert store.offset(FileRef(f"{number:064x}", 10)) == 0
+    assert not store._arriving
