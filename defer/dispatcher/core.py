@@ -91,6 +91,8 @@ class DispatcherCore:
                 return []
             case e.LinkDown(link):
                 return self._link_down(link)
+            case e.ResultsBroke(peer):
+                return self._results_broke(peer, now)
             case e.Tick():
                 return self._expire(now)
             case _:
@@ -293,12 +295,24 @@ class DispatcherCore:
         """
         self._links.pop(link, None)
         for state in self.routes.on_link(link):
-            self.counters.replayed += len(state.sent)
-            for number in sorted(state.sent, reverse=True):
-                self.requests[number].sent = False
-                state.waiting.appendleft(number)
-            state.sent.clear()
+            self._send_again(state)
         return []
+
+    def _results_broke(self, peer: str, now: float) -> list[e.Instruction]:
+        """Results may be lost, and nobody can tell which: all that is under way there is sent again."""
+        links = []
+        for state in self.routes.by_epoch.values():
+            if state.route.last == peer and state.sent:
+                self._send_again(state)
+                links.append(state.route.link)
+        return [said for link in dict.fromkeys(links) for said in self._pump(link, now)]
+
+    def _send_again(self, state: RouteState) -> None:
+        self.counters.replayed += len(state.sent)
+        for number in sorted(state.sent, reverse=True):
+            self.requests[number].sent = False
+            state.waiting.appendleft(number)
+        state.sent.clear()
 
     def _device_lost(self, event: e.DeviceLost) -> list[e.Instruction]:
         out: list[e.Instruction] = []

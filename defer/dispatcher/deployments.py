@@ -307,4 +307,5 @@ def _route(deployment: Deployment) -> e.Route:
         hops=deployment.layout.count,
         devices=devices_of(deployment),
         codec=deployment.plan.transfers[0].codec,
+        last=deployment.layout.last.name,
     )

@@ -50,6 +50,7 @@ class Route:
         codec: How the plan wants inputs to come.
         sample_every: Each so-manieth result is also handed out as `Sampled`; 0 for none.
         reference_of: Epoch of the route that this one is compared with; 0 for a route that clients use.
+        last: Name of the peer that hands over the results.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Route:
     codec: str = "raw"
     sample_every: int = 0
     reference_of: int = 0
+    last: str = ""
 
 
 # ---------------------------------------------------------------------------------------------------- events
@@ -112,6 +114,13 @@ class LinkDown:
     """The connection behind `link` is gone, perhaps for a moment."""
 
     link: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsBroke:
+    """The peer that hands over results has another connection: what was on the one before may be lost."""
+
+    peer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +208,7 @@ Event = (
     | CreditArrived
     | LinkUp
     | LinkDown
+    | ResultsBroke
     | DeviceLost
     | DeviceBack
     | ModelAnnounced

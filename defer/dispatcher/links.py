@@ -27,17 +27,27 @@ class Inbound:
 
     name: str
     peers: OrderedDict[bytes, ReceivingEnd] = field(default_factory=OrderedDict)
+    _named: dict[str, bytes] = field(default_factory=dict)
 
-    def greet(self, identity: bytes) -> ReceivingEnd:
-        """The end for a peer that greets, new or known."""
+    def greet(self, identity: bytes, peer: str) -> tuple[ReceivingEnd, bool]:
+        """The end for a peer that greets, and whether it came by another connection before."""
         end = self.peers.pop(identity, None)
         if end is None:
             end = ReceivingEnd(Handshake(self.name, dialled=False))
             end.opened()
+        else:
+            self._unname(identity, end)
+        # The connection before may have broken, and what came over it may still wait here: it is not forgotten.
+        elsewhere = peer in self._named
         self.peers[identity] = end
+        self._named[peer] = identity
         if len(self.peers) > PEERS:
-            self.peers.popitem(last=False)
-        return end
+            self._unname(*self.peers.popitem(last=False))
+        return end, elsewhere
+
+    def _unname(self, identity: bytes, end: ReceivingEnd) -> None:
+        if self._named.get(end.handshake.peer) == identity:
+            del self._named[end.handshake.peer]
 
 
 @dataclass(slots=True)

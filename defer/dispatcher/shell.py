@@ -229,16 +229,24 @@ class DataShell:
             case Probe():
                 send(self._data, encode_header(ProbeEcho(header.id)), (), identity)
             case Greeting():
-                if header.name == CLIENT:
-                    answers = Handshake(self.name, dialled=False, state="greeting").greeted(header)
-                else:
-                    answers = self._inbound.greet(identity).handle(header)
-                for answer in answers:
-                    send(self._data, encode_header(answer), (), identity)
+                self._on_greeting(identity, header)
             case FrameError():
                 refuse(self._data, identity, header.code, str(header))
             case _:
                 refuse(self._data, identity, "bad-message", f"{type(header).__name__} has no place here")
+
+    def _on_greeting(self, identity: bytes, greeting: Greeting) -> None:
+        again = False
+        if greeting.name == CLIENT:
+            answers = Handshake(self.name, dialled=False, state="greeting").greeted(greeting)
+        else:
+            end, again = self._inbound.greet(identity, greeting.name)
+            answers = end.handle(greeting)
+            again = again and end.ready
+        for answer in answers:
+            send(self._data, encode_header(answer), (), identity)
+        if again:
+            self._feed(e.ResultsBroke(greeting.name))
 
     def _on_item(self, identity: bytes, header: Item | Failure, frames: list[Any]) -> None:
         end = self._inbound.peers.get(identity)

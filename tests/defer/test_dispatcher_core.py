@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -338,6 +339,29 @@ def test_after_a_broken_connection_requests_are_sent_again_in_order() -> None:
     assert [i.item.request for i in again if isinstance(i, e.SendItem)] == [1, 2, 3]
     assert core.counters.replayed == 2
     assert len(back(core, 2, 3)) == 1
+
+
+def test_when_the_connection_that_brings_results_breaks_what_is_under_way_is_sent_again() -> None:
+    core = DispatcherCore()
+    for epoch, last in ((1, "b"), (2, "z")):
+        made = replace(route(epoch, model=f"m{epoch}", link=f"L{epoch}"), last=last)
+        for event in (
+            e.RouteLoaded(made),
+            e.RouteReady(epoch),
+            e.LinkUp(made.link),
+            e.CreditArrived(made.link, Credit(3, 1 << 20)),
+        ):
+            core.handle(event, 0)
+    ask(core, "a", model="m1")
+    ask(core, "b", model="m1")
+    ask(core, "c", model="m2")
+    again = core.handle(e.ResultsBroke("b"), 1)
+    assert [i.item.request for i in again if isinstance(i, e.SendItem)] == [1]  # credit for one more
+    assert core.counters.replayed == 2
+    again = core.handle(e.CreditArrived("L1", Credit(9, 0)), 1)
+    assert [i.item.request for i in again if isinstance(i, e.SendItem)] == [2]
+    assert len(back(core, 1, 2)) == 1
+    assert back(core, 1, 2) == []  # the first run's result, late
 
 
 def test_a_peer_with_absurd_credit_is_cut_off() -> None:
