@@ -132,7 +132,7 @@ class Deployments:
         exact = reference_of(plan) if order.sample > 0 else None
         every = max(1, round(1 / order.sample)) if exact is not None else 0
         route = replace(_route(deployment), sample_every=every)
-        self._shell.open_route(route, deployment.layout.first, deployment.layout.last)
+        self._shell.open_route(route, deployment.layout.first)
         on_progress("sending a canary through the pipeline", 0.0)
         try:
             canary_s = self._canary(deployment)
@@ -167,7 +167,7 @@ class Deployments:
             return
         self.served[epoch] = Served(made, order.objective)
         route = replace(_route(made), reference_of=of.epoch)
-        self._shell.open_route(route, made.layout.first, made.layout.last)
+        self._shell.open_route(route, made.layout.first)
         metric = of.plan.accuracy.metric if of.plan.accuracy is not None else "relative"
         self.sampler.tallies[of.epoch] = Tally(epoch, metric)
 

@@ -1,4 +1,4 @@
-"""The far ends of the dispatcher's data-in ROUTER: stages that hand over results, clients that get answers."""
+"""The far ends of the dispatcher's ROUTERs: stages that fetch items, stages that bring results, clients."""
 
 from __future__ import annotations
 
@@ -48,6 +48,43 @@ class Inbound:
     def _unname(self, identity: bytes, end: ReceivingEnd) -> None:
         if self._named.get(end.handshake.peer) == identity:
             del self._named[end.handshake.peer]
+
+
+@dataclass(slots=True)
+class Fetchers:
+    """First stages that dialled the fetch ROUTER, by link and by routing id; bounded, the quietest goes first."""
+
+    _identities: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
+    _links: dict[bytes, str] = field(default_factory=dict)
+
+    def greet(self, link: str, identity: bytes) -> list[str]:
+        """Note who fetches for `link` from now on; returns the links that are down for it."""
+        down = [name for name in (link, self._links.get(identity)) if name is not None and self.drop(name)]
+        self._identities[link], self._links[identity] = identity, link
+        if len(self._identities) > PEERS:
+            quietest = next(iter(self._identities))
+            self.drop(quietest)
+            down.append(quietest)
+        return down
+
+    def drop(self, link: str) -> bool:
+        """Forget who fetches for `link`; whether anyone did."""
+        identity = self._identities.pop(link, None)
+        if identity is None:
+            return False
+        del self._links[identity]
+        return True
+
+    def at(self, link: str) -> bytes | None:
+        """The routing id of who fetches for `link`."""
+        return self._identities.get(link)
+
+    def link(self, identity: bytes) -> str | None:
+        """What a peer that grants credit fetches for."""
+        link = self._links.get(identity)
+        if link is not None:
+            self._identities.move_to_end(link)
+        return link
 
 
 @dataclass(slots=True)

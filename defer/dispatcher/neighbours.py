@@ -1,8 +1,8 @@
-"""The dispatcher's neighbours on its routes: first stages that take items from it, last stages that hand results back.
+"""The dispatcher's neighbours on its routes: the first stages, which take items from it.
 
 Who can be dialled is dialled, once for all routes that start there: an agent takes a second connection of the same
-name for the first one come back. A first stage that cannot be dialled comes to the fetch ROUTER; a last stage comes
-to the data-in ROUTER, unless it cannot dial.
+name for the first one come back. A first stage that cannot be dialled comes to the fetch ROUTER. Last stages come to
+the data-in ROUTER, which is in `defer.dispatcher.shell`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import zmq
 
 from defer.dialled import Dialled
 from defer.dispatcher import events as e
+from defer.dispatcher.links import Fetchers
 from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake, ReceivingEnd
 from node_agent.errors import FrameError, WireError
@@ -82,16 +83,12 @@ def link_of(first: PeerRef) -> str:
     return f"to {first.name} at {first.endpoint}" if first.endpoint else _fetched_by(first.name)
 
 
-def _from(last: PeerRef) -> str:
-    return f"from {last.name} at {last.endpoint}"
-
-
 def _fetched_by(device: str) -> str:
     return f"fetched by {device}"
 
 
 class Neighbours:
-    """Connections to first and last stages; used in the data thread alone.
+    """Connections to first stages; used in the data thread alone.
 
     Args:
         name: How the dispatcher introduces itself.
@@ -106,22 +103,18 @@ class Neighbours:
         self._fetch = fetch
         self._feed = feed
         self._dialled: dict[str, Dialled] = {}
-        self._ends: dict[str, ReceivingEnd] = {}
         self._users: dict[str, set[int]] = {}
         self._again: dict[str, float] = {}
-        self._fetchers: dict[str, bytes] = {}
-        self._fetching: dict[bytes, str] = {}
+        self._fetchers = Fetchers()
         loop.watch(fetch, partial(drain, fetch, self._on_fetch, routed=True))
 
-    def open(self, epoch: int, first: PeerRef, last: PeerRef) -> None:
-        """Dial those neighbours of a route that can only be dialled, where they are not yet."""
+    def open(self, epoch: int, first: PeerRef) -> None:
+        """Dial a route's first stage where it can be dialled, and is not yet."""
         if first.endpoint:
             self._dial(link_of(first), epoch, first)
-        if last.endpoint:
-            self._dial(_from(last), epoch, last)
 
     def close(self, epoch: int) -> None:
-        """Hang up on those neighbours of a route that no other route has."""
+        """Hang up on a route's first stage where no other route starts there."""
         for key, users in list(self._users.items()):
             users.discard(epoch)
             if not users:
@@ -150,19 +143,17 @@ class Neighbours:
             return  # it broke under an item before this one, and the core knows
         if dialled is not None:
             sent = send(dialled.socket, encode_header(item), frames)
-        elif link in self._fetchers:
-            sent = send(self._fetch, encode_header(item), frames, self._fetchers[link])
         else:
-            sent = Sent.GONE
+            fetcher = self._fetchers.at(link)
+            sent = Sent.GONE if fetcher is None else send(self._fetch, encode_header(item), frames, fetcher)
         if sent is not Sent.YES:  # credits keep us below the queue's bound, so the connection is gone
             self.redial(link)
             self._feed(e.LinkDown(link))
 
     def redial(self, key: str) -> None:
         """Drop a connection with all that is queued on it, and open it anew."""
-        if key in self._fetchers:
-            self._fetching.pop(self._fetchers.pop(key), None)
-        elif key in self._dialled:
+        self._fetchers.drop(key)
+        if key in self._dialled:
             self._again.pop(key, None)
             dialled = self._dialled[key]
             self._unwatch(dialled)
@@ -178,12 +169,10 @@ class Neighbours:
             return
         dialled = Dialled(self._loop.context, peer, Handshake(self._name, dialled=True))
         self._dialled[key] = dialled
-        if key.startswith("from "):
-            self._ends[key] = ReceivingEnd(dialled.handshake)
         self._watch(key, dialled)
 
     def _watch(self, key: str, dialled: Dialled) -> None:
-        handle = partial(self._on_last if key in self._ends else self._on_first, key)
+        handle = partial(self._on_first, key)
         self._loop.watch(dialled.socket, partial(drain, dialled.socket, handle, routed=False))
         self._loop.watch(dialled.monitor.socket, partial(self._on_monitor, key))
 
@@ -193,7 +182,6 @@ class Neighbours:
 
     def _hang_up(self, key: str) -> None:
         dialled = self._dialled.pop(key, None)
-        self._ends.pop(key, None)
         self._users.pop(key, None)
         self._again.pop(key, None)
         if dialled is not None:
@@ -204,11 +192,10 @@ class Neighbours:
         dialled = self._dialled[key]
         for stands in dialled.happened():
             if stands:
-                dialled.say(self._ends[key].opened() if key in self._ends else dialled.handshake.opened())
+                dialled.say(dialled.handshake.opened())
                 continue
             self.redial(key)
-            if key not in self._ends:
-                self._feed(e.LinkDown(key))
+            self._feed(e.LinkDown(key))
             return  # what else was seen is of the connection that is gone
 
     def _on_first(self, key: str, _: bytes, header: DataHeader | FrameError, __: list[Any]) -> None:
@@ -232,28 +219,6 @@ class Neighbours:
             case _:
                 logger.warning("device %r sent what has no place here: %s", dialled.peer.name, header)
 
-    def _on_last(self, key: str, _: bytes, header: DataHeader | FrameError, frames: list[Any]) -> None:
-        """A message from a last stage that we dialled, because it cannot dial us."""
-        dialled, end = self._dialled[key], self._ends[key]
-        try:
-            if isinstance(header, FrameError):
-                raise header
-            if isinstance(header, Item | Failure):
-                credit = take(end, header, frames, self._feed)
-                if isinstance(credit, WireError):
-                    raise credit
-                if credit is not None and key in self._dialled:  # it may have been the route's last item
-                    dialled.say([credit])
-            else:
-                dialled.say(end.handle(header))
-                if end.handshake.state == "refused":
-                    logger.error("device %r: %s", dialled.peer.name, end.handshake.reason)
-                    self._again[key] = time.monotonic() + AGAIN_S
-        except WireError as error:
-            logger.warning("device %r breaks the protocol: %s", dialled.peer.name, error)
-            if key in self._dialled:
-                self.redial(key)
-
     def _on_fetch(self, identity: bytes, header: DataHeader | FrameError, _: list[Any]) -> None:
         """A message from a first stage that dialled us."""
         match header:
@@ -262,19 +227,15 @@ class Neighbours:
                 for answer in handshake.greeted(header):
                     send(self._fetch, encode_header(answer), (), identity)
                 if handshake.state == "ready":
-                    self._fetcher(_fetched_by(header.name), identity)
-            case Credit() if identity in self._fetching:
-                self._feed(e.CreditArrived(self._fetching[identity], header))
+                    link = _fetched_by(header.name)
+                    for down in self._fetchers.greet(link, identity):
+                        self._feed(e.LinkDown(down))
+                    self._feed(e.LinkUp(link))
+            case Credit() if (link := self._fetchers.link(identity)) is not None:
+                self._feed(e.CreditArrived(link, header))
             case Probe():
                 send(self._fetch, encode_header(ProbeEcho(header.id)), (), identity)
             case FrameError():
                 refuse(self._fetch, identity, header.code, str(header))
             case _:
                 refuse(self._fetch, identity, "bad-message", f"{type(header).__name__} has no place here")
-
-    def _fetcher(self, link: str, identity: bytes) -> None:
-        if link in self._fetchers:
-            self._fetching.pop(self._fetchers[link], None)
-            self._feed(e.LinkDown(link))
-        self._fetchers[link], self._fetching[identity] = identity, link
-        self._feed(e.LinkUp(link))

@@ -129,12 +129,12 @@ class DataShell:
         self._loop.enqueue(run)
         return future
 
-    def open_route(self, route: e.Route, first: PeerRef, last: PeerRef) -> None:
-        """Connect to a loaded route's neighbours and let requests that name its epoch run on it."""
+    def open_route(self, route: e.Route, first: PeerRef) -> None:
+        """Connect to a loaded route's first stage and let requests that name its epoch run on it."""
 
         def run() -> None:
             if self._neighbours is not None:
-                self._neighbours.open(route.epoch, first, last)
+                self._neighbours.open(route.epoch, first)
             self._feed(e.RouteLoaded(route))
 
         self._loop.enqueue(run)

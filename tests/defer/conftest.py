@@ -213,7 +213,7 @@ class Server:
         outputs: tuple[TensorSpec, ...] = OUTPUTS,
     ) -> None:
         route = e.Route(model, epoch, inputs, outputs, link_of(stage.first), 1, ("a",))
-        self.shell.open_route(route, stage.first, PeerRef("a"))
+        self.shell.open_route(route, stage.first)
         self.shell.post(e.RouteReady(epoch))
         self.core(lambda core: core.routes[epoch])  # raw sockets must not be faster than the commands above
         info = api.ModelInfo(model, "ready", "", epoch, inputs, outputs)

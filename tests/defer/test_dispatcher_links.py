@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from defer.dispatcher import links
-from defer.dispatcher.links import Inbound
+from defer.dispatcher.links import Fetchers, Inbound
 from node_agent.messages import Greeting
 
 
@@ -35,3 +35,27 @@ def test_names_are_forgotten_with_their_connections() -> None:
         assert not elsewhere
     assert len(inbound.peers) == links.PEERS
     assert len(inbound._named) <= links.PEERS + 1
+
+
+def test_fetchers_are_bounded_and_the_quietest_goes_first() -> None:
+    fetchers = Fetchers()
+    for number in range(links.PEERS):
+        assert fetchers.greet(f"link {number}", number.to_bytes(4)) == []
+    assert fetchers.link(bytes(4)) == "link 0"  # it grants credit
+    assert fetchers.greet("one more", b"new") == ["link 1"]
+    assert (fetchers.at("link 0"), fetchers.at("link 1"), fetchers.link(b"\0\0\0\1")) == (
+        bytes(4),
+        None,
+        None,
+    )
+
+
+def test_a_fetcher_that_comes_back_or_changes_its_name_takes_the_old_link_down() -> None:
+    fetchers = Fetchers()
+    assert fetchers.greet("a", b"1") == []
+    assert fetchers.greet("a", b"2") == ["a"]
+    assert fetchers.link(b"1") is None
+    assert fetchers.greet("b", b"2") == ["a"]
+    assert (fetchers.at("a"), fetchers.link(b"2")) == (None, "b")
+    assert fetchers.drop("b")
+    assert not fetchers.drop("b")

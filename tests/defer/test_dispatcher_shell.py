@@ -13,11 +13,9 @@ import pytest
 import zmq
 
 from defer.dispatcher import events as e
-from defer.dispatcher.neighbours import link_of
 from defer.dispatcher.shell import DataShell
 from defer.errors import PortInUse, UsageError
 from node_agent.frames import pack_item
-from node_agent.messages import PeerRef
 
 pytestmark = pytest.mark.integration
 
@@ -147,32 +145,6 @@ def test_a_client_that_does_not_read_is_kept_within_bounds(make_server: Callable
     assert sum(len(queue) for queue in server.shell._outbox.waiting.values()) <= 256
     server.core(lambda core: core.requests)  # it still answers
     assert answer(lazy)[0] in ("result", "reject")
-    context.destroy(linger=0)
-
-
-def test_a_last_stage_that_cannot_dial_is_dialled(make_server: Callable[..., Any]) -> None:
-    server = make_server()
-    stage = server.stage()
-    context: zmq.Context[Any] = zmq.Context()
-    router = context.socket(zmq.ROUTER)
-    router.RCVTIMEO = 5000
-    port = router.bind_to_random_port("tcp://127.0.0.1")
-    route = e.Route("m", 5, (), (), link_of(stage.first), 1, ("a", "z"))
-    server.shell.open_route(route, stage.first, PeerRef("z", f"tcp://127.0.0.1:{port}"))
-    identity, greeting = router.recv_multipart()
-    assert msgspec.msgpack.decode(greeting)[0] == "greet"
-    router.send_multipart([identity, pack(["greet", 1, 1, "z"])])
-    _, credit = router.recv_multipart()
-    assert msgspec.msgpack.decode(credit)[0] == "credit"
-    stage.hold = True
-    future = server.shell.canary(5, (), (), 5)
-    while not stage.seen:
-        time.sleep(0.001)
-    router.send_multipart([identity, pack(["item", 5, stage.seen[0], 1, -1, []])])
-    assert future.result(5)[:2] == ((), ())
-    server.shell.post(e.RouteDropped(5, "end"))
-    while server.drained != [5]:
-        time.sleep(0.001)
     context.destroy(linger=0)
 
 
