@@ -24,6 +24,9 @@ class Limits:
         answers: Answers kept for clients that ask again.
         answer_bytes: Bytes of those answers.
         spent: Ids kept beyond those, of requests that do not run again although their answers are gone.
+        unread: Answers kept for a client that does not read; beyond them the oldest is dropped.
+        client_bytes: Their bytes.
+        unread_bytes: Their bytes for all clients.
         longest_s: A request that names no deadline ends after this many seconds.
     """
 
@@ -32,6 +35,9 @@ class Limits:
     answers: int = 1024
     answer_bytes: int = 64 << 20
     spent: int = 65_536
+    unread: int = 1024
+    client_bytes: int = 256 << 20
+    unread_bytes: int = 1 << 30
     longest_s: float = 3600.0
 
 

@@ -13,8 +13,9 @@ from node_agent.link import Sent, Socket, send
 PEERS = 1024
 """Greeted peers that a ROUTER remembers; the one that greeted longest ago goes first."""
 
-STALLED = 256
-"""Answers kept for a client that does not read; beyond them the oldest is dropped (it can ask again)."""
+QUEUED = 32
+"""Messages that ZeroMQ holds for one peer (of the data-in ROUTER) before they wait in the outbox, where bytes count. An
+agent is owed fewer credits than this."""
 
 
 @dataclass(slots=True)
@@ -89,15 +90,25 @@ class Fetchers:
 
 @dataclass(slots=True)
 class Outbox:
-    """Answers to clients whose queues are full, until they read again; bounded for each client.
+    """Answers to clients whose queues are full, until they read again; bounded for each client and in all.
+
+    Beyond the bounds the oldest answer of the client that has most is dropped: it can ask again.
 
     Attributes:
+        count: Messages kept for one client at most.
+        client_bytes: Bytes kept for one client at most, or one message.
+        nbytes: Bytes kept for all clients at most, or one message.
         waiting: Messages by routing id, the oldest first.
         dropped: Messages that were given up: the client had gone, or did not read for too long.
     """
 
+    count: int
+    client_bytes: int
+    nbytes: int
     waiting: dict[bytes, deque[tuple[bytes, Sequence[Any]]]] = field(default_factory=dict)
     dropped: int = 0
+    _held: dict[bytes, int] = field(default_factory=dict)
+    _total: int = 0
 
     def send(self, socket: Socket, identity: bytes, header: bytes, frames: Sequence[Any]) -> None:
         """Send now, or keep the message where the client's queue is full."""
@@ -110,10 +121,13 @@ class Outbox:
                     self.dropped += 1
                     return
             queue = self.waiting[identity] = deque()
+            self._held[identity] = 0
         queue.append((header, frames))
-        if len(queue) > STALLED:
-            queue.popleft()
-            self.dropped += 1
+        self._count(identity, _size(header, frames))
+        while len(queue) > self.count or (len(queue) > 1 and self._held[identity] > self.client_bytes):
+            self._drop(identity)
+        while self._total > self.nbytes and (len(self.waiting) > 1 or len(queue) > 1):
+            self._drop(max(self._held, key=self._held.__getitem__))
 
     def retry(self, socket: Socket) -> None:
         """Send what can be sent now."""
@@ -128,5 +142,26 @@ class Outbox:
                     queue.clear()
                     break
                 queue.popleft()
+                self._count(identity, -_size(header, frames))
             if not queue:
-                del self.waiting[identity]
+                self._end(identity)
+
+    def _drop(self, identity: bytes) -> None:
+        """Give the oldest message of a client up."""
+        queue = self.waiting[identity]
+        self._count(identity, -_size(*queue.popleft()))
+        self.dropped += 1
+        if not queue:
+            self._end(identity)
+
+    def _count(self, identity: bytes, size: int) -> None:
+        self._held[identity] += size
+        self._total += size
+
+    def _end(self, identity: bytes) -> None:
+        del self.waiting[identity]
+        self._total -= self._held.pop(identity)
+
+
+def _size(header: bytes, frames: Sequence[Any]) -> int:
+    return len(header) + sum(len(frame) for frame in frames)

@@ -227,10 +227,10 @@ class Neighbours:
                 for answer in handshake.greeted(header):
                     send(self._fetch, encode_header(answer), (), identity)
                 if handshake.state == "ready":
-                    link = _fetched_by(header.name)
-                    for down in self._fetchers.greet(link, identity):
+                    fetched = _fetched_by(header.name)
+                    for down in self._fetchers.greet(fetched, identity):
                         self._feed(e.LinkDown(down))
-                    self._feed(e.LinkUp(link))
+                    self._feed(e.LinkUp(fetched))
             case Credit() if (link := self._fetchers.link(identity)) is not None:
                 self._feed(e.CreditArrived(link, header))
             case Probe():

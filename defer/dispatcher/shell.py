@@ -19,7 +19,7 @@ import zmq
 from defer.client_core import CLIENT
 from defer.dispatcher import events as e
 from defer.dispatcher.core import DispatcherCore
-from defer.dispatcher.links import Inbound, Outbox
+from defer.dispatcher.links import QUEUED, Inbound, Outbox
 from defer.dispatcher.neighbours import Neighbours, drain, refuse, take
 from defer.errors import from_code, translate
 from defer.socket_loop import SocketLoop
@@ -85,7 +85,8 @@ class DataShell:
         self._on_drained = on_drained
         self._on_sampled = on_sampled
         self._core = DispatcherCore(limits)
-        self._outbox = Outbox()
+        bounds = self._core.limits
+        self._outbox = Outbox(bounds.unread, bounds.client_bytes, bounds.unread_bytes)
         self._canaries: dict[bytes, Future[Answer]] = {}
         self._neighbours: Neighbours | None = None
         self._loop = SocketLoop(
@@ -160,6 +161,7 @@ class DataShell:
 
     def _open(self) -> None:
         self._data: Socket = open_socket(self._loop.context, zmq.ROUTER, purpose="data")
+        self._data.setsockopt(zmq.SNDHWM, QUEUED)
         fetch = open_socket(self._loop.context, zmq.ROUTER, purpose="data")
         try:
             self.data_port = bind(self._data, self._host, self.data_port)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import pytest
+
 from defer.dispatcher import links
-from defer.dispatcher.links import Fetchers, Inbound
+from defer.dispatcher.links import Fetchers, Inbound, Outbox
+from node_agent.link import Sent, Socket
 from node_agent.messages import Greeting
 
 
@@ -59,3 +64,32 @@ def test_a_fetcher_that_comes_back_or_changes_its_name_takes_the_old_link_down()
     assert (fetchers.at("a"), fetchers.link(b"2")) == (None, "b")
     assert fetchers.drop("b")
     assert not fetchers.drop("b")
+
+
+def waiting(outbox: Outbox) -> dict[bytes, list[bytes]]:
+    return {identity: [header for header, _ in queue] for identity, queue in outbox.waiting.items()}
+
+
+def test_unread_answers_are_bounded_in_number_and_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    takes = [Sent.LATER]
+    monkeypatch.setattr(links, "send", lambda *_: takes[0])
+    outbox = Outbox(count=3, client_bytes=100, nbytes=150)
+    socket = cast("Socket", None)
+    outbox.send(socket, b"large", b"x", (bytes(500),))  # alone it may be larger than all
+    assert waiting(outbox) == {b"large": [b"x"]}
+    outbox.send(socket, b"large", b"y", (bytes(90),))
+    for number in range(5):
+        outbox.send(socket, b"many", b"%d" % number, ())
+    assert waiting(outbox)[b"many"] == [b"2", b"3", b"4"]
+    assert waiting(outbox)[b"large"] == [b"y"]
+    outbox.send(socket, b"third", b"z", (bytes(80),))  # in all too many: who has most loses
+    assert waiting(outbox) == {b"many": [b"2", b"3", b"4"], b"third": [b"z"]}
+    assert outbox.dropped == 4
+    takes[0] = Sent.YES
+    outbox.retry(socket)
+    assert (waiting(outbox), outbox._held, outbox._total) == ({}, {}, 0)
+    takes[0] = Sent.LATER
+    outbox.send(socket, b"gone", b"z", (bytes(80),))
+    takes[0] = Sent.GONE
+    outbox.retry(socket)
+    assert (outbox.dropped, outbox._total) == (5, 0)
