@@ -6,6 +6,7 @@ with defer.Client("127.0.0.1:7600") as client:
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -65,7 +66,8 @@ class Client:
             inputs: Arrays by input name; one array where the model has one input.
             model: Which model; the client's own by default.
             outputs: Which outputs are wanted; all by default.
-            timeout: Seconds until the request ends with `DeadlineExceeded`; the client's own by default.
+            timeout: Seconds until the request ends with `DeadlineExceeded`; the client's own by default, infinity for
+                as long as the dispatcher lets it run.
 
         Returns:
             Arrays by output name.
@@ -184,11 +186,7 @@ def _next(under_way: deque[tuple[Future[Outputs], float]], *, ordered: bool) -> 
     done = next((entry for entry in under_way if entry[0].done()), None)
     if done is None:
         last = max(deadline for _, deadline in under_way)
-        wait(
-            [future for future, _ in under_way],
-            max(0.0, last - time.monotonic()) + _MARGIN_S,
-            FIRST_COMPLETED,
-        )
+        wait([future for future, _ in under_way], _left(last), FIRST_COMPLETED)
         done = next((entry for entry in under_way if entry[0].done()), under_way[0])
     under_way.remove(done)
     return done
@@ -198,9 +196,14 @@ _MARGIN_S = GRACE_S + 5.0
 """The I/O thread ends every request at its deadline; this is for a machine that stalls."""
 
 
+def _left(deadline: float) -> float | None:
+    """Seconds to wait for what ends by a deadline; None for one without."""
+    return max(0.0, deadline - time.monotonic()) + _MARGIN_S if deadline < math.inf else None
+
+
 def _result(future: Future[Outputs], deadline: float) -> dict[str, Array]:
     try:
-        return future.result(max(0.0, deadline - time.monotonic()) + _MARGIN_S)
+        return future.result(_left(deadline))
     except FutureTimeout:
         if future.done():
             raise

@@ -28,6 +28,9 @@ AUTO = "auto"
 ANSWER_S = 10.0
 """Seconds in which a dispatcher answers a question about itself."""
 
+ENDLESS_S = 1e9
+"""Longer timeouts are none at all: what counts nanoseconds in 64 bits has no larger ones."""
+
 MOST_REQUESTS = 1024
 MOST_BYTES = 512 << 20
 """Requests of one client under way, and their input bytes."""
@@ -172,7 +175,7 @@ class Requests:
             return self.encode(newer, inputs, outputs, deadline, copy=copy, patient=patient)
 
     def deadline(self, timeout: float | None) -> float:
-        """When a request made now must have ended, on the monotonic clock.
+        """When a request made now must have ended, on the monotonic clock; infinity for never.
 
         Raises:
             UsageError: The timeout is not positive.
@@ -180,7 +183,7 @@ class Requests:
         seconds = self.timeout if timeout is None else timeout
         if not seconds > 0:
             raise UsageError(f"a timeout of {seconds} s leaves no time", hint="give a positive number")
-        return time.monotonic() + seconds
+        return time.monotonic() + seconds if seconds <= ENDLESS_S else math.inf
 
     def newer(self, model: str, info: api.ModelInfo) -> api.ModelInfo | None:
         """The signature where the model was replaced by one with another since `info`; None where it was not."""

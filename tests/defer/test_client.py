@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import socket
 import threading
 import time
@@ -197,6 +198,15 @@ def test_a_deadline_passes(server: Any) -> None:
         assert server.core(lambda core: core.requests) == {}
     with pytest.raises(errors.UsageError, match="leaves no time"):
         Client(server.address).infer(x(), timeout=0)
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, 1.9e10, 1e9, 5e8])
+def test_long_timeouts_and_none_at_all(server: Any, timeout: float) -> None:
+    with Client(server.address, timeout=timeout) as client:
+        assert float(client.infer(x(3))["y"][0, 0]) == 6
+        for ordered in (True, False):
+            results = client.map([x(1), x(2)], ordered=ordered)
+            assert sorted(float(outputs["y"][0, 0]) for outputs in results) == [2, 4]
 
 
 def test_the_device_is_lost(server: Any) -> None:
