@@ -107,16 +107,15 @@ def deploy(
     devices = sorted({device for transfer in plan.transfers for device in transfer.path} & _agents(plan))
     places = {device: place_of(pool, cluster, device) for device in devices}
     layout = lay_out(plan, [part.part for part in parts], places, dispatcher)
-    engines = {device.name: device.engine for device in cluster.devices}
+    engines = {device.name: (device.engine, device.engine_options) for device in cluster.devices}
     files: dict[str, dict[m.FileRef, Path]] = {device: {} for device in layout.hops}
     for stage, part in zip(plan.stages, parts, strict=True):
         files[stage.device].update(part.files)
 
     def bring(device: str) -> tuple[int, m.Loaded]:
         sent = _ship(pool, device, files[device], on_step)
-        return sent, _load(
-            pool, device, m.Load(0, epoch, name, layout.hops[device], engines[device]), on_step
-        )
+        load = m.Load(0, epoch, name, layout.hops[device], *engines[device])
+        return sent, _load(pool, device, load, on_step)
 
     try:
         brought = in_parallel(bring, list(layout.hops))

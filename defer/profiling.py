@@ -105,7 +105,8 @@ def profile(
     }
 
     def alike(device: Device) -> tuple[str, str, str]:
-        return _fingerprint(pool, device.name), device.engine, device.precision
+        options = json.dumps(device.engine_options, sort_keys=True)
+        return _fingerprint(pool, device.name), f"{device.engine} {options}", device.precision
 
     representatives: dict[tuple[str, str, str], str] = {}
     for device in computing:
@@ -116,7 +117,7 @@ def profile(
         path = cache / f"{_cache_key(chain, positions, *alike(device))}.json"
         known = None if fresh else _cached(path)
         if known is None:
-            known = _measure_blocks(pool, name, device.engine, chain, parts[device.precision], on_step)
+            known = _measure_blocks(pool, device, chain, parts[device.precision], on_step)
             _remember(path, known)
         elif on_step is not None:
             on_step(name, "measured before", 1.0)
@@ -144,12 +145,12 @@ def profile(
 
 def _measure_blocks(
     pool: AgentPool,
-    name: str,
-    engine: str,
+    device: Device,
     chain: partitioner.BlockChain,
     parts: Sequence[WrittenPart],
     on_step: Step | None,
 ) -> BlockCosts:
+    name = device.name
     seconds: list[float] = []
     resident: list[int] = []
     produced: dict[str, m.TensorStats] = {}
@@ -168,7 +169,8 @@ def _measure_blocks(
                 written.part.weights,
                 written.part.warm_up,
                 tuple(chain.boundaries[index + 1].tensors) if index + 1 < len(parts) else (),
-                engine=engine,
+                engine=device.engine,
+                options=device.engine_options,
             )
             answer = pool.ask(name, request, timeout=MEASURE_TIMEOUT_S)
             if not isinstance(answer, m.Measured):
@@ -184,7 +186,7 @@ def _measure_blocks(
     codecs, ratios = codec_costs(chain, produced)
     return BlockCosts(
         BLOCK_COSTS,
-        _engine_name(pool, name, engine),
+        _engine_name(pool, name, device.engine),
         tuple(seconds),
         tuple(resident),
         codecs,

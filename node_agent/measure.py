@@ -73,7 +73,7 @@ class BlockTimer:
         before, began = resident_bytes(), time.perf_counter()
         engine = engine_named(self._loader.engine_name(request.engine))
         graph = self._store.require(request.graph)
-        session = engine.load(Partition(graph, request.inputs, (), self._threads))
+        session = engine.load(Partition(graph, request.inputs, (), self._threads, request.options))
         load_seconds = time.perf_counter() - began
         try:
             results = session.run(inputs)

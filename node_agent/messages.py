@@ -403,6 +403,8 @@ class Measure(msgspec.Struct, frozen=True, tag="measure", tag_field="t"):
     repeats: int = 10
     budget_s: float = 1.0
     engine: str = "auto"
+    options: dict[str, str] = {}
+    """Options of the engine."""
 
 
 class TensorStats(msgspec.Struct, frozen=True):

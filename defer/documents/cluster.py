@@ -83,6 +83,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         memory: Memory that partitions may take in all; without it, what the agent offers.
         computes: False for a device that only relays, or only holds the dispatcher.
         engine: Which engine its agent uses; `auto` takes the agent's default.
+        engine_options: Passed to the engine, by name; see docs/engines.md.
         precision: How its partitions compute; what crosses the network keeps the model's types.
         speed: Static speed, used only where nothing was measured.
         price: Money per hour in which it works.
@@ -97,6 +98,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory: Size | None = None
     computes: bool = True
     engine: str = "auto"
+    engine_options: dict[str, str] = {}
     precision: Precision = "fp32"
     speed: Speed | None = None
     price: Price = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ from defer.client import Client
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
 from defer.documents.cluster import loads_cluster
+from defer.errors import AgentFault
 from defer.local_agents import local_agents
 from defer.planning import make_plan, parse_placement
 
@@ -30,6 +32,7 @@ MODEL = "tiny_residual"
 def serve(tmp_path: Path) -> Iterator[Callable[..., tuple[str, Path]]]:
     """Serves the model in two stages with what a test says of each device; the address and the model's file."""
     model = models.save(MODEL, tmp_path / f"{MODEL}.onnx")
+    count = itertools.count()
     with local_agents(["a", "b"], tmp_path) as agents:
 
         def start(**devices: str) -> tuple[str, Path]:
@@ -46,7 +49,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., tuple[str, Path]]]:
                 f"a=0:{half},b={half}:{len(chain.blocks)}", cluster, len(chain.blocks)
             )
             plan = make_plan(chain, cluster, None, placement=placement)
-            daemon = stack.enter_context(Daemon(cluster, tmp_path / "state"))
+            daemon = stack.enter_context(Daemon(cluster, tmp_path / f"state-{next(count)}"))
             daemon.connect(20)
             daemon.deployments.bring_up(Order(MODEL, model, plan=plan), lambda *_: None)
             return str(daemon.address), model
@@ -100,3 +103,13 @@ def test_an_engine_that_a_device_lacks_falls_back_and_status_says_why(serve):
     assert shown.exit_code == 0, shown.output
     assert "onnxruntime-cpu" in shown.output
     assert "stage 1 on a: tensorrt failed" in shown.output
+
+
+def test_options_reach_the_engine_and_a_wrong_one_is_one_clear_error(serve):
+    address, model = serve(a='engine_options = { optimization = "none" }')
+    feeds = models.example_inputs(MODEL, seed=1)
+    with Client(address) as client:
+        assert error(client.infer(feeds), whole(model, feeds)) < 1e-5
+    with pytest.raises(AgentFault, match="no option speed=fast") as caught:
+        serve(a='engine_options = { speed = "fast" }')
+    assert "optimization=" in caught.value.hint
