@@ -31,7 +31,7 @@ from defer.precision import Ranges
 from defer.shipping import ship
 from node_agent import messages as m
 
-BLOCK_COSTS = 3
+BLOCK_COSTS = 5
 """Version of what is remembered of a device; older ones are measured again."""
 
 MEASURE_TIMEOUT_S = 300.0
