@@ -19,6 +19,7 @@ from node_agent.plane import DataPlane
 from node_agent.prober import measure_link
 from node_agent.sensors import Sensors
 from node_agent.store import FileStore
+from node_agent.threads import Shell
 
 log = logging.getLogger(__name__)
 
@@ -82,17 +83,22 @@ class Actions:
             ev.Log: lambda said: log.log(said.level, "%s", said.text),
         }
 
+    @property
+    def shells(self) -> tuple[Shell, ...]:
+        """The threads."""
+        return tuple(self._threads.values())
+
     def start(self, report: Callable[[ev.Event], None]) -> None:
         """Starts the threads; `report` takes the events that they make."""
         self._report = report
-        for jobs in self._threads.values():
+        for jobs in self.shells:
             jobs.start()
 
     def stop(self, patience_s: float) -> bool:
         """Ends the threads; whether all of them ended within `patience_s` each."""
-        for jobs in self._threads.values():
+        for jobs in self.shells:
             jobs.stop()
-        ended = [jobs.join(patience_s) for jobs in self._threads.values()]
+        ended = [jobs.join(patience_s) for jobs in self.shells]
         if all(ended):
             self._sensors.close()
         return all(ended)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from node_agent.notify import Notifier
 from node_agent.plane import JOIN_S, DataPlane
 from node_agent.sensors import Sensors
 from node_agent.store import FileStore
+from node_agent.threads import Shell
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +116,7 @@ class Agent:
         self._ended = threading.Event()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._store: FileStore | None = None
+        self._shells: list[Shell] = []
         self._plane: DataPlane | None = None
         self._actions: Actions | None = None
         self._control: Control | None = None
@@ -157,6 +160,7 @@ class Agent:
         data_ports = (config.port + 1, config.port + 2) if config.port else (0, 0)
         plane = DataPlane(self._context, config.name, config.host, data_ports)
         self._plane = plane
+        self._end_with(plane.shells)
         plane.start()
         offer = make_offer(config, engines, plane.ports)
         loader = Loader(store, default_engine(config.engine, engines), offer.threads)
@@ -183,8 +187,15 @@ class Agent:
             notifier=self.notifier,
         )
         self._actions, self._control = actions, control
+        self._end_with((control, *actions.shells))
         actions.start(control.inbox.put)
         control.start()
+
+    def _end_with(self, shells: Iterable[Shell]) -> None:
+        """An agent that lacks a thread would look alive and do nothing: it ends, and whoever runs it starts it again."""
+        for shell in shells:
+            shell.on_crash = self._ended.set
+            self._shells.append(shell)
 
     @property
     def ports(self) -> tuple[int, int, int]:
@@ -196,8 +207,7 @@ class Agent:
     @property
     def failed(self) -> bool:
         """Whether a thread of the agent ended by an error."""
-        shells = [self._control] if self._plane is None else [self._control, *self._plane.shells]
-        return any(shell is not None and shell.error is not None for shell in shells)
+        return any(shell.error is not None for shell in self._shells)
 
     def ask_stop(self, patience_s: float) -> None:
         """Finishes what is queued for at most `patience_s`, then lets `wait` return; from any thread."""

@@ -34,8 +34,9 @@ Examples:
   defer-agent --name cam --listen 10.0.0.5:7700 --insecure --memory "4 GiB"
   defer-agent --name nat --dial tcp://dispatcher:7600   behind NAT: registers by itself
 \b
-Exit codes: 0 ended as asked, 2 usage, 69 engine missing, 73 port in use or store unusable,
-75 a request hung and was left, 77 listening beyond this machine without --insecure, 78 bad address.
+Exit codes: 0 ended as asked, 2 usage, 69 engine missing, 70 a fault of its own (start it again), 73 port in use
+or store unusable or another agent's, 75 a request hung and was left, 77 listening beyond this machine without
+--insecure, 78 bad address.
 """
 
 
@@ -214,15 +215,13 @@ def serve(agent: Agent, drain_timeout: float, as_json: bool) -> int:
         agent.wait()
         failed = agent.failed
         clean = agent.close()
-    if failed:
-        return EXIT_INTERNAL
     if not clean:
         log.error("A thread hangs in its engine; the process ends without it.")
         sys.stdout.flush()
         sys.stderr.flush()
         # The interpreter's own end would wait for it, or take its memory away under it.
-        os._exit(EXIT_TEMPORARY)
-    return EXIT_OK
+        os._exit(EXIT_INTERNAL if failed else EXIT_TEMPORARY)
+    return EXIT_INTERNAL if failed else EXIT_OK
 
 
 def _ready_line(agent: Agent, as_json: bool) -> str:

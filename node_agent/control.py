@@ -50,7 +50,7 @@ class Control(Shell):
         dials: Endpoints of dispatchers to register with.
         core: Decides.
         actions: Carries out what is not about a control socket.
-        on_end: Called when the core says stop, or the thread fails.
+        on_end: Called when the core says stop.
         notifier: Tells the service manager that the agent is alive.
     """
 
@@ -85,10 +85,6 @@ class Control(Shell):
     def wake(self) -> None:
         """See `Shell.wake`."""
         self.inbox.put(ev.Tick(self._actions.gauge()))
-
-    def on_crash(self) -> None:
-        """See `Shell.on_crash`."""
-        self._on_end()
 
     def open(self) -> None:
         """See `Shell.open`."""

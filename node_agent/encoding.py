@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -11,6 +12,8 @@ from node_agent.errors import AgentError, code_of
 from node_agent.frames import pack_tensor, unpack_tensor
 from node_agent.messages import Item, TensorHeader
 from node_agent.work import LoadedRoute, Work
+
+log = logging.getLogger(__name__)
 
 
 def admit(work: Work, device: str) -> bool:
@@ -25,8 +28,8 @@ def admit(work: Work, device: str) -> bool:
     if tensors != loaded.seen:
         try:
             loaded.admitted = loaded.route.admit(tensors)
-        except AgentError as error:
-            work.fail(code_of(error), f"{error} {error.hint}".strip(), device)
+        except Exception as error:
+            _fail(work, error, device)
             return False
         loaded.seen = tensors
         loaded.coded = any(tensors[index].codec != "raw" for index in loaded.admitted[0])
@@ -42,8 +45,8 @@ def decode(work: Work, device: str) -> None:
         work.inputs = {
             tensors[index].name: unpack_tensor(tensors[index], frames[index]) for index in work.decode
         }
-    except AgentError as error:
-        work.fail(code_of(error), f"{error} {error.hint}".strip(), device)
+    except Exception as error:
+        _fail(work, error, device)
 
 
 def encode(work: Work, device: str) -> None:
@@ -51,10 +54,19 @@ def encode(work: Work, device: str) -> None:
     begun = time.monotonic_ns()
     try:
         work.encoded = _encoded(work)
-    except AgentError as error:
-        work.fail(code_of(error), f"{error} {error.hint}".strip(), device)
+    except Exception as error:
+        _fail(work, error, device)
     work.outputs = None
     work.loaded.counters.encode_ns += time.monotonic_ns() - begun
+
+
+def _fail(work: Work, error: Exception, device: str) -> None:
+    """One item ends by what a codec raised, whatever that is: the thread has others to serve."""
+    if isinstance(error, AgentError):
+        work.fail(code_of(error), f"{error} {error.hint}".strip(), device)
+    else:
+        log.error("An item could not be decoded or encoded.", exc_info=error)
+        work.fail(code_of(error), f"{type(error).__name__}: {error}", device)
 
 
 def _encoded(work: Work) -> tuple[tuple[TensorHeader, ...], list[Any]]:

@@ -10,6 +10,7 @@ A load whose answer got lost is asked again by the dispatcher; asking twice load
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,6 +20,11 @@ from node_agent.content import check_ref
 from node_agent.errors import RequestError
 from node_agent.events import Ticket
 from node_agent.messages import AUTO_ENGINE, EngineInfo, FileRef, HopSpec, Load, PeerRef
+
+_ENDPOINT = re.compile(
+    r"tcp://([A-Za-z0-9_]([A-Za-z0-9._-]{0,252})|\[[0-9a-fA-F:.]{2,45}(%[A-Za-z0-9._-]{1,16})?\]):(?P<port>[0-9]{1,5})"
+)
+"""What ZeroMQ takes as an address to connect to; a port is checked apart."""
 
 Phase = Literal["loading", "loaded", "unloading", "cancelled"]
 
@@ -117,12 +123,12 @@ def check_peer(peer: PeerRef) -> None:
     """
     if not peer.name:
         raise RequestError("bad-peer", "A peer has no name.")
-    host, _, port = peer.endpoint.removeprefix("tcp://").rpartition(":")
-    if peer.endpoint and not (peer.endpoint.startswith("tcp://") and host and port.isdigit()):
+    found = _ENDPOINT.fullmatch(peer.endpoint)
+    if peer.endpoint and (found is None or not 0 < int(found["port"]) < 65536):
         raise RequestError(
             "bad-peer",
             f"Peer {peer.name} has endpoint {peer.endpoint!r}.",
-            hint="An endpoint is tcp://HOST:PORT, or empty where the peer dials.",
+            hint="An endpoint is tcp://HOST:PORT with a port from 1 to 65535, or empty where the peer dials.",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,8 @@ class Shell:
         self.stopping = False
         self.error: BaseException | None = None
         """What ended the thread, if not `stop`."""
+        self.on_crash: Callable[[], None] = _ignore
+        """Called in the thread when a turn raised; set before `start`."""
         self._opened: SimpleQueue[BaseException | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -60,9 +63,6 @@ class Shell:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def on_crash(self) -> None:
-        """Called in the thread when a turn raised."""
-
     def _run(self) -> None:
         try:
             self.open()
@@ -86,3 +86,7 @@ class Shell:
             self.shut()
         except Exception:
             log.exception("The %s thread could not close what it owns.", self._thread.name)
+
+
+def _ignore() -> None:
+    """For a thread whose end nobody waits for."""

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,8 @@ from node_agent import events as ev
 from node_agent import messages as m
 from node_agent.controllers import HELLO_AGAIN_S, REFUSED_AGAIN_S
 from node_agent.core import AgentCore
+from node_agent.epochs import check_peer
+from node_agent.errors import RequestError
 from node_agent.versions import VersionRange
 
 HERE: ev.Connection = ("listen", b"1")
@@ -212,6 +215,7 @@ def test_memory_is_checked_before_anything_is_loaded() -> None:
         (m.Load(1, 1, "m", (m.HopSpec(0, m.PeerRef(""), m.PeerRef("n")),)), "bad-peer"),
         (m.Load(1, 1, "m", (m.HopSpec(0, m.PeerRef("p", "ipc://x"), m.PeerRef("n")),)), "bad-peer"),
         (m.Load(1, 1, "m", (m.HopSpec(0, m.PeerRef("p"), m.PeerRef("n", "tcp://h")),)), "bad-peer"),
+        (m.Load(1, 1, "m", (m.HopSpec(0, m.PeerRef("p"), m.PeerRef("n", "tcp://a b:1")),)), "bad-peer"),
     ],
 )
 def test_a_load_that_cannot_be_is_refused(load: m.Load, code: str) -> None:
@@ -384,3 +388,45 @@ def test_any_order_of_orders_is_answered_exactly_once(steps: list[tuple[str, int
     take(mind.tick())
     take(mind.tick())
     assert answers == asked
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "tcp://h:1",
+        "tcp://edge_1.local:65535",
+        "tcp://10.0.0.5:7700",
+        "tcp://[::1]:7700",
+        "tcp://[fe80::1%eth0]:1",
+        "",
+    ],
+)
+def test_an_endpoint_that_zeromq_takes_is_a_peers(endpoint: str) -> None:
+    check_peer(m.PeerRef("p", endpoint))
+    if endpoint:
+        context = zmq.Context()
+        with context.socket(zmq.DEALER) as dealer:
+            dealer.connect(endpoint)
+        context.destroy(0)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "tcp://a b:1",
+        "tcp://h:0",
+        "tcp://h:65536",
+        "tcp://h:\u0661",
+        "tcp://:1",
+        "tcp://[]:1",
+        "tcp://[::1:1",
+        "tcp://::1:1",
+        "tcp://-:1",
+        "tcp://h;x:1",
+        "tcp://h:1\n",
+        "tcp://" + "h" * 300 + ":1",
+    ],
+)
+def test_an_endpoint_that_is_none_is_refused_before_a_socket_sees_it(endpoint: str) -> None:
+    with pytest.raises(RequestError, match="has endpoint"):
+        check_peer(m.PeerRef("p", endpoint))
