@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from partitioner.binding import bind
+from partitioner.caching import refuse_cache
 from partitioner.chain import Block, BlockChain, Boundary, TensorSpec
 from partitioner.costs import Costs
 from partitioner.cutting import refusal, spec
 from partitioner.layout import Layout
 from partitioner.needs import needs
 from partitioner.preparing import input_types, prepare
+from partitioner.reordering import with_order
 from partitioner.splitting import weight_sizes
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 def analyze(
     model: str | Path | onnx.ModelProto | ir.Model,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    order: Sequence[int] = (),
 ) -> BlockChain:
     """Describe a model as a chain with one block per op, and what every block and boundary costs.
 
@@ -35,14 +39,18 @@ def analyze(
     Args:
         model: a path, or a model in memory (which is not changed).
         input_shapes: numbers for free dimensions, by input name; a batch defaults to 1.
+        order: another order of the ops, as positions in the model's own; positions are then places in it.
 
     Raises:
         InvalidModel: if the model cannot be read.
         UnsupportedOp: naming an op that cannot be treated.
+        KeyValueCache: naming an input through which a decoder gets its own cache back.
+        InvalidOrder: if ``order`` is no topological order of this model's ops.
         WrongInput: if ``input_shapes`` does not fit the model.
         MissingDimension: naming an input and a dimension that is free, no batch, and not given.
     """
-    prepared = prepare(model)
+    prepared = with_order(prepare(model), order)
+    refuse_cache(prepared.model.graph)
     graph, layout = prepared.model.graph, prepared.layout
     bound = bind(input_types(graph), input_shapes or {})
     costs = Costs(prepared, bound)

@@ -6,10 +6,12 @@ PartitionerError
 │   ├── MissingWeights  external data absent or too short
 │   └── UnsafePath      external data outside the model's folder
 ├── UnsupportedOp       an op that cannot be analysed or cut, by name
+│   └── KeyValueCache   a decoder that keeps its keys and values between calls
 ├── UnsupportedPrecision  a number format that this model cannot be written in
 ├── WrongInput          ``input_shapes`` contradicts the model
 │   └── MissingDimension  a free dimension that a cost needs
 ├── InvalidCut          a position that cannot be a boundary
+│   ├── InvalidOrder    an order of the ops that is none of this model
 │   └── TooManyParts    more parts than blocks
 └── OutputError         nothing was left half-written
     ├── OutputExists    the directory holds files of somebody else
@@ -66,6 +68,12 @@ class UnsupportedOp(PartitionerError):  # noqa: N818
     code: ClassVar[str] = "unsupported-op"
 
 
+class KeyValueCache(UnsupportedOp):
+    """An input takes what an earlier call made; the message names it."""
+
+    code: ClassVar[str] = "key-value-cache"
+
+
 class UnsupportedPrecision(PartitionerError):  # noqa: N818
     """A number format that is unknown, or that this model cannot be written in; the message says why."""
 
@@ -88,6 +96,12 @@ class InvalidCut(PartitionerError):  # noqa: N818
     """A position at which this model cannot be cut; the message says why."""
 
     code: ClassVar[str] = "invalid-cut"
+
+
+class InvalidOrder(InvalidCut):
+    """An order of the ops that misses one, or puts one before another that it needs."""
+
+    code: ClassVar[str] = "invalid-order"
 
 
 class TooManyParts(InvalidCut):

@@ -18,6 +18,7 @@ from partitioner.errors import InvalidCut
 from partitioner.layout import Layout
 from partitioner.needs import needs
 from partitioner.preparing import Prepared, input_types, prepare, write_type
+from partitioner.reordering import with_order
 
 if TYPE_CHECKING:
     import onnx
@@ -51,6 +52,7 @@ def split(
     boundaries: Sequence[int],
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    order: Sequence[int] = (),
 ) -> tuple[Partition, ...]:
     """Cut a model into ``len(boundaries) + 1`` partitions.
 
@@ -62,14 +64,16 @@ def split(
         boundaries: positions as in :func:`analyze`, increasing, each inside the chain.
         input_shapes: freezes the named inputs to these shapes, and what follows from them; without it
             free dimensions stay free.
+        order: as in :func:`analyze`.
 
     Raises:
         InvalidModel: if the model cannot be read.
         UnsupportedOp: naming an op that cannot be treated.
         InvalidCut: naming a position that is no boundary, and why.
+        InvalidOrder: if ``order`` is no topological order of this model's ops.
         WrongInput: if ``input_shapes`` does not fit the model.
     """
-    prepared = prepare(model)
+    prepared = with_order(prepare(model), order)
     layout = prepared.layout
     if input_shapes:
         _freeze(prepared, input_shapes)

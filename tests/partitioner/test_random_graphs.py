@@ -1,11 +1,15 @@
 """Property: any graph, cut at any boundary, computes the same bits."""
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 import partitioner
+from partitioner.errors import InvalidOrder
+from partitioner.preparing import prepare
+from partitioner.reordering import predecessors
 
 WIDTH = 4
 
@@ -137,9 +141,7 @@ def graphs(draw):
     return draw(steps), draw(st.integers(1, 3)), draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=3))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(graphs(), st.booleans(), st.integers(0, 2**32 - 1))
-def test_every_boundary_of_random_graphs(harness, drawn, flag, seed):
+def build(harness, drawn, seed):
     plan, inputs, outputs = drawn
     graph = RandomGraph(harness.Builder(), inputs)
     for step in plan:
@@ -151,16 +153,24 @@ def test_every_boundary_of_random_graphs(harness, drawn, flag, seed):
         graph.build.output("x0", ["N", WIDTH])
     if seed % 5 == 0:
         graph.build.output("w0", [WIDTH, WIDTH])
-    model = graph.build.model(opset=15)
+    return graph.build.model(opset=15)
+
+
+def feeds_for(inputs, flag, seed):
     rng = np.random.default_rng(seed)
     feeds = {f"x{i}": rng.normal(size=(3, WIDTH)).astype(np.float32) for i in range(inputs)}
     feeds["flag"] = np.array(flag)
+    return feeds
 
-    chain = partitioner.analyze(model, {name: array.shape for name, array in feeds.items()})
+
+def check(harness, model, feeds, order=()):
+    """Cut at every boundary at once and at each alone, chained partitions give the whole model's bits."""
+    shapes = {name: array.shape for name, array in feeds.items()}
+    chain = partitioner.analyze(model, shapes, order=order)
     whole = harness.run_whole(model, chain, feeds)
     plans = [chain.positions, *([position] for position in chain.positions)]
     for positions in plans:
-        parts = partitioner.split(model, positions)
+        parts = partitioner.split(model, positions, order=order)
         values = harness.run_parts(parts, whole, folder=None)
         for name in whole.outputs:
             assert harness.equal(values[name], whole.values[name], 0.0)
@@ -168,3 +178,35 @@ def test_every_boundary_of_random_graphs(harness, drawn, flag, seed):
         sizes = [whole.values[name].nbytes for name in boundary.tensors]
         assert boundary.nbytes == sum(sizes)
         assert [chain.tensor_bytes[name] for name in boundary.tensors] == sizes
+    return chain
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(graphs(), st.booleans(), st.integers(0, 2**32 - 1))
+def test_every_boundary_of_random_graphs(harness, drawn, flag, seed):
+    check(harness, build(harness, drawn, seed), feeds_for(drawn[1], flag, seed))
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(graphs(), st.booleans(), st.integers(0, 2**32 - 1), st.randoms(use_true_random=False))
+def test_every_boundary_of_every_order(harness, drawn, flag, seed, random):
+    model, feeds = build(harness, drawn, seed), feeds_for(drawn[1], flag, seed)
+    after = predecessors(prepare(model).layout)
+    order: list[int] = []
+    while len(order) < len(after):
+        ready = [op for op, before in enumerate(after) if op not in order and set(before) <= set(order)]
+        order.append(random.choice(ready))
+    chain = check(harness, model, feeds, order)
+    own = partitioner.analyze(model, {name: array.shape for name, array in feeds.items()})
+    assert (chain.digest, chain.flops, chain.weight_bytes) == (own.digest, own.flops, own.weight_bytes)
+    # An op put before one that it needs is refused, and so is an op left out or repeated.
+    for op, before in enumerate(after):
+        for other in before[:1]:
+            swapped = [{op: other, other: op}.get(each, each) for each in order]
+            with pytest.raises(InvalidOrder, match=f"op {op} .* before op"):
+                partitioner.split(model, [], order=[op, *(each for each in order if each != op)])
+            with pytest.raises(InvalidOrder):
+                partitioner.analyze(model, order=swapped)
+    for wrong in ([*order, 0], order[1:] or [1], [order[0]] * len(order) if len(order) > 1 else [7]):
+        with pytest.raises(InvalidOrder, match="once"):
+            partitioner.split(model, [], order=wrong)
