@@ -46,6 +46,7 @@ class AgentPool:
             for a pool that only dials.
         on_api: Called in the control thread with every message on the ROUTER that is not from a registered agent.
         on_event: Called in the control thread with (kind, agent, detail); see `defer.agents_core.Notify`.
+        on_crash: Called when the control thread ends by an error.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class AgentPool:
         listen: str | None = None,
         on_api: ApiHandler | None = None,
         on_event: EventHandler | None = None,
+        on_crash: Callable[[BaseException], None] | None = None,
     ) -> None:
         self._core = AgentsCore(name)
         self._listen = listen
@@ -72,6 +74,7 @@ class AgentPool:
             next_wake=lambda: time.monotonic() + TICK_S,
             turned=lambda: self._execute(self._core.tick(time.monotonic())),
             closed=self._end,
+            on_crash=on_crash,
         )
         self.endpoint = ""
         """Where the ROUTER is bound, the port resolved."""
@@ -148,9 +151,8 @@ class AgentPool:
             self._waiting[number] = (future, on_progress)
             self._execute(todo)
 
-        if not self._loop.running:
+        if not self._loop.enqueue(put):
             raise AgentUnreachable(f"agent {name!r} cannot be asked: the connection pool is closed")
-        self._loop.enqueue(put)
         return future
 
     def ask(

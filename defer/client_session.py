@@ -13,7 +13,7 @@ import zmq
 
 from defer import client_core as c
 from defer.dialled import Dialled
-from defer.errors import DeferError, Internal, from_code, translate
+from defer.errors import Cancelled, DeferError, from_code, translate
 from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake
 from node_agent.errors import FrameError
@@ -41,7 +41,7 @@ class Session:
         self._core = c.ClientCore(address)
         self._futures: dict[bytes, Future[Outputs]] = {}
         self._unsent: deque[tuple[Infer, Sequence[Any]]] = deque()
-        self._crash: BaseException | None = None
+        self._crash: DeferError | None = None
         self._loop = SocketLoop(
             "defer-client",
             opened=self._open,
@@ -67,10 +67,8 @@ class Session:
             self._futures[submit.request] = future
             self._feed(submit)
 
-        if not self._loop.running:
-            future.set_exception(self._crash or Internal("the client is closed"))
-        else:
-            self._loop.enqueue(run)
+        if not self._loop.enqueue(run):
+            future.set_exception(self._crash or Cancelled("the client is closed"))
         return future
 
     # ------------------------------------------------------------------------------------------ in the thread
@@ -95,9 +93,15 @@ class Session:
         self._feed(c.Disconnected())
 
     def _close(self) -> None:
-        self._feed(c.Closed())
-        if hasattr(self, "_dialled"):
-            self._dialled.close()
+        try:
+            if self._crash is None:
+                self._feed(c.Closed())
+        finally:
+            # After a crash the core may know less than it was given: no future is left to wait for ever.
+            for request in list(self._futures):
+                self._settle(request, partial(_raise, self._crash or Cancelled("the client is closed")))
+            if hasattr(self, "_dialled"):
+                self._dialled.close()
 
     def _crashed(self, error: BaseException) -> None:
         self._crash = translate(error)

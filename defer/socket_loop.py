@@ -32,7 +32,7 @@ class SocketLoop:
         opened: Called first; makes the sockets. Its error is raised by `start`.
         next_wake: When `turned` must run even if nothing arrives, on the monotonic clock; infinity for never.
         turned: Called after the sockets and commands of each turn.
-        closed: Called last; what it leaves open is closed with the context.
+        closed: Called last, when every accepted command has run; what it leaves open is closed with the context.
         on_crash: Called when the thread ends by an error.
     """
 
@@ -53,6 +53,7 @@ class SocketLoop:
         self._handlers: dict[Any, Callable[[], None]] = {}
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._ended = False
         self._signalled = False
         self._lock = threading.Lock()
 
@@ -89,10 +90,18 @@ class SocketLoop:
         self._wake_read.close()
         self._wake_write.close()
 
-    def enqueue(self, command: Callable[[], None]) -> None:
-        """Run `command` in the thread, soon and in order."""
-        self._commands.append(command)
+    def enqueue(self, command: Callable[[], None]) -> bool:
+        """Run `command` in the thread, soon and in order; before `closed` at the latest.
+
+        Returns:
+            False where the thread has ended, and the command will not run.
+        """
+        with self._lock:
+            if self._ended:
+                return False
+            self._commands.append(command)
         self._wake()
+        return True
 
     def _wake(self) -> None:
         if not self._signalled:
@@ -122,7 +131,6 @@ class SocketLoop:
             started.set_result(None)
             while not self._closing:
                 self._turn()
-            self._run_commands()
         except Exception as error:
             if not started.done():
                 started.set_exception(error)
@@ -131,8 +139,13 @@ class SocketLoop:
             if self._on_crash is not None:
                 self._on_crash(error)
         finally:
-            self._closed()
-            self.context.destroy(linger=200)
+            with self._lock:
+                self._ended = True
+            try:
+                self._run_rest()
+                self._closed()
+            finally:
+                self.context.destroy(linger=200)
 
     def _turn(self) -> None:
         wake = self._next_wake() - time.monotonic()
@@ -149,6 +162,14 @@ class SocketLoop:
     def _run_commands(self) -> None:
         while self._commands:
             self._commands.popleft()()
+
+    def _run_rest(self) -> None:
+        """What was accepted before the end still runs, even after a crash: somebody may wait for it."""
+        while self._commands:
+            try:
+                self._commands.popleft()()
+            except Exception:
+                logger.exception("a command of the thread %s failed at its end", self._name)
 
     def _woken(self) -> None:
         # In this order: whoever finds the flag set has put its command where this turn still finds it, and whoever

@@ -21,7 +21,7 @@ from defer.dispatcher import events as e
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.links import QUEUED, Inbound, Outbox
 from defer.dispatcher.neighbours import Neighbours, drain, refuse, take
-from defer.errors import from_code, translate
+from defer.errors import DeferError, from_code, translate
 from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake
 from node_agent.errors import AgentError, FrameError, WireError
@@ -127,7 +127,8 @@ class DataShell:
             except Exception as error:
                 future.set_exception(error)
 
-        self._loop.enqueue(run)
+        if not self._loop.enqueue(run):
+            future.set_exception(_ended())
         return future
 
     def open_route(self, route: e.Route, first: PeerRef) -> None:
@@ -154,7 +155,8 @@ class DataShell:
             self._canaries[infer.request] = future
             self._feed(e.InferArrived(b"", infer, frames, epoch))
 
-        self._loop.enqueue(run)
+        if not self._loop.enqueue(run):
+            future.set_exception(_ended())
         return future
 
     # ------------------------------------------------------------------------------------------ data thread's
@@ -175,7 +177,7 @@ class DataShell:
 
     def _close(self) -> None:
         for future in self._canaries.values():
-            future.set_exception(from_code("not-ready", "the dispatcher is shutting down"))
+            future.set_exception(_ended())
         self._canaries.clear()
         if self._neighbours is not None:
             self._neighbours.close_all()
@@ -260,3 +262,7 @@ class DataShell:
             refuse(self._data, identity, credit.code, str(credit))
         elif credit is not None:
             send(self._data, encode_header(credit), (), identity)
+
+
+def _ended() -> DeferError:
+    return from_code("not-ready", "the dispatcher is shutting down")

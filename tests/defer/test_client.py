@@ -295,6 +295,29 @@ def test_a_closed_client(server: Any) -> None:
     client.close()
 
 
+def test_no_future_waits_for_ever_when_the_clients_thread_fails(
+    server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.stages[0].hold = True
+    with Client(server.address) as client:
+        pending = client.submit(x())
+        until(lambda: server.stages[0].seen)
+        session = client._requests._session
+        assert session is not None
+
+        def fail(*_: object) -> None:
+            raise KeyError("broken")
+
+        monkeypatch.setattr(session._core, "handle", fail)
+        futures = [pending, *(client.submit(x()) for _ in range(3))]
+        for future in futures:
+            with pytest.raises(errors.Internal, match="broken"):
+                future.result(10)
+        with pytest.raises(errors.Internal, match="broken"):
+            client.infer(x())
+    assert "the thread defer-client failed" in caplog.text
+
+
 def test_a_cancelled_future_is_forgotten(server: Any) -> None:
     server.stages[0].hold = True
     with Client(server.address) as client:

@@ -109,6 +109,52 @@ def test_a_crash_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert "the thread loop-under-test failed" in caplog.text
 
 
+def test_what_was_put_before_a_crash_still_runs_and_nothing_is_taken_after_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ran: list[str] = []
+    both_wait = threading.Event()
+
+    def fail() -> None:
+        both_wait.wait(5)
+        raise ValueError("broken")
+
+    def fail_again() -> None:
+        raise KeyError("broken too")
+
+    loop = make(closed=lambda: ran.append("closed"))
+    loop.start()
+    assert loop.enqueue(fail)
+    assert loop.enqueue(fail_again)
+    assert loop.enqueue(lambda: ran.append("left"))
+    both_wait.set()
+    wait_for(lambda: not loop.running)
+    assert ran == ["left", "closed"]
+    assert not loop.enqueue(lambda: ran.append("late"))
+    loop.close()
+    assert ran == ["left", "closed"]
+    assert "a command of the thread loop-under-test failed at its end" in caplog.text
+
+
+def test_a_command_that_comes_as_the_thread_ends_runs_or_is_refused() -> None:
+    for _ in range(50):
+        loop = make()
+        loop.start()
+        taken, ran, go = 0, [], threading.Event()
+
+        def close(loop: SocketLoop = loop, go: threading.Event = go) -> None:
+            go.wait(5)
+            loop.close()
+
+        closer = threading.Thread(target=close)
+        closer.start()
+        go.set()
+        while loop.enqueue(lambda ran=ran: ran.append(1)):  # type: ignore[misc]
+            taken += 1
+        closer.join()
+        assert len(ran) == taken
+
+
 def test_it_wakes_at_its_time() -> None:
     turns: list[float] = []
     at = time.monotonic() + 0.05
