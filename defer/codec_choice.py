@@ -12,37 +12,37 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import router
-from defer.documents.plan import Objective
-from router.evaluation import measure
+from router.evaluation import measure, objective_value
 from router.instance import Instance, compile_problem
+from router.limits import broken
 
 LATENCY_SHARE = 1e-3
 """Weight of the latency where the period is made least: among plans of one period the quicker one is better."""
 
 
 def choose_codecs(
-    problem: router.Problem, route: router.Route, objective: Objective, max_error: float
+    problem: router.Problem, route: router.Route, objective: router.Objective
 ) -> router.Route | None:
-    """The route with other codecs, whose errors add up to at most `max_error`.
+    """The route with other codecs, whose errors add up to at most the objective's `max_error`.
 
     Args:
         problem: Its codecs carry their errors.
         route: Stages and paths, which are kept, and the codecs to start from.
-        objective: What should stay small.
-        max_error: In the units of the codecs' errors.
+        objective: What should stay small, and the bounds; `max_error` in the units of the codecs' errors.
 
     Returns:
         None where not even the most accurate codecs keep the bound.
     """
-    choice = _Choice(compile_problem(problem), objective, max_error)
+    choice = _Choice(compile_problem(problem), objective)
     return choice.run(route)
 
 
 class _Choice:
-    def __init__(self, instance: Instance, objective: Objective, max_error: float) -> None:
+    def __init__(self, instance: Instance, objective: router.Objective) -> None:
         self._instance = instance
         self._objective = objective
-        self._max_error = max_error
+        self._max_error = objective.max_error
+        self._bounds = replace(objective, max_error=math.inf)
 
     def run(self, route: router.Route) -> router.Route | None:
         """See `choose_codecs`."""
@@ -83,6 +83,9 @@ class _Choice:
 
     def _judge(self, route: router.Route) -> tuple[float, float]:
         found = measure(self._instance, route)
-        if self._objective == "latency":
-            return found.latency, found.error
-        return found.period + LATENCY_SHARE * found.latency, found.error
+        if broken(self._instance, self._bounds, route, found) is not None:
+            return math.inf, found.error
+        value = objective_value(self._objective, found)
+        if self._objective.name == "throughput":
+            value += LATENCY_SHARE * found.latency
+        return value, found.error

@@ -224,8 +224,8 @@ def _comparison(page: _Page, plan: Plan) -> None:
         page.text(MARGIN, page.y + 26, "No single device can hold the whole model.", colour=GREY)
         page.y += 36
         return
-    longest = max(plan.value_s, *(seconds for _, seconds in rows))
-    for number, (name, seconds) in enumerate([("this plan", plan.value_s), *rows]):
+    longest = max(plan.value, *(seconds for _, seconds in rows))
+    for number, (name, seconds) in enumerate([("this plan", plan.value), *rows]):
         page.y += 26
         page.text(MARGIN, page.y, _fit(name, BOX_WIDTH - 20), bold=number == 0)
         _bar(page, page.y - 4.5, seconds, longest, STAGE_BAR if number == 0 else TRANSFER_BAR, height=12)

@@ -50,7 +50,7 @@ def _beside(plan: Plan) -> str:
         return "No single device can hold the whole model."
     name, seconds = best
     what = "per request" if plan.objective == "latency" else "between results"
-    own, alone = units.show_duration(plan.value_s), units.show_duration(seconds)
+    own, alone = units.show_duration(plan.value), units.show_duration(seconds)
     return f"{own} {what}; the whole model on {name}, the best single device: {alone}."
 
 

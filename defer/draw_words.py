@@ -20,8 +20,8 @@ def verdict(plan: Plan) -> str:
         proof = "placed by hand"
     elif plan.optimal:
         proof = f"least {goal}, proven"
-    elif plan.bound_s > 0:
-        proof = f"{goal} at most {plan.value_s / plan.bound_s - 1:.1%} above the best"
+    elif plan.bound > 0:
+        proof = f"{goal} at most {plan.value / plan.bound - 1:.1%} above the best"
     else:
         proof = f"{goal} not proven best"
     costs = {"measured": "measured costs", "static": "static costs", "mixed": "costs partly measured"}[

@@ -27,6 +27,7 @@ from defer.documents.profile import CostProfile
 from defer.errors import MissingExtra, NoRoute
 from defer.parts import bound_inputs
 from defer.planning import Placement, make_plan, recode_plan
+from defer.wishes import NO_LIMITS, NO_RULES, Limits, Rules
 from node_agent.errors import EngineMissingError
 from partitioner import BlockChain
 
@@ -48,6 +49,8 @@ class Wish:
     max_stages: int | None = None
     placement: Placement | None = None
     codec: str | None = None
+    limits: Limits = NO_LIMITS
+    rules: Rules = NO_RULES
 
 
 def plan_on_calibration(
@@ -171,8 +174,8 @@ class _Search:
                 if number == 0:
                     raise
                 break
-            self._bound = self._bound or fastest.bound_s
-            if self._best is not None and fastest.value_s >= self._best[0].value_s:
+            self._bound = self._bound or fastest.bound
+            if self._best is not None and fastest.value >= self._best[0].value:
                 break  # smaller shares allow only what this one allows
             self._take(fastest, check)
         if self._best is None and not self._forced:
@@ -181,10 +184,10 @@ class _Search:
         if self._best is None:
             return None
         plan, error = self._best
-        optimal = plan.value_s <= self._bound * (1 + 1e-9)
+        optimal = plan.value <= self._bound * (1 + 1e-9)
         by_hand = self._wish.placement is not None
         plan = msgspec.structs.replace(
-            plan, by_hand=by_hand, optimal=optimal, bound_s=plan.value_s if optimal else self._bound
+            plan, by_hand=by_hand, optimal=optimal, bound=plan.value if optimal else self._bound
         )
         return plan, error
 
@@ -195,14 +198,14 @@ class _Search:
         for _ in range(TIGHTENINGS):
             error = check(plan)
             if error <= limit:
-                if self._best is None or plan.value_s < self._best[0].value_s:
+                if self._best is None or plan.value < self._best[0].value:
                     self._best = plan, error
                 return
             believed = self._sum(plan)
             # What the errors add up to when the check finds just the limit, if both shrink alike.
             room = min(room, believed) * MARGIN * min(1.0, limit / error if math.isfinite(error) else 0.5)
             recoded = None if self._forced else self._recode(plan, room)
-            if recoded is None or (self._best is not None and recoded.value_s >= self._best[0].value_s):
+            if recoded is None or (self._best is not None and recoded.value >= self._best[0].value):
                 return
             plan = recoded
 
@@ -222,7 +225,8 @@ class _Search:
     def _recode(self, plan: Plan, room: float) -> Plan | None:
         """The same stages with codecs whose errors promise at most `room`."""
         most = room**self._budget.power
-        return recode_plan(plan, self._chain, self._cluster, self._profile, self._errors(1.0), most)
+        errors, limits = self._errors(1.0), self._wish.limits
+        return recode_plan(plan, self._chain, self._cluster, self._profile, errors, most, limits)
 
     def _plan(self, share: float) -> Plan:
         """The fastest plan in which no transfer takes more than `share` of the budget."""
@@ -236,6 +240,8 @@ class _Search:
             placement=wish.placement,
             codec=wish.codec,
             errors=self._errors(share),
+            limits=wish.limits,
+            rules=wish.rules,
         )
 
     def _sum(self, plan: Plan) -> float:

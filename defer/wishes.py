@@ -10,7 +10,7 @@ from typing import Final
 import router
 from defer import units
 from defer.documents.cluster import Cluster
-from defer.errors import UnknownDevice, UsageError
+from defer.errors import DeferError, UnknownDevice, UsageError
 
 WEIGHED: Final = {
     "latency": "latency",
@@ -111,8 +111,8 @@ def parse_bound(option: str, text: str, quantity: units.Quantity | None) -> floa
     if quantity is not None:
         try:
             value = units.parse(text, quantity)
-        except Exception as exc:
-            raise UsageError(f"{option}: {exc}", hint=f"for example {quantity.example!r}") from exc
+        except DeferError as exc:
+            raise UsageError(f"{option}: {exc.message}", hint=f"for example {quantity.example!r}") from exc
     else:
         try:
             value = float(text)
@@ -193,3 +193,34 @@ def _blocks(tie: Tie, blocks: int) -> Sequence[int]:
             hint=f"blocks are 0 to {blocks - 1}; `defer analyze` lists them",
         )
     return range(tie.start, stop)
+
+
+def check_wishes(objective: str, limits: Limits, rules: Rules, *, placed: bool = False) -> None:
+    """Refuses wishes that contradict each other.
+
+    Args:
+        objective: What is made least.
+        limits: Bounds and weights.
+        rules: Blocks and devices.
+        placed: Whether the operator also placed every block.
+
+    Raises:
+        UsageError: Names the two that do not go together.
+    """
+    if (objective == "weighted") != bool(limits.weights):
+        raise UsageError(
+            "the objective 'weighted', and no other, needs weights",
+            hint="for example --weights latency=1,cost=0.2",
+        )
+    tied = bool(rules.pinned or rules.forbidden)
+    if placed and tied:
+        raise UsageError(
+            "blocks are placed by hand and tied as well", hint="give --place, or --pin and --forbid"
+        )
+    if rules.replicas and objective != "throughput":
+        raise UsageError("replicas only raise the throughput", hint="add --objective throughput")
+    if rules.replicas and (placed or tied or limits.given):
+        raise UsageError(
+            "replicas are planned without bounds, ties and placements",
+            hint="leave out --max-latency and its like, --pin, --forbid and --place",
+        )

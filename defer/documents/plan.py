@@ -9,8 +9,9 @@ import msgspec
 from defer.documents.base import Document
 from defer.errors import InvalidDocument
 
-Objective = Literal["latency", "throughput"]
-"""What a plan makes least: seconds of one request, or seconds between two results."""
+Objective = Literal["latency", "throughput", "cost", "energy", "weighted"]
+"""What a plan makes least: seconds of one request, seconds between two results, money or joules per request, or a
+weighted sum of these."""
 
 
 class PlanStage(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,10 +70,80 @@ class PlanTerm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanAlternative(msgspec.Struct, frozen=True, kw_only=True):
-    """What the whole model on one device would take."""
+    """What the whole model on one device would take: seconds, money and joules."""
 
     latency_s: float
     period_s: float
+    cost: float = 0.0
+    energy_j: float = 0.0
+
+
+class PlanDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A device of the cluster and what the plan asks of it.
+
+    Attributes:
+        name: Which.
+        computes: Whether it may run stages.
+        memory_bytes: What partitions may take there; None where nothing limits it.
+        used_bytes: What planning reserved.
+        busy_s: Seconds of work per request.
+    """
+
+    name: str
+    computes: bool = True
+    memory_bytes: int | None = None
+    used_bytes: int = 0
+    busy_s: float = 0.0
+
+
+class PlanLink(msgspec.Struct, frozen=True, kw_only=True):
+    """A link that the plan uses or the cluster file names, and what crosses it.
+
+    Attributes:
+        source: From here.
+        target: To here.
+        bytes_per_s: Bandwidth.
+        delay_s: Propagation delay.
+        medium: Capacity that it shares, if any.
+        wire_bytes: Bytes per request.
+        busy_s: Seconds that they take per request.
+    """
+
+    source: str
+    target: str
+    bytes_per_s: float
+    delay_s: float = 0.0
+    medium: str | None = None
+    wire_bytes: int = 0
+    busy_s: float = 0.0
+
+
+class PlanShare(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the requests and the route that they take, where stages have replicas."""
+
+    fraction: float
+    stages: tuple[PlanStage, ...]
+    transfers: tuple[PlanTransfer, ...]
+
+
+class PlanWhatIf(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of the cluster, the objective's value under the best plan then, and the relative gain."""
+
+    change: str
+    value: float
+    gain: float
+
+
+class PlanAdvice(msgspec.Struct, frozen=True, kw_only=True):
+    """What limits the plan.
+
+    Attributes:
+        binding: Limits without which a better plan would exist.
+        what_ifs: Changes that were tried, the most useful first.
+    """
+
+    binding: tuple[str, ...] = ()
+    what_ifs: tuple[PlanWhatIf, ...] = ()
 
 
 class PlanAccuracy(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,16 +176,27 @@ class Plan(Document, frozen=True, kw_only=True):
         method: `measured` where every device's seconds were measured, else `static`.
         latency_s: Expected seconds of one request through an idle pipeline.
         period_s: Expected seconds between two results of a full pipeline.
-        bound_s: No plan has a smaller value of the objective.
+        cost: Expected money per request.
+        energy_j: Expected joules per request.
+        error: What the codecs should add to the error, as planned; `accuracy` is what was measured.
+        weights: Factor of each quantity in a weighted objective.
+        limits: Bounds that were asked for: `latency` and `period` in seconds, `cost`, `energy` in joules.
+        value: What the objective made least; always that of the predictions above.
+        bound: No plan has a smaller value of the objective.
         optimal: Whether this one is proven to be the best.
         bottleneck: Device or link that sets the period.
         stages: In order of the blocks.
         transfers: One more than stages.
         terms: Where the latency comes from.
         alternatives: The whole model on each single device that can hold it.
-        by_hand: Whether an operator placed the blocks; `optimal` and `bound_s` then hold for that placement.
+        by_hand: Whether an operator placed the blocks; `optimal` and `bound` then hold for that placement.
         notes: What planning assumed or left out, one sentence each.
         accuracy: Where an error budget was given, what its check found; without one no codec changes a value.
+        shares: Where stages have replicas, every route and its part of the requests; `stages` and `transfers` are
+            those of the largest.
+        device_loads: Every device of the cluster.
+        link_loads: The links on the way, and those that the cluster file names.
+        advice: What limits the plan, where it was asked for.
     """
 
     KIND: ClassVar[str] = "plan"
@@ -128,7 +210,13 @@ class Plan(Document, frozen=True, kw_only=True):
     method: Literal["measured", "static", "mixed"] = "static"
     latency_s: float
     period_s: float
-    bound_s: float
+    cost: float = 0.0
+    energy_j: float = 0.0
+    error: float = 0.0
+    weights: dict[str, float] = msgspec.field(default_factory=dict)
+    limits: dict[str, float] = msgspec.field(default_factory=dict)
+    value: float = 0.0
+    bound: float
     optimal: bool
     bottleneck: str = ""
     stages: tuple[PlanStage, ...]
@@ -138,6 +226,22 @@ class Plan(Document, frozen=True, kw_only=True):
     by_hand: bool = False
     notes: tuple[str, ...] = ()
     accuracy: PlanAccuracy | None = None
+    shares: tuple[PlanShare, ...] = ()
+    device_loads: tuple[PlanDevice, ...] = ()
+    link_loads: tuple[PlanLink, ...] = ()
+    advice: PlanAdvice | None = None
+
+    def __post_init__(self) -> None:
+        # In the file for its readers; here it follows from the predictions, so that it cannot contradict them.
+        value = self.valued(self.latency_s, self.period_s, self.cost, self.energy_j)
+        msgspec.structs.force_setattr(self, "value", value)
+
+    def valued(self, latency: float, period: float, cost: float, energy: float) -> float:
+        """What the plan's objective makes of four predictions, in seconds, money and joules."""
+        found = {"latency": latency, "period": period, "cost": cost, "energy": energy}
+        if self.objective == "weighted":
+            return sum(weight * found[name] for name, weight in self.weights.items())
+        return found["period" if self.objective == "throughput" else self.objective]
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -150,15 +254,10 @@ class Plan(Document, frozen=True, kw_only=True):
         return max(max(stage.seconds for stage in self.stages), max(each.seconds for each in self.transfers))
 
     @property
-    def value_s(self) -> float:
-        """What the objective made least: the latency or the period."""
-        return self.latency_s if self.objective == "latency" else self.period_s
-
-    @property
     def best_alternative(self) -> tuple[str, float] | None:
         """The best single device and its value of the objective; None where no device can hold the model."""
         values = {
-            name: each.latency_s if self.objective == "latency" else each.period_s
+            name: self.valued(each.latency_s, each.period_s, each.cost, each.energy_j)
             for name, each in self.alternatives.items()
         }
         return min(values.items(), key=lambda item: item[1]) if values else None
@@ -209,6 +308,24 @@ class Plan(Document, frozen=True, kw_only=True):
                 f"blocks {at} to {blocks} are not placed", where="stages", hint=f"`{self.MADE_BY}`"
             )
         self._check_transfers()
+        self._check_shares()
+        if unknown := sorted(self.weights.keys() - {"latency", "period", "cost", "energy"}):
+            raise InvalidDocument(
+                f"{unknown[0]!r} is nothing to weigh", where="weights", hint="latency, period, cost or energy"
+            )
+
+    def _check_shares(self) -> None:
+        for number, share in enumerate(self.shares):
+            route = msgspec.structs.replace(self, stages=share.stages, transfers=share.transfers, shares=())
+            try:
+                route.problems()
+            except InvalidDocument as exc:
+                exc.where = f"shares[{number}].{exc.where}"
+                raise
+        if self.shares and abs(sum(share.fraction for share in self.shares) - 1) > 1e-6:
+            raise InvalidDocument(
+                "the fractions do not add up to 1", where="shares", hint=f"`{self.MADE_BY}`"
+            )
 
     def _check_transfers(self) -> None:
         for number, transfer in enumerate(self.transfers):

@@ -138,7 +138,7 @@ def a_plan() -> Plan:
         method="measured",
         latency_s=0.1,
         period_s=0.05,
-        bound_s=0.1,
+        bound=0.1,
         optimal=True,
         bottleneck="device jetson",
         stages=(

@@ -133,7 +133,7 @@ def test_a_bottleneck_link_is_marked_where_it_is() -> None:
 
 
 def test_what_is_not_proven_is_not_called_so() -> None:
-    unproven = msgspec.structs.replace(a_plan(), optimal=False, bound_s=0.08)
+    unproven = msgspec.structs.replace(a_plan(), optimal=False, bound=0.08)
     assert "at most 25.0% above the best" in plan_text(unproven)
     assert "proven" not in plan_text(unproven)
     assert "placed by hand" in plan_text(msgspec.structs.replace(a_plan(), by_hand=True))

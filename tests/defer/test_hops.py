@@ -41,7 +41,7 @@ def plan(paths: list[tuple[str, ...]], devices: list[str]) -> Plan:
         objective="latency",
         latency_s=1.0,
         period_s=1.0,
-        bound_s=1.0,
+        bound=1.0,
         optimal=True,
         stages=stages,
         transfers=transfers,

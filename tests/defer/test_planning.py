@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defer import costs, errors
@@ -36,7 +36,7 @@ def test_static_costs_by_hand() -> None:
     assert close(plan.latency_s, into + 0.030 + costs.STATIC_OVERHEAD + out)
     assert close(plan.period_s, 0.030 + costs.STATIC_OVERHEAD)
     assert (plan.bottleneck, plan.method, plan.optimal) == ("device jetson", "static", True)
-    assert plan.bound_s == plan.latency_s
+    assert plan.bound == plan.latency_s
     assert any("assumed" in note for note in plan.notes)
     assert (plan.source, plan.sink, plan.cuts) == ("desk", "desk", ())
 
@@ -309,6 +309,7 @@ def test_positions_of_another_model_are_refused(positions: tuple[int, ...]) -> N
         regroup(a_chain(), positions)
 
 
+@settings(deadline=None)  # the machine may be busy with other things
 @given(st.lists(st.tuples(st.floats(1e-4, 1.0), st.floats(1e-4, 1.0)), min_size=3, max_size=3))
 def test_no_placement_beats_the_plan(times: list[tuple[float, float]]) -> None:
     """All six ways to place three blocks on two devices, each device once, against the planner's choice."""

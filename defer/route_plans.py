@@ -1,0 +1,260 @@
+"""A route of the router's as a plan that people and deployments read, and back. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import router
+from defer.costs import Costs
+from defer.documents.cluster import Cluster
+from defer.documents.plan import (
+    Objective,
+    Plan,
+    PlanAlternative,
+    PlanDevice,
+    PlanLink,
+    PlanShare,
+    PlanStage,
+    PlanTerm,
+    PlanTransfer,
+)
+from defer.wishes import NO_LIMITS, Limits
+
+if TYPE_CHECKING:
+    from partitioner import BlockChain
+
+ALONE_LABELS = 2_000
+"""Effort for the way to and from a single device: one stage leaves little to search."""
+
+
+def to_route(plan: Plan, problem: router.Problem) -> router.Route:
+    """A plan's route in the router's names: the sink has one of its own where it forwards nothing."""
+    transfers = [
+        router.Transfer(each.boundary, each.path, each.codec if len(each.path) > 1 else "raw")
+        for each in plan.transfers
+    ]
+    last = transfers[-1]
+    transfers[-1] = replace(last, path=(*last.path[:-1], problem.sink))
+    stages = tuple(router.Stage(each.device, each.start, each.stop) for each in plan.stages)
+    return router.Route(stages, tuple(transfers))
+
+
+def to_plan(
+    chain: BlockChain,
+    cluster: Cluster,
+    costs: Costs,
+    solution: router.Solution,
+    objective: Objective,
+    limits: Limits = NO_LIMITS,
+    *,
+    by_hand: bool = False,
+) -> Plan:
+    """What the router found, in the words of the cluster's file.
+
+    Args:
+        chain: The model's blocks.
+        cluster: Devices and links as they are declared.
+        costs: The problem that was solved.
+        solution: What was found.
+        objective: What was made least.
+        limits: Under which bounds.
+        by_hand: Whether an operator placed the blocks.
+    """
+    shares = solution.shares or (router.Share(1.0, solution.route),)
+    legs = [_leg(costs, share) for share in shares]
+    devices, links, bottleneck = _loads(cluster, costs, legs)
+    stages, transfers = _parts(chain, costs, legs[0])
+    return Plan(
+        model=chain.model,
+        digest=chain.digest,
+        positions=tuple(boundary.position for boundary in chain.boundaries),
+        bindings=dict(chain.bindings),
+        objective=objective,
+        method=costs.method,
+        latency_s=float(solution.latency),
+        period_s=float(solution.period),
+        cost=float(solution.cost),
+        energy_j=float(solution.energy),
+        error=float(solution.error),
+        weights=dict(limits.weights),
+        limits=limits.given,
+        bound=float(solution.bound),
+        optimal=solution.optimal,
+        bottleneck=bottleneck,
+        stages=stages,
+        transfers=transfers,
+        terms=tuple(
+            PlanTerm(kind=term.kind, where=costs.told(term.where), seconds=term.seconds, bytes=term.bytes)
+            for term in legs[0].terms
+            if term.seconds > 0
+        ),
+        alternatives=_alone(costs.problem),
+        by_hand=by_hand,
+        notes=costs.notes,
+        shares=_plan_shares(chain, costs, legs) if len(legs) > 1 else (),
+        device_loads=devices,
+        link_loads=links,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Leg:
+    """A route, its part of the requests, and what the router says of it."""
+
+    fraction: float
+    route: router.Route
+    evaluation: router.Evaluation
+    terms: tuple[router.Term, ...]
+
+
+def _leg(costs: Costs, share: router.Share) -> _Leg:
+    evaluation = router.evaluate(costs.problem, share.route)
+    return _Leg(float(share.fraction), share.route, evaluation, router.explain(costs.problem, share.route))
+
+
+def _plan_shares(chain: BlockChain, costs: Costs, legs: Iterable[_Leg]) -> tuple[PlanShare, ...]:
+    found = []
+    for leg in legs:
+        stages, transfers = _parts(chain, costs, leg)
+        found.append(PlanShare(fraction=leg.fraction, stages=stages, transfers=transfers))
+    return tuple(found)
+
+
+def _loads(
+    cluster: Cluster, costs: Costs, legs: Sequence[_Leg]
+) -> tuple[tuple[PlanDevice, ...], tuple[PlanLink, ...], str]:
+    """What a request asks of each device and link in the mean over the shares, and the name of the busiest."""
+    busy: dict[str, float] = defaultdict(float)
+    crossing: dict[tuple[str, str], float] = defaultdict(float)
+    moved: dict[tuple[str, str], float] = defaultdict(float)
+    media: dict[str, float] = defaultdict(float)
+    memory: dict[str, int] = {}
+    for leg in legs:
+        found = leg.evaluation
+        for name, seconds in found.devices.items():
+            busy[name] += leg.fraction * seconds
+        for ends, seconds in found.links.items():
+            crossing[ends] += leg.fraction * seconds
+        for name, seconds in found.media.items():
+            media[name] += leg.fraction * seconds
+        for name, nbytes in found.memory.items():
+            memory[name] = max(memory.get(name, 0), nbytes)
+        for term in leg.terms:
+            if term.kind == "transmission":
+                source, _, target = term.where.partition(" -> ")
+                moved[source, target] += leg.fraction * term.bytes
+    named = {f"device {name}": seconds for name, seconds in busy.items()}
+    named |= {f"link {source} -> {target}": seconds for (source, target), seconds in crossing.items()}
+    named |= {f"medium {name}": seconds for name, seconds in media.items()}
+    bottleneck = max(named, key=lambda name: named[name])
+    if len(legs) == 1:  # where two are as busy, the router's word counts
+        bottleneck = legs[0].evaluation.bottleneck
+    declared = {pair for link in cluster.links for pair in link.pairs}
+    devices = tuple(
+        PlanDevice(
+            name=device.name,
+            computes=device.computes,
+            memory_bytes=device.memory,
+            used_bytes=memory.get(device.name, 0),
+            busy_s=math.fsum(seconds for name, seconds in busy.items() if costs.told(name) == device.name),
+        )
+        for device in costs.problem.cluster.devices
+        if costs.told(device.name) == device.name
+    )
+    links = tuple(
+        PlanLink(
+            source=costs.told(link.source),
+            target=costs.told(link.target),
+            bytes_per_s=link.bandwidth,
+            delay_s=link.delay,
+            medium=link.medium,
+            wire_bytes=round(moved.get((link.source, link.target), 0.0)),
+            busy_s=crossing.get((link.source, link.target), 0.0),
+        )
+        for link in costs.problem.cluster.links
+        if (link.source, link.target) in moved or (link.source, costs.told(link.target)) in declared
+    )
+    return devices, links, costs.told(bottleneck)
+
+
+def _parts(
+    chain: BlockChain, costs: Costs, leg: _Leg
+) -> tuple[tuple[PlanStage, ...], tuple[PlanTransfer, ...]]:
+    """Stages and transfers of one route."""
+    problem, route = costs.problem, leg.route
+    stage_s, transfer_s, wire = _spans(leg.terms, len(route.stages))
+    positions = tuple(boundary.position for boundary in chain.boundaries)
+    stages = tuple(
+        PlanStage(
+            device=stage.device,
+            start=stage.start,
+            stop=stage.stop,
+            ops=(positions[stage.start], positions[stage.stop]),
+            weight_bytes=chain.weight_bytes_of(stage.start, stage.stop),
+            flops=sum(block.flops for block in chain.blocks[stage.start : stage.stop]),
+            seconds=stage_s[number],
+            memory_bytes=_stage_memory(problem, stage),
+        )
+        for number, stage in enumerate(route.stages)
+    )
+    transfers = tuple(
+        PlanTransfer(
+            boundary=transfer.boundary,
+            path=tuple(costs.told(name) for name in transfer.path),
+            codec=transfer.codec,
+            nbytes=chain.boundaries[transfer.boundary].nbytes,
+            seconds=transfer_s[number],
+            tensors=chain.boundaries[transfer.boundary].tensors,
+            wire_bytes=wire[number],
+        )
+        for number, transfer in enumerate(route.transfers)
+    )
+    return stages, transfers
+
+
+def _spans(terms: Sequence[router.Term], stages: int) -> tuple[list[float], list[float], list[int]]:
+    """Seconds of each stage and of each transfer, and bytes on the wire of each transfer.
+
+    The router lists the terms in order of time, transfer 0, stage 0, transfer 1, …; a stage ends with its compute.
+    """
+    stage_s: list[list[float]] = [[] for _ in range(stages)]
+    transfer_s: list[list[float]] = [[] for _ in range(stages + 1)]
+    wire = [0] * (stages + 1)
+    number = 0
+    for term in terms:
+        if term.detail.startswith("boundary"):
+            transfer_s[number].append(term.seconds)
+            if term.kind == "transmission":
+                wire[number] = term.bytes
+        else:
+            stage_s[number].append(term.seconds)
+            number += term.kind == "compute"
+    return [math.fsum(part) for part in stage_s], [math.fsum(part) for part in transfer_s], wire
+
+
+def _stage_memory(problem: router.Problem, stage: router.Stage) -> int:
+    """What the router reserves for one stage: weights, the largest activation, queues, and the runtime."""
+    size, queues = problem.boundary_bytes, problem.buffers
+    waiting = (queues.receive * size[stage.start] if stage.start else 0) + queues.send * size[stage.stop]
+    weights = sum(problem.block_memory[stage.start : stage.stop])
+    return int(
+        weights + max(problem.block_activation[stage.start : stage.stop]) + waiting + problem.stage_memory
+    )
+
+
+def _alone(problem: router.Problem) -> dict[str, PlanAlternative]:
+    """The whole model on each device that can hold it; a plan is judged against the best of them."""
+    found = {}
+    for name in problem.block_seconds:
+        try:
+            alone = router.place(problem, (router.Stage(name, 0, problem.blocks),), labels=ALONE_LABELS)
+        except router.RouterError:
+            continue  # too little memory, or out of reach
+        found[name] = PlanAlternative(
+            latency_s=alone.latency, period_s=alone.period, cost=alone.cost, energy_j=alone.energy
+        )
+    return found
