@@ -16,12 +16,15 @@ CONNECT_S = 5.0
 
 _SMALL_ROUNDS = 20
 _LARGE_ROUNDS = 8
+_FIRST, _GROWTH = 16 * 1024, 4
+_SHARE = 1 / 16
+"""Of the budget: a probe that takes less is too short to tell a rate from jitter."""
 _PATIENCE = 10.0
 """A single probe may take this many times the budget before the link counts as dead."""
 
 
 def measure_link(context: Context, request: MeasureLink) -> LinkMeasured:
-    """Small probes for the delay, then ones of `nbytes` for the bandwidth, within about `budget_s`.
+    """Small probes for the delay, then ones of up to `nbytes` for the bandwidth, within about `budget_s`.
 
     Bandwidth is that of the fastest large probe after its round trip is taken off: others share the link now
     and then, nobody makes it faster than it is.
@@ -41,18 +44,33 @@ def measure_link(context: Context, request: MeasureLink) -> LinkMeasured:
             least = min(least, _round_trip(socket, number, b"", request, patience))
             if time.perf_counter() > deadline:
                 break
-        payload = bytes(request.nbytes)
-        deadline = time.perf_counter() + request.budget_s * 3 / 4
-        fastest = float("inf")
-        for number in range(_LARGE_ROUNDS):
-            fastest = min(fastest, _round_trip(socket, number, payload, request, patience))
-            if time.perf_counter() > deadline:
-                break
+        nbytes, fastest = _large(socket, request, least, patience)
         # On a fast link a round trip's jitter may be all there is; a microsecond keeps the quotient finite.
-        return LinkMeasured(request.id, request.nbytes / max(fastest - least, 1e-6), least / 2)
+        return LinkMeasured(request.id, nbytes / max(fastest - least, 1e-6), least / 2)
     finally:
         monitor.close()
         socket.close()
+
+
+def _large(socket: Socket, request: MeasureLink, least: float, patience: float) -> tuple[int, float]:
+    """Bytes of a probe that fills the link for a good part of the budget, and its fastest round trip.
+
+    Probes grow from a few packets: what a fast link needs takes minutes on a slow one.
+    """
+    nbytes = min(_FIRST, request.nbytes)
+    deadline = time.perf_counter() + request.budget_s * 3 / 4
+    number = 0
+    while True:
+        fastest = float("inf")
+        for _ in range(_LARGE_ROUNDS):
+            fastest = min(fastest, _round_trip(socket, number, bytes(nbytes), request, patience))
+            number += 1
+            grows = nbytes < request.nbytes and fastest - least < request.budget_s * _SHARE
+            if grows or time.perf_counter() > deadline:
+                break
+        if not grows or time.perf_counter() > deadline:
+            return nbytes, fastest
+        nbytes = min(request.nbytes, nbytes * _GROWTH)
 
 
 def _unreachable(request: MeasureLink, why: str) -> AgentError:
