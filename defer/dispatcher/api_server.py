@@ -6,6 +6,7 @@ So a deployment does not silence `defer status`, and neither delays heartbeats.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from defer import api
-from defer.errors import DeferError, Overloaded, ProtocolMismatch, translate
+from defer.errors import DeferError, NotReady, Overloaded, ProtocolMismatch, translate
 from node_agent.errors import VersionError
 from node_agent.messages import Chunk, Done, Fault, Have, Hello, Progress, Taken, Want, Welcome
 from node_agent.versions import OURS, VersionRange, negotiate
@@ -24,6 +25,8 @@ logger = logging.getLogger("defer.dispatcher")
 
 WAITING = 256
 """Questions that wait at most; more are refused."""
+
+_STOPPING = NotReady("the dispatcher is shutting down")
 
 Reply = Callable[[bytes, list[bytes]], None]
 OnProgress = Callable[[str, float], None]
@@ -66,11 +69,23 @@ class ApiServer:
         self._quick = ThreadPoolExecutor(1, thread_name_prefix="defer-api")
         self._slow = ThreadPoolExecutor(1, thread_name_prefix="defer-verbs")
         self._waiting = threading.BoundedSemaphore(WAITING)
+        # Questions without an answer, by a key of their own; whoever takes one out answers it.
+        self._owed: dict[object, tuple[bytes, int]] = {}
+
+    def stop(self) -> None:
+        """Refuse what is asked from now on, what waits, and what runs: its answer would come too late."""
+        for executor in (self._quick, self._slow):
+            executor.shutdown(wait=False, cancel_futures=True)
+        while self._owed:
+            with contextlib.suppress(KeyError):  # it was answered just now
+                _, (identity, number) = self._owed.popitem()
+                self._fault(identity, number, _STOPPING)
 
     def close(self) -> None:
-        """Refuse what waits, finish what runs."""
+        """`stop`, and wait for what runs."""
+        self.stop()
         for executor in (self._quick, self._slow):
-            executor.shutdown(wait=True, cancel_futures=True)
+            executor.shutdown(wait=True)
 
     def heard(self, identity: bytes, frames: list[bytes]) -> None:
         """A message of a caller; returns at once."""
@@ -88,20 +103,30 @@ class ApiServer:
             return
         slow = isinstance(message, api.Deploy | api.Undeploy)
         piece = frames[1] if len(frames) > 1 else b""
+        key = object()
+        self._owed[key] = (identity, number)
         try:
-            (self._slow if slow else self._quick).submit(self._run, identity, number, message, piece)
-        except RuntimeError:  # shut down between two lines
+            (self._slow if slow else self._quick).submit(self._run, key, message, piece)
+        except RuntimeError:  # it is stopping
             self._waiting.release()
+            if self._owed.pop(key, None):
+                self._fault(identity, number, _STOPPING)
 
-    def _run(self, identity: bytes, number: int, message: api.ApiMessage, piece: bytes) -> None:
+    def _run(self, key: object, message: api.ApiMessage, piece: bytes) -> None:
+        asked = self._owed.get(key)
         try:
-            answer = self._answer(identity, number, message, piece)
-            self._say(identity, msgspec.structs.replace(answer, id=number))
-        except Exception as error:
-            told = translate(error)
-            if told.code == "internal":
-                logger.exception("an api call failed: %s", type(message).__name__)
-            self._fault(identity, number, told)
+            if asked is None:
+                return
+            answer: api.ApiMessage
+            try:
+                answer = msgspec.structs.replace(self._answer(*asked, message, piece), id=asked[1])
+            except Exception as error:
+                told = translate(error)
+                if told.code == "internal":
+                    logger.exception("an api call failed: %s", type(message).__name__)
+                answer = _as_fault(asked[1], told)
+            if self._owed.pop(key, None):
+                self._say(asked[0], answer)
         finally:
             self._waiting.release()
 
@@ -136,7 +161,11 @@ class ApiServer:
         return Welcome(hello.id, version, self._name, self._boot)
 
     def _fault(self, identity: bytes, number: int, error: DeferError) -> None:
-        self._say(identity, Fault(number, error.code, str(error), error.hint))
+        self._say(identity, _as_fault(number, error))
 
     def _say(self, identity: bytes, message: api.ApiMessage) -> None:
         self._reply(identity, [api.encode(message)])
+
+
+def _as_fault(number: int, error: DeferError) -> Fault:
+    return Fault(number, error.code, str(error), error.hint)
