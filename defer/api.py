@@ -64,6 +64,10 @@ class StageInfo(msgspec.Struct, frozen=True):
         engine: What runs it.
         engine_notes: Why other engines were not taken, one sentence each.
         precision: How it computes.
+        bytes_in: Bytes received in all.
+        wait_s: Mean seconds from arrival to the run.
+        decode_s: Mean seconds of decoding what is not raw.
+        encode_s: Mean seconds of encoding.
     """
 
     device: str
@@ -76,6 +80,10 @@ class StageInfo(msgspec.Struct, frozen=True):
     engine: str = ""
     engine_notes: tuple[str, ...] = ()
     precision: str = "fp32"
+    bytes_in: int = 0
+    wait_s: float = 0.0
+    decode_s: float = 0.0
+    encode_s: float = 0.0
 
 
 class DeploymentInfo(msgspec.Struct, frozen=True):

@@ -40,6 +40,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "undeploy": ("defer.cli.undeploy:command", "Take a deployment down."),
     "status": ("defer.cli.status:command", "Show the dispatcher's deployments, agents and requests."),
     "infer": ("defer.cli.infer:command", "Send inputs from .npy or .npz files, and save the outputs."),
+    "bench": (
+        "defer.cli.bench:command",
+        "Measure a served model: rate, latencies, each stage's time and energy.",
+    ),
     "demo": (
         "defer.cli.demo:command",
         "Four agents on this machine, one model, measured against one device.",

@@ -79,7 +79,7 @@ def command(
         raise UsageError(f"{output.name!r} is neither .npz nor .npy", hint="name the output outputs.npz")
     given = None if use_random else _read(file, named)
     with Client(address, model=model_name, timeout=timeout) as client:
-        info = _choose(client.models(), model_name)
+        info = choose_model(client.models(), model_name)
         inputs = random_inputs(info, seed, batch) if given is None else _named(given, info)
         outputs, seconds, total = _run(client, inputs, repeat, window)
     if output is not None:
@@ -125,7 +125,13 @@ def _run(client: Client, inputs: Arrays, repeat: int, window: int) -> tuple[Arra
     return outputs, seconds, time.perf_counter() - begin
 
 
-def _choose(models: tuple[ModelInfo, ...], name: str) -> ModelInfo:
+def choose_model(models: tuple[ModelInfo, ...], name: str) -> ModelInfo:
+    """The model called `name`, or the only one that is served.
+
+    Raises:
+        NotReady: None is served, or it is not ready.
+        UnknownModel: There is none of that name, or several and no name.
+    """
     served = {model.name: model for model in models}
     if not served:
         raise NotReady("no model is deployed", hint="`defer deploy MODEL` deploys one")
