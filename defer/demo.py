@@ -195,9 +195,16 @@ def _serving(
     command += ["--plot", str(output / "plan.svg")]
     if calibration is not None:
         command += ["--max-error", str(options.budget), "--calibration", str(calibration)]
+    # A cache of its own: what was measured on a busy machine another day is not what this run is compared with.
+    environment = {**os.environ, "XDG_CACHE_HOME": str(work / "cache")}
     with (work / "serve.log").open("w") as log:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+            env=environment,
         )
     try:
         yield _wait_ready(process, work / "serve.log", say)
