@@ -129,7 +129,7 @@ class AgentPool:
                     where = f"at {endpoint}" if endpoint else "that dialled in"
                     raise from_code(known.refusal_code, f"agent {name!r} {where}: {known.refusal}")
                 left = deadline - time.monotonic()
-                if left <= 0:
+                if left <= 0 or not self._loop.running:
                     raise _unreachable(name, endpoint, timeout)
                 self._changed.wait(left)
 
@@ -215,6 +215,8 @@ class AgentPool:
             self._bind(self._listen)
 
     def _end(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
         for future, _ in self._waiting.values():
             future.set_exception(AgentUnreachable("the connection pool closed while it waited for an answer"))
         self._waiting.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from defer.agents import AgentPool
 from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
-from defer.errors import AgentFault, UnknownDevice
+from defer.errors import AgentFault, Cancelled, UnknownDevice
 from defer.hops import Layout, Place, lay_out
 from defer.parts import WrittenPart
 from defer.shipping import ship
@@ -100,7 +101,7 @@ def deploy(
         on_step: Told of progress.
 
     Raises:
-        AgentFault: An agent could not store or load its part; the others are told to unload it.
+        AgentFault: An agent could not store or load its part. Whatever is raised, the caller tells them to unload.
         AgentUnreachable: An agent stopped answering.
         UnknownDevice: The plan names a device without an agent.
     """
@@ -112,16 +113,22 @@ def deploy(
     for stage, part in zip(plan.stages, parts, strict=True):
         files[stage.device].update(part.files)
 
+    given_up = threading.Event()
+
+    def go_on() -> None:
+        if given_up.is_set():
+            raise Cancelled("the deployment was given up")
+
     def bring(device: str) -> tuple[int, m.Loaded]:
-        sent = _ship(pool, device, files[device], on_step)
+        sent = _ship(pool, device, files[device], on_step, go_on)
+        go_on()
         load = m.Load(0, epoch, name, layout.hops[device], *engines[device])
         return sent, _load(pool, device, load, on_step)
 
     try:
         brought = in_parallel(bring, list(layout.hops))
-    except BaseException:
-        retire(pool, layout.hops, epoch)
-        raise
+    finally:
+        given_up.set()  # a thread that was not waited for loads nothing any more
     inputs, outputs, warm_up = signature
     return Deployment(
         model=name,
@@ -136,23 +143,21 @@ def deploy(
     )
 
 
-def retire(pool: AgentPool, devices: Mapping[str, object], epoch: int) -> None:
-    """Tell agents to forget an epoch; one that is gone has forgotten it already."""
-    asked = [
-        pool.submit(device, m.Unload(0, epoch), timeout=30.0)
-        for device in devices
-        if (known := pool.liveness(device)) is not None and known.state == "alive"
-    ]
-    wait(asked, timeout=40.0)
-
-
 def in_parallel(action: Callable[[str], T], names: Sequence[str]) -> dict[str, T]:
-    """`action` for every name at once; the first error is raised when the others have ended."""
+    """`action` for every name at once; the first error is raised when the others have ended.
+
+    Where the waiting itself is interrupted nothing is waited for: what runs ends with the connections that it uses.
+    """
     if not names:
         return {}
-    with ThreadPoolExecutor(max_workers=len(names), thread_name_prefix="defer-deploy") as executor:
+    executor = ThreadPoolExecutor(max_workers=len(names), thread_name_prefix="defer-deploy")
+    try:
         futures = {name: executor.submit(action, name) for name in names}
         wait(futures.values(), return_when=FIRST_EXCEPTION)
+        executor.shutdown(wait=True)
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise
     return {name: future.result() for name, future in futures.items()}
 
 
@@ -162,13 +167,20 @@ def _agents(plan: Plan) -> set[str]:
     return relays | {stage.device for stage in plan.stages}
 
 
-def _ship(pool: AgentPool, device: str, files: Mapping[m.FileRef, Path], on_step: Step | None) -> int:
+def _ship(
+    pool: AgentPool,
+    device: str,
+    files: Mapping[m.FileRef, Path],
+    on_step: Step | None,
+    go_on: Callable[[], None],
+) -> int:
     total = sum(file.nbytes for file in files)
     sent = 0
 
     def count(size: int) -> None:
         nonlocal sent
         sent += size
+        go_on()
         if on_step is not None:
             on_step(device, "shipping", sent / total)
 

@@ -61,8 +61,8 @@ class SocketLoop:
 
     @property
     def running(self) -> bool:
-        """Whether the thread has been started and not closed."""
-        return self._thread is not None and self._thread.is_alive()
+        """Whether the thread has been started and takes commands."""
+        return self._thread is not None and self._thread.is_alive() and not self._ended
 
     def start(self) -> None:
         """Start the thread and wait until its sockets are open."""

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import click
 import msgspec
@@ -21,6 +18,7 @@ from defer.accuracy import Budget
 from defer.cli.chains import Shapes, blocks_option, budget_options, input_option, sample_option
 from defer.cli.output import common_options, examples, note, progress
 from defer.cli.plan import write_plot
+from defer.cli.stopping import StopNow, stopping
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
 from defer.dispatcher.deployments import Outcome
@@ -116,7 +114,7 @@ def command(
         raise UsageError(
             "--name, --plan, --profile, --max-error, --save-plan, --save-profile and --plot need --model"
         )
-    with _stopping() as stop, ExitStack() as stack:
+    with stopping() as stop, ExitStack() as stack:
         _log(as_json=as_json)
         directory = state or _state(cluster, stack)
         crashed: list[BaseException] = []
@@ -128,64 +126,29 @@ def command(
         daemon = stack.enter_context(Daemon(cluster, directory, profiles=profile_cache(), on_crash=crash))
         outcome = None
         try:
-            with progress("serve", as_json=as_json) as show:
-                reporter = _Reporter(show, as_json=as_json)
-                reporter("connecting the agents", 0.0)
-                daemon.connect(wait)
-                if order is not None:
-                    outcome = daemon.deployments.bring_up(order, reporter)
-            if outcome is not None:
-                _save(outcome, save_plan, save_profile, plot)
-            _say_ready(daemon.address, outcome, as_json=as_json)
-            stop.wait()
-        except _StopNow:
-            note("stopped before it was ready", as_json=as_json)
+            with stop.interrupting():
+                with progress("serve", as_json=as_json) as show:
+                    reporter = _Reporter(show, as_json=as_json)
+                    reporter("connecting the agents", 0.0)
+                    daemon.connect(wait)
+                    if order is not None:
+                        outcome = daemon.deployments.bring_up(order, reporter)
+                if outcome is not None:
+                    _save(outcome, save_plan, save_profile, plot)
+                _say_ready(daemon.address, outcome, as_json=as_json)
+        except StopNow:
+            _note("stopped before it was ready", as_json=as_json)
             return
+        stop.wait()
         if crashed:
-            raise Internal(f"the data thread ended: {crashed[0]}") from crashed[0]
-        note("stopping: no new requests, those in flight end first", as_json=as_json)
+            raise Internal(f"a thread of the dispatcher ended: {crashed[0]}") from crashed[0]
+        _note("stopping: no new requests, those in flight end first", as_json=as_json)
         daemon.drain(DRAIN_S)
 
 
-class _StopNow(BaseException):
-    """Told to stop before being ready."""
-
-
-class _Stop:
-    """An event that, set by a signal before anyone waits for it, interrupts what is being done."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self._serving = False
-
-    def set(self) -> None:
-        """Stop serving."""
-        self._event.set()
-
-    def wait(self) -> None:
-        """Serve until told to stop."""
-        self._serving = True
-        while not self._event.wait(3600):
-            pass
-
-    def signalled(self, _signal: int, _frame: FrameType | None) -> None:
-        """A signal came, in the main thread."""
-        if self._event.is_set():
-            return
-        self._event.set()
-        if not self._serving:
-            raise _StopNow
-
-
-@contextmanager
-def _stopping() -> Iterator[_Stop]:
-    stop = _Stop()
-    before = {number: signal.signal(number, stop.signalled) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _note(message: str, *, as_json: bool) -> None:
+    with suppress(OSError):  # a terminal that was closed is a reason to stop in order
+        note(message, as_json=as_json)
 
 
 class _Reporter:

@@ -52,7 +52,7 @@ class Daemon:
         state: Directory for epochs, uploaded models and partitions.
         profiles: Directory of measured profiles; within `state` by default.
         limits: What the data path holds at most.
-        on_crash: Called when the data thread ends by an error.
+        on_crash: Called when the data or the control thread ends by an error.
     """
 
     def __init__(
@@ -78,7 +78,11 @@ class Daemon:
             on_crash=on_crash,
         )
         self.pool = AgentPool(
-            DISPATCHER, listen=self._listen.endpoint(), on_api=self._on_api, on_event=self._on_agent_event
+            DISPATCHER,
+            listen=self._listen.endpoint(),
+            on_api=self._on_api,
+            on_event=self._on_agent_event,
+            on_crash=on_crash,
         )
         self.deployments = Deployments(cluster, self.pool, self.shell, state, profiles or state / "profiles")
         self._stale: set[str] = set()
@@ -112,8 +116,10 @@ class Daemon:
             raise translate(error) from error
 
     def close(self) -> None:
-        """Stop at once: unload what is loaded, close every socket, end every thread."""
+        """Stop at once: answer what is left, unload what is loaded, close every socket, end every thread."""
         self._closing.set()
+        self.shell.post(e.Stopped())
+        self._api.stop()
         self._background.shutdown(wait=False, cancel_futures=True)
         for epoch in list(self.deployments.served):
             self.deployments.forget(epoch)
@@ -167,7 +173,9 @@ class Daemon:
             self.shell.post(e.DeviceBack(name))
             self._background_do(lambda: self.deployments.clean(name))
         elif kind == "restarted":
-            # Its process is new: what it had loaded is gone, and with it every route through it.
+            # Its process is new: what it had loaded is gone, and with it every route through it. What it could not
+            # be told to forget is forgotten.
+            self._background_do(lambda: self.deployments.clean(name))
             self.shell.post(e.DeviceLost(name, "its agent restarted", restarted=True))
             self._background_do(lambda: self._repair(self.deployments.hit_by(name)))
         level = logging.INFO if kind == "alive" else logging.WARNING

@@ -161,9 +161,11 @@ class Deployments:
                 epoch=epoch,
                 on_progress=on_progress,
             )
-        except DeferError as error:
-            logger.warning("model %s is served without sampling: %s", order.name, error)
+        except BaseException as error:
             self.unload(epoch, devices)
+            if not isinstance(error, DeferError):
+                raise
+            logger.warning("model %s is served without sampling: %s", order.name, error)
             return
         self.served[epoch] = Served(made, order.objective)
         route = replace(_route(made), reference_of=of.epoch)
@@ -240,9 +242,11 @@ class Deployments:
         left = []
         for device in devices:
             known = self._pool.liveness(device)
-            if known is not None and known.state == "alive":
+            try:
+                if known is None or known.state != "alive":
+                    raise AgentUnreachable(f"agent {device!r} is out of reach")
                 asked.append((device, self._pool.submit(device, Unload(0, epoch), timeout=UNLOAD_S)))
-            else:
+            except AgentUnreachable:  # or the control thread has ended
                 left.append(device)
         for device, future in asked:
             try:

@@ -1,0 +1,76 @@
+"""Signals that end a command which serves: the first in order, the second at once."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class StopNow(BaseException):
+    """Told to stop while something was under way that need not be finished."""
+
+
+class Stop:
+    """Set by a signal or by another thread.
+
+    A pipe, not a `threading.Event`: a handler that runs in the middle of the event's own lock would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._signals = 0
+        self._interrupts = False
+        self._read, self._write = os.pipe()
+
+    def set(self) -> None:
+        """Stop serving."""
+        os.write(self._write, b"\0")
+
+    def wait(self) -> None:
+        """Serve until told to stop."""
+        select.select([self._read], [], [])
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """What is done in here ends with `StopNow` when a signal comes, or where one has come already."""
+        self._interrupts = True
+        try:
+            if self._signals:
+                raise StopNow
+            yield
+        finally:
+            self._interrupts = False
+
+    def signalled(self, number: int, _frame: FrameType | None) -> None:
+        """A signal came, in the main thread."""
+        self._signals += 1
+        if self._signals > 1:
+            os._exit(128 + number)  # whoever asks twice does not want to wait for anything
+        self.set()
+        if self._interrupts:
+            self._interrupts = False
+            raise StopNow
+
+    def close(self) -> None:
+        """Let go of the pipe."""
+        os.close(self._read)
+        os.close(self._write)
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Signals stop instead of killing, except those that this process was started to ignore (`nohup`)."""
+    stop = Stop()
+    ours = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop.signalled) for number in ours}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop.close()
