@@ -111,7 +111,7 @@ class Actions:
         """How the data path stands."""
         return self._plane.gauge()
 
-    def _answering(self, kind: str, ticket: ev.Ticket, job: Answer) -> None:
+    def _answering(self, kind: str, ticket: ev.Ticket, job: Answer, *, chunk: bool = False) -> None:
         def run() -> None:
             try:
                 answer = job()
@@ -120,7 +120,7 @@ class Actions:
             except Exception as error:
                 log.exception("A job failed.")
                 answer = Fault(ticket.id, "internal", f"{type(error).__name__}: {error}")
-            self._report(ev.Finished(ticket, answer))
+            self._report(ev.Finished(ticket, answer, chunk))
 
         self._threads[kind].submit(run)
 
@@ -134,7 +134,7 @@ class Actions:
         def write() -> ControlMessage:
             return Taken(job.ticket.id, self._store.write(job.file, job.offset, job.data))
 
-        self._answering("store", job.ticket, write)
+        self._answering("store", job.ticket, write, chunk=True)
 
     def _load(self, job: ev.LoadPartitions) -> None:
         load = job.load

@@ -65,7 +65,7 @@ class AgentCore:
         self.state = "serving"
         self.controllers = Controllers(name, boot, offer, dials, ours)
         self._epochs: dict[int, Epoch] = {}
-        self._chunks: dict[ev.Connection, set[int]] = {}
+        self._chunks: dict[ev.Connection, int] = {}
         self._draining: list[ev.Ticket] = []
         self._stopping = False
         self._give_up = float("inf")
@@ -200,14 +200,15 @@ class AgentCore:
         check_ref(message.file)
         if payload is None:
             raise RequestError("bad-chunk", "A Chunk came without its frame.")
-        waiting = self._chunks.setdefault(ticket.connection, set())
-        if len(waiting) >= CHUNK_WINDOW:
+        # Counted, whatever ids they come with: each holds its bytes until it is written.
+        waiting = self._chunks.get(ticket.connection, 0)
+        if waiting >= CHUNK_WINDOW:
             raise RequestError(
                 "too-many-chunks",
-                f"{len(waiting)} chunks are unanswered; {CHUNK_WINDOW} are allowed.",
+                f"{waiting} chunks are unanswered; {CHUNK_WINDOW} are allowed.",
                 hint="Wait for Taken before sending more.",
             )
-        waiting.add(ticket.id)
+        self._chunks[ticket.connection] = waiting + 1
         return [ev.StoreChunk(ticket, message.file, message.offset, payload)]
 
     def _load(self, ticket: ev.Ticket, message: Load, _: Any) -> list[ev.Instruction]:
@@ -220,7 +221,8 @@ class AgentCore:
         held = [epoch.load for epoch in self._epochs.values()]
         taken = partition_bytes(held)
         needed = partition_bytes([*held, message])
-        if needed > self.offer.memory_bytes:
+        # Nothing is known of a machine that does not say how much it has: the engine finds out.
+        if self.offer.memory_bytes and needed > self.offer.memory_bytes:
             raise RequestError(
                 "out-of-memory",
                 f"Epoch {message.epoch} needs {needed - taken} bytes for its partitions on {self.name}; "
@@ -288,7 +290,11 @@ class AgentCore:
     # ------------------------------------------------------------------------------------------- job results
 
     def _finished(self, event: ev.Finished, _: float) -> list[ev.Instruction]:
-        self._chunks.get(event.ticket.connection, set()).discard(event.ticket.id)
+        waiting = self._chunks.get(event.ticket.connection, 0)
+        if event.chunk and waiting > 1:
+            self._chunks[event.ticket.connection] = waiting - 1
+        elif event.chunk:
+            self._chunks.pop(event.ticket.connection, None)
         return [ev.Say(event.ticket.connection, event.answer)]
 
     def _load_progressed(self, event: ev.LoadProgressed, _: float) -> list[ev.Instruction]:

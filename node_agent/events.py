@@ -79,10 +79,11 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A job for one request ended; its answer."""
+    """A job for one request ended; its answer, and whether it wrote a piece of a file."""
 
     ticket: Ticket
     answer: ControlMessage
+    chunk: bool = False
 
 
 @dataclass(frozen=True, slots=True)

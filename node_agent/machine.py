@@ -139,7 +139,7 @@ def default_threads(available: float) -> int:
 
 
 def memory_bytes() -> int:
-    """Memory that this process may use: the machine's, or less where its cgroups say so."""
+    """Memory that this process may use: the machine's, or less where its cgroups say so; 0 where neither tells."""
     limits = [parse_meminfo(_read(Path("/proc/meminfo")) or "")]
     paths = parse_cgroup_paths(_read(Path("/proc/self/cgroup")) or "")
     files = [folder / "memory.max" for folder in _ancestors(_CGROUP, paths.get("", "/"))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 from hypothesis import given
@@ -127,7 +128,7 @@ def test_files_are_checked_and_stored() -> None:
     ticket = ev.Ticket(HERE, 3)
     assert mind.hear(m.Want(3, (GRAPH, WEIGHT))) == [ev.CheckFiles(ticket, (GRAPH, WEIGHT))]
     assert mind.hear(m.Chunk(3, GRAPH, 0), payload=b"x") == [ev.StoreChunk(ticket, GRAPH, 0, b"x")]
-    assert mind.do(ev.Finished(ticket, m.Taken(3, 1))) == [ev.Say(HERE, m.Taken(3, 1))]
+    assert mind.do(ev.Finished(ticket, m.Taken(3, 1), chunk=True)) == [ev.Say(HERE, m.Taken(3, 1))]
     assert fault_of(mind.hear(m.Chunk(3, GRAPH, 0))) == "bad-chunk"
 
 
@@ -144,10 +145,13 @@ def test_only_content_addresses_are_files(bad: str) -> None:
 def test_chunks_that_wait_are_bounded_per_connection() -> None:
     mind = Mind().hello().hello(OTHER)
     for number in range(m.CHUNK_WINDOW):
-        assert isinstance(mind.hear(m.Chunk(number, GRAPH, 0), payload=b"x")[0], ev.StoreChunk)
+        # One id for several is one more that waits all the same.
+        assert isinstance(mind.hear(m.Chunk(number // 2, GRAPH, 0), payload=b"x")[0], ev.StoreChunk)
+    assert fault_of(mind.hear(m.Chunk(0, GRAPH, 0), payload=b"x")) == "too-many-chunks"
+    mind.do(ev.Finished(ev.Ticket(HERE, 4), m.Have(4, ())))
     assert fault_of(mind.hear(m.Chunk(99, GRAPH, 0), payload=b"x")) == "too-many-chunks"
     assert isinstance(mind.hear(m.Chunk(0, GRAPH, 0), OTHER, b"x")[0], ev.StoreChunk)
-    mind.do(ev.Finished(ev.Ticket(HERE, 4), m.Taken(4, 1)))
+    mind.do(ev.Finished(ev.Ticket(HERE, 4), m.Taken(4, 1), chunk=True))
     assert isinstance(mind.hear(m.Chunk(99, GRAPH, 0), payload=b"x")[0], ev.StoreChunk)
 
 
@@ -197,6 +201,13 @@ def test_memory_is_checked_before_anything_is_loaded() -> None:
     mind.hear(m.Unload(8, 2))
     mind.do(ev.PartitionsLoaded(2, 1.0, 1, "fast"))
     assert isinstance(mind.hear(m.Load(9, 3, "model", (a_hop(graph=other),)))[0], ev.LoadPartitions)
+
+
+def test_a_machine_that_does_not_say_how_much_memory_it_has_takes_loads() -> None:
+    mind = Mind()
+    mind.core.offer = msgspec.structs.replace(OFFER, memory_bytes=0)
+    mind.hello()
+    assert isinstance(mind.hear(m.Load(9, 3, "model", (a_hop(),)))[0], ev.LoadPartitions)
 
 
 @pytest.mark.parametrize(
