@@ -458,3 +458,69 @@ def test_every_tiny_network_in_parts(name, harness):
             assert error(values[key], array) < 4e-3
         else:
             np.testing.assert_array_equal(values[key], array)
+
+
+# ---------------------------------------------------------------------------------------------------- folding
+
+
+def norm_after_conv(build, noise, *, bias: bool, kernel: str | None = None, source: str = "x", tag: str = ""):
+    inputs = [source, kernel or build.weight(f"k{tag}", noise(4, 3, 1, 1))]
+    if bias:
+        inputs.append(build.weight(f"kb{tag}", noise(4)))
+    build.op("Conv", *inputs, out=f"c{tag}")
+    stats = [build.weight(f"{n}{tag}", np.abs(noise(4, seed=s)) + 0.5) for s, n in enumerate("gbmv")]
+    return build.op("BatchNormalization", f"c{tag}", *stats, out=f"n{tag}", epsilon=1e-2)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_norm_goes_into_the_convolution_before_it(bias, build, noise, harness):
+    build.input("x", [2, 3, 4, 4])
+    norm_after_conv(build, noise, bias=bias)
+    build.output("n", [2, 4, 4, 4])
+    model = build.model()
+    part = rewrite(model, "fp16").partition
+    assert [op for op in ops(part) if op != "Cast"] == ["Conv"]
+    x = noise(2, 3, 4, 4)
+    assert error(run(harness, part, {"x": x})["n"], run(harness, whole(model), {"x": x})["n"]) < 2e-3
+
+
+def test_a_convolution_that_somebody_else_reads_keeps_its_norm(build, noise, harness):
+    build.input("x", [2, 3, 4, 4])
+    norm_after_conv(build, noise, bias=False)
+    build.op("Add", "n", "c", out="y")
+    build.output("y", [2, 4, 4, 4])
+    model = build.model()
+    part = rewrite(model, "fp16").partition
+    assert "BatchNormalization" in ops(part)
+    x = noise(2, 3, 4, 4)
+    assert error(run(harness, part, {"x": x})["y"], run(harness, whole(model), {"x": x})["y"]) < 2e-3
+
+
+def test_a_convolution_that_is_an_output_keeps_its_norm(build, noise, harness):
+    build.input("x", [2, 3, 4, 4])
+    norm_after_conv(build, noise, bias=False)
+    build.output("n", [2, 4, 4, 4])
+    build.output("c", [2, 4, 4, 4])
+    model = build.model()
+    x = noise(2, 3, 4, 4)
+    got, expected = (
+        run(harness, rewrite(model, "fp16").partition, {"x": x}),
+        run(harness, whole(model), {"x": x}),
+    )
+    for name in ("n", "c"):
+        assert error(got[name], expected[name]) < 2e-3
+
+
+def test_convolutions_that_share_a_kernel_get_their_own(build, noise, harness):
+    build.input("x", [2, 3, 4, 4])
+    kernel = build.weight("shared", noise(4, 3, 1, 1))
+    norm_after_conv(build, noise, bias=False, kernel=kernel, tag="1")
+    build.op("Conv", "x", kernel, out="plain")
+    build.op("Add", "n1", "plain", out="y")
+    build.output("y", [2, 4, 4, 4])
+    model = build.model()
+    x = noise(2, 3, 4, 4)
+    for kind, options, bound in (("fp16", {}, 2e-3), ("int8", {"ranges": {"x": (-4.0, 4.0)}}, 0.05)):
+        part = rewrite(model, kind, **options).partition
+        got, expected = run(harness, part, {"x": x}), run(harness, whole(model), {"x": x})
+        assert error(got["y"], expected["y"]) < bound
