@@ -135,7 +135,10 @@ class ReceivingEnd:
 
     def opened(self) -> list[DataHeader]:
         """The transport stands; what to send."""
+        paused = self.window.paused
         self.window = ReceiveWindow(self.size)
+        if paused:
+            self.window.pause()
         return self.handshake.opened()
 
     def closed(self) -> None:

@@ -6,6 +6,7 @@ thread passes the agent without waking one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -14,6 +15,14 @@ import zmq
 from node_agent.inbox import Inbox
 from node_agent.threads import Shell
 from node_agent.work import Work
+
+GREET_AGAIN_S = 2.0
+"""A dialled peer that refused is greeted again this often: it may have been updated, or have forgotten this side."""
+
+GREETING_S = 5.0
+"""A dialled peer that has not answered a greeting for this long is greeted again: one of the two got lost."""
+
+_NEVER = float("inf")
 
 
 class Part(Protocol):
@@ -25,25 +34,25 @@ class Part(Protocol):
     def shut(self) -> None:
         """Closes what it has opened."""
 
+    def greet_again(self, now: float) -> None:
+        """Greets the dialled peers that will not talk; `DataLoop.remind` asks for this call."""
+
 
 class DataLoop(Shell):
     """See the module.
 
     Args:
         submit: Takes items that other threads have finished with.
-        pause_ms: How long to wait for something to happen before `idle` is called; None for ever.
-        idle: See `pause_ms`.
     """
 
     def __init__(self) -> None:
         super().__init__("data")
         self.parts: tuple[Part, ...] = ()
         self.submit: Callable[[Work], None]
-        self.pause_ms: Callable[[], int | None] = lambda: None
-        self.idle: Callable[[], None] = lambda: None
         self._inbox: Inbox[Work | Callable[[], None]] = Inbox()
         self._handlers: dict[Any, Callable[[], None]] = {}
         self._poller = zmq.Poller()
+        self._due = _NEVER
 
     # ------------------------------------------------------------------------------------- from other threads
 
@@ -71,6 +80,10 @@ class DataLoop(Shell):
         self._poller.unregister(socket)
         del self._handlers[socket]
 
+    def remind(self) -> None:
+        """Has `greet_again` called in a while, however busy the sockets are."""
+        self._due = min(self._due, time.monotonic() + GREET_AGAIN_S)
+
     def open(self) -> None:
         """See `Shell.open`."""
         self.watch(self._inbox.fd, self._take)
@@ -79,13 +92,17 @@ class DataLoop(Shell):
 
     def turn(self) -> None:
         """See `Shell.turn`."""
-        ready = self._poller.poll(self.pause_ms())
-        if not ready:
-            self.idle()
+        due = self._due
+        wait = None if due == _NEVER else max(0, int((due - time.monotonic()) * 1000) + 1)
+        ready = self._poller.poll(wait)
         for socket, _ in ready:
             handler = self._handlers.get(socket)
             if handler is not None:  # not closed by a handler before it
                 handler()
+        if wait is not None and time.monotonic() >= due:
+            self._due = _NEVER
+            for part in self.parts:
+                part.greet_again(time.monotonic())
 
     def shut(self) -> None:
         """See `Shell.shut`."""

@@ -160,6 +160,11 @@ class ReceiveWindow:
         fresh._paused = self._paused
         return fresh
 
+    @property
+    def paused(self) -> bool:
+        """Whether it grants nothing more."""
+        return self._paused
+
     def pause(self) -> None:
         """Grants nothing more, so that the sender runs dry: the process is draining."""
         self._paused = True

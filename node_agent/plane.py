@@ -18,7 +18,7 @@ from node_agent.machine import resident_bytes
 from node_agent.messages import HopStatus, Load
 from node_agent.receiver import Receiver
 from node_agent.routing import Route, RoutingTable
-from node_agent.sender import GREET_AGAIN_MS, Sender
+from node_agent.sender import Sender
 from node_agent.threads import Shell
 from node_agent.work import LoadedRoute, Work
 from node_agent.worker import Worker
@@ -61,8 +61,6 @@ class DataPlane:
         )
         loop.parts = (self._sender, self._receiver)
         loop.submit = self._sender.submit
-        loop.pause_ms = lambda: GREET_AGAIN_MS if self._sender.refused else None
-        loop.idle = self._sender.greet_again
         self._worker = Worker(name, done=self._ran, drop=self._drop)
         self._decoder = Coder("decode", lambda work: decode(work, name), self._decoded)
         self._encoder = Coder("encode", lambda work: encode(work, name), loop.put)

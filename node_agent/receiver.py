@@ -15,7 +15,7 @@ from typing import Any
 import zmq
 
 from node_agent.connection import Handshake, ReceivingEnd
-from node_agent.data_loop import DataLoop
+from node_agent.data_loop import GREETING_S, DataLoop
 from node_agent.errors import FlowError, FrameError, WireError
 from node_agent.flow import Window
 from node_agent.frames import encode_header
@@ -43,6 +43,8 @@ class _Upstream:
 
     origin: Origin
     monitor: Monitor
+    greeted: float = 0.0
+    """Monotonic time of the last greeting."""
 
 
 class Receiver:
@@ -90,6 +92,7 @@ class Receiver:
         self._limits = limits
         self._origins: dict[bytes, Origin] = {}
         self._upstreams: dict[PeerRef, _Upstream] = {}
+        self._spoiled: set[PeerRef] = set()
         self._noise = Seldom()
         self._paused = False
 
@@ -110,7 +113,8 @@ class Receiver:
         """An item from `origin` is no longer held."""
         self.held -= 1
         credit = origin.end.window.release(nbytes)
-        if credit is not None:
+        # A connection that is gone took its credit with it: the one after it began with a whole window.
+        if credit is not None and origin.end.ready:
             send(origin.socket, encode_header(credit), identity=origin.identity)
 
     def _read_router(self) -> None:
@@ -132,28 +136,38 @@ class Receiver:
             return
         if isinstance(header, FrameError):
             self._complain("A message on the data socket was refused: %s", header)
-            self._origins.pop(identity, None)
+            self._forget(identity)
             self._refuse(self._router, identity, header.code, str(header))
             return
         origin = self._origins.get(identity)
+        if not isinstance(header, Greeting):
+            if origin is not None:
+                self._answer(origin, header)
+            return
+        self._forget_older(identity, header.name)
         if origin is None:
-            if not isinstance(header, Greeting):
-                return
             if len(self._origins) >= CONNECTIONS:
-                self._refuse(self._router, identity, "too-many-peers", f"{CONNECTIONS} peers are connected.")
-                return
+                # A ROUTER does not tell who is gone. Somebody who is there greets again.
+                oldest = next(iter(self._origins))
+                self._forget(oldest)
+                self._refuse(self._router, oldest, "too-many-peers", f"{CONNECTIONS} peers are connected.")
             origin = self._origin(self._router, identity)
             origin.end.opened()
-            self._origins[identity] = origin
+        # Last in line to be forgotten.
+        self._origins.pop(identity, None)
+        self._origins[identity] = origin
         self._answer(origin, header)
-        if isinstance(header, Greeting):
-            self._forget_older(identity, header.name)
+
+    def _forget(self, identity: bytes) -> None:
+        origin = self._origins.pop(identity, None)
+        if origin is not None:
+            origin.end.closed()
 
     def _forget_older(self, identity: bytes, name: str) -> None:
         """A ROUTER does not tell when a peer is gone; a peer that greets again has left its old connection."""
         for other, origin in list(self._origins.items()):
             if other != identity and origin.end.handshake.peer == name:
-                del self._origins[other]
+                self._forget(other)
 
     def _answer(self, origin: Origin, header: DataHeader) -> None:
         state = origin.end.handshake.state
@@ -171,9 +185,12 @@ class Receiver:
                 "Data connection with %s refused: %s", handshake.peer or "a peer", handshake.reason
             )
             if origin.identity is not None:
-                self._origins.pop(origin.identity, None)
+                self._forget(origin.identity)
+            else:
+                self._loop.remind()
 
-    def _take(self, origin: Origin, header: Item | Failure, frames: list[Any]) -> None:
+    def _take(self, origin: Origin, header: Item | Failure, frames: list[Any]) -> bool:
+        """Takes an item; False if its sender had no credit for it, and is heard no more."""
         arrived = time.monotonic_ns()
         nbytes = sum(tensor.nbytes for tensor in header.tensors) if type(header) is Item else 0
         try:
@@ -181,15 +198,16 @@ class Receiver:
         except FlowError as error:
             self._complain("%s broke the flow rules: %s", origin.end.handshake.peer, error)
             if origin.identity is not None:
-                self._origins.pop(origin.identity, None)
+                self._forget(origin.identity)
+            origin.end.closed()
             self._refuse(origin.socket, origin.identity, error.code, str(error))
-            return
+            return False
         self.held += 1
         loaded = self.routes.get((header.epoch, header.hop))
         if loaded is None:
             self.stale += 1
             self.release(origin, nbytes)
-            return
+            return True
         counters = loaded.counters
         counters.arrived += 1
         counters.bytes_in += nbytes
@@ -202,6 +220,7 @@ class Receiver:
             self._forward(work)
         else:
             self._admit(work)
+        return True
 
     def _complain(self, text: str, *about: object) -> None:
         more = self._noise.told(time.monotonic())
@@ -224,6 +243,7 @@ class Receiver:
         """Fetches items from `peer`."""
         if peer in self._upstreams:
             return
+        self._spoiled.discard(peer)
         socket = open_socket(self._context, zmq.DEALER, purpose="data", limits=self._limits)
         monitor = Monitor(socket)
         socket.connect(peer.endpoint)
@@ -235,24 +255,50 @@ class Receiver:
         upstream = self._upstreams[peer]
         for event in upstream.monitor.events():
             if event == "up":
-                # A new connection: what the old one still holds here owes credit to nobody.
-                upstream.origin = self._origin(upstream.origin.socket, None)
-                for header in upstream.origin.end.opened():
-                    send(upstream.origin.socket, encode_header(header))
+                self._greet(upstream)
             elif event == "down":
                 log.info("The data connection to %s at %s broke.", peer.name, peer.endpoint)
                 upstream.origin.end.closed()
 
+    def _greet(self, upstream: _Upstream) -> None:
+        """Begins from the greeting: what was held before owes credit to nobody."""
+        upstream.origin.end.closed()
+        upstream.origin = self._origin(upstream.origin.socket, None)
+        upstream.greeted = time.monotonic()
+        for header in upstream.origin.end.opened():
+            send(upstream.origin.socket, encode_header(header))
+        self._loop.remind()
+
+    def greet_again(self, now: float) -> None:
+        """See `Part.greet_again`."""
+        for peer in list(self._spoiled):
+            self.dial(peer)
+        for upstream in self._upstreams.values():
+            state = upstream.origin.end.handshake.state
+            if state == "refused" or (state == "greeting" and now - upstream.greeted >= GREETING_S):
+                self._greet(upstream)
+            elif state == "greeting":
+                self._loop.remind()
+
     def _read_dialled(self, peer: PeerRef) -> None:
         upstream = self._upstreams[peer]
-        socket = upstream.origin.socket
-        for _, got, frames in incoming(socket, routed=False, limits=self._limits):
+        origin = upstream.origin
+        for _, got, frames in incoming(origin.socket, routed=False, limits=self._limits):
             if isinstance(got, FrameError):
                 self._complain("A message from %s was refused: %s", peer.name, got)
-            elif isinstance(got, Item | Failure):
-                self._take(upstream.origin, got, frames)
-            else:
-                self._answer(upstream.origin, got)
+                self._spoil(peer)
+                return
+            if not isinstance(got, Item | Failure):
+                self._answer(origin, got)
+            elif origin.end.ready and not self._take(origin, got, frames):
+                self._spoil(peer)
+                return
+
+    def _spoil(self, peer: PeerRef) -> None:
+        """What both sides know of their credit differs from now on: hangs up, and dials again in a while."""
+        self._hang_up(peer)
+        self._spoiled.add(peer)
+        self._loop.remind()
 
     def size(self, windows: Mapping[str, Window]) -> None:
         """Sets what peers, by name, may have under way; others have the default."""
@@ -271,11 +317,13 @@ class Receiver:
 
     def keep(self, peers: frozenset[PeerRef]) -> None:
         """Hangs up on upstream peers that are not among `peers`."""
+        self._spoiled &= peers
         for peer in [peer for peer in self._upstreams if peer not in peers]:
             self._hang_up(peer)
 
     def _hang_up(self, peer: PeerRef) -> None:
         upstream = self._upstreams.pop(peer)
+        upstream.origin.end.closed()
         for each in (upstream.origin.socket, upstream.monitor.socket):
             self._loop.unwatch(each)
         upstream.monitor.close()

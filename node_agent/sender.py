@@ -17,7 +17,7 @@ from typing import Any
 import zmq
 
 from node_agent.connection import Handshake, SendingEnd
-from node_agent.data_loop import DataLoop
+from node_agent.data_loop import GREETING_S, DataLoop
 from node_agent.encoding import encode
 from node_agent.errors import FrameError, WireError
 from node_agent.frames import encode_header
@@ -28,9 +28,6 @@ from node_agent.noise import Seldom
 from node_agent.work import Work
 
 log = logging.getLogger(__name__)
-
-GREET_AGAIN_MS = 2_000
-"""A downstream peer that refused is asked again this often: it may have been updated or have forgotten."""
 
 STOP_LINGER_MS = 2_000
 """At the end, results that were handed to ZeroMQ get this long to leave."""
@@ -46,6 +43,8 @@ class _Downstream:
     identity: bytes | None = None
     monitor: Monitor | None = None
     pending: deque[Work] = field(default_factory=deque)
+    greeted: float = 0.0
+    """Monotonic time of the last greeting."""
 
 
 class Sender:
@@ -198,16 +197,21 @@ class Sender:
             downstream.monitor.close()
             downstream.socket.close(linger_ms)
 
-    @property
-    def refused(self) -> bool:
-        """Whether a peer that this agent dialled will not talk; see `greet_again`."""
-        return any(each.end.handshake.state == "refused" for each in self._peers.values())
-
-    def greet_again(self) -> None:
-        """Asks those that refused once more."""
+    def greet_again(self, now: float) -> None:
+        """See `Part.greet_again`."""
         for downstream in self._peers.values():
-            if downstream.peer.endpoint and downstream.end.handshake.state == "refused":
-                self._say(downstream, downstream.end.opened())
+            state = downstream.end.handshake.state
+            if not downstream.peer.endpoint:
+                continue
+            if state == "refused" or (state == "greeting" and now - downstream.greeted >= GREETING_S):
+                self._greet(downstream)
+            elif state == "greeting":
+                self._loop.remind()
+
+    def _greet(self, downstream: _Downstream) -> None:
+        downstream.greeted = time.monotonic()
+        self._say(downstream, downstream.end.opened())
+        self._loop.remind()
 
     def _say(self, downstream: _Downstream, headers: list[DataHeader]) -> None:
         for header in headers:
@@ -217,7 +221,7 @@ class Sender:
         assert downstream.monitor is not None
         for event in downstream.monitor.events():
             if event == "up":
-                self._say(downstream, downstream.end.opened())
+                self._greet(downstream)
             elif event == "down":
                 peer = downstream.peer
                 log.info("The data connection to %s at %s broke.", peer.name, peer.endpoint)
@@ -240,12 +244,12 @@ class Sender:
         downstream = self._fetchers.get(identity)
         if isinstance(header, Greeting):
             peer = PeerRef(header.name)
-            if peer not in self._peers and len(self._peers) >= CONNECTIONS:
-                refusal = Refusal("too-many-peers", f"{CONNECTIONS} peers are connected.")
-                send(self._router, encode_header(refusal), identity=identity)
+            if peer not in self._peers and len(self._peers) >= CONNECTIONS and not self._make_place():
+                self._refuse(identity)
                 return
             self.attach(peer)
-            downstream = self._peers[peer]
+            # Last in line to be forgotten.
+            downstream = self._peers[peer] = self._peers.pop(peer)
             if downstream.identity is not None:
                 self._fetchers.pop(downstream.identity, None)
             downstream.identity = identity
@@ -253,6 +257,22 @@ class Sender:
             self._fetchers[identity] = downstream
         if downstream is not None:
             self._handle(downstream, header)
+
+    def _make_place(self) -> bool:
+        """Forgets the fetcher that greeted longest ago of those that nothing waits for; whether there was one."""
+        for peer, downstream in self._peers.items():
+            if not peer.endpoint and not downstream.pending:
+                del self._peers[peer]
+                if downstream.identity is not None:
+                    # A ROUTER does not tell who is gone. Somebody who is there greets again.
+                    self._fetchers.pop(downstream.identity, None)
+                    self._refuse(downstream.identity)
+                return True
+        return False
+
+    def _refuse(self, identity: bytes) -> None:
+        refusal = Refusal("too-many-peers", f"{CONNECTIONS} peers are connected.")
+        send(self._router, encode_header(refusal), identity=identity)
 
     def _complain(self, text: str, *about: object) -> None:
         more = self._noise.told(time.monotonic())
@@ -270,4 +290,5 @@ class Sender:
             self._complain(
                 "Data connection with %s refused: %s", downstream.peer.name, downstream.end.handshake.reason
             )
+            self._loop.remind()
         self._flush(downstream)
