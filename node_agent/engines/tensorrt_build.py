@@ -95,8 +95,10 @@ def build(job: Job, trt: Any, say: Say) -> int:
             hint="Run this partition on ONNX Runtime, or cut the model around the op.",
         )
     config = builder.create_builder_config()
-    _configure(job, trt, config, builder, network, say)
+    # TensorRT refers to these for as long as it builds.
+    kept = _configure(job, trt, config, builder, network, say)
     plan = builder.build_serialized_network(network, config)
+    del kept
     if plan is None:
         reason = log.errors[-1] if log.errors else "it gave no reason"
         kind = OutOfMemoryError if "memory" in reason.lower() else LoadFailedError
@@ -107,7 +109,8 @@ def build(job: Job, trt: Any, say: Say) -> int:
     return len(data)
 
 
-def _configure(job: Job, trt: Any, config: Any, builder: Any, network: Any, say: Say) -> None:
+def _configure(job: Job, trt: Any, config: Any, builder: Any, network: Any, say: Say) -> list[Any]:
+    """Sets everything up; returns what must live until the build is done."""
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
@@ -124,14 +127,20 @@ def _configure(job: Job, trt: Any, config: Any, builder: Any, network: Any, say:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         if job.exclude_lean_runtime:
             config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+    kept: list[Any] = [profile]
     if job.timing_cache:
         path = Path(job.timing_cache)
         known = path.read_bytes() if path.exists() else b""
         cache = config.create_timing_cache(known)
         if cache is None or not config.set_timing_cache(cache, False):
             # Taken on another device or version, or damaged: start afresh.
-            config.set_timing_cache(config.create_timing_cache(b""), False)
-    config.progress_monitor = make_monitor(trt, say)
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, False)
+        kept.append(cache)
+    monitor = make_monitor(trt, say)
+    config.progress_monitor = monitor
+    kept.append(monitor)
+    return kept
 
 
 def _keep_timings(job: Job, config: Any) -> None:

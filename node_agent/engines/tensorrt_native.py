@@ -113,21 +113,23 @@ class TensorRt:
         cache = EngineCache(self._folder, int(os.environ.get("DEFER_ENGINE_CACHE_BYTES", LIMIT_BYTES)))
         log = make_logger(trt)
         data = cache.get(key)
-        engine = None
+        engine, kept = None, ()
         if data is not None:
             check_memory(cuda.free_bytes(), len(data), 0, (), 0)
-            engine = _deserialize(trt, log, data, options)
+            engine, kept = _deserialize(trt, log, data, options)
         if engine is None:
             # Absent, or of the right name and yet refused: build it (again).
             data = self._compile(partition, profile, key, cache, options)
             check_memory(cuda.free_bytes(), len(data), 0, (), 0)
-            engine = _deserialize(trt, log, data, options)
+            engine, kept = _deserialize(trt, log, data, options)
         if engine is None or data is None:
             cache.drop(key)
             reason = log.errors[-1] if log.errors else "it gave no reason"
             raise LoadFailedError(f"TensorRT does not load the engine that it built: {reason}")
         slots = int(options.get("slots", "2"))
-        return TensorRtSession(cuda, engine, partition, profile, engine_bytes=len(data), slots=slots)
+        return TensorRtSession(
+            cuda, engine, partition, profile, engine_bytes=len(data), slots=slots, kept=(*kept, log)
+        )
 
     def _compile(
         self,
@@ -178,8 +180,10 @@ def cache_folder() -> Path:
     return Path(named or f"{cache}/defer/engines").expanduser()
 
 
-def _deserialize(trt: Any, log: Any, data: bytes, options: Mapping[str, str]) -> Any:
+def _deserialize(trt: Any, log: Any, data: bytes, options: Mapping[str, str]) -> tuple[Any, tuple[Any, ...]]:
+    """The engine, None if TensorRT refuses it; and what must outlive it."""
     machine = trt.Runtime(log)
+    kept: tuple[Any, ...] = (machine,)
     if _is_set(options, "version_compatible"):
         # Such an engine carries code; it was built here, from a graph whose hash was checked.
         machine.engine_host_code_allowed = True
@@ -187,7 +191,8 @@ def _deserialize(trt: Any, log: Any, data: bytes, options: Mapping[str, str]) ->
         machine = machine.load_runtime(options["lean_runtime"])
         if machine is None:
             raise LoadFailedError(f"TensorRT cannot load the lean runtime {options['lean_runtime']}.")
-    return machine.deserialize_cuda_engine(data)
+        kept = (machine, *kept)
+    return machine.deserialize_cuda_engine(data), kept
 
 
 def _key(

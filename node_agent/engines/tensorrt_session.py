@@ -48,7 +48,9 @@ class TensorRtSession:
         *,
         engine_bytes: int,
         slots: int,
+        kept: Sequence[Any] = (),
     ) -> None:
+        self._kept = tuple(kept)
         self._cuda = cuda
         self._engine = engine
         self._profile = profile
@@ -188,9 +190,11 @@ class TensorRtSession:
             self._cuda.destroy_stream(stream)
         self._slots.clear()
         self._streams = []
-        # TensorRT frees what they hold when the last reference goes; the context must go before its engine.
+        # TensorRT frees what they hold when the last reference goes: a context before its engine, an engine before
+        # its runtime and logger.
         self._context = None
         self._engine = None
+        self._kept = ()
 
 
 def _made(engine: Any) -> tuple[TensorSpec, ...]:
