@@ -227,8 +227,8 @@ def serve(agent: Agent, drain_timeout: float, as_json: bool) -> int:
 def _ready_line(agent: Agent, as_json: bool) -> str:
     config = agent.config
     control, data, fetch = agent.ports
+    host = f"[{config.host}]" if ":" in config.host else config.host
     if as_json:
-        host = f"[{config.host}]" if ":" in config.host else config.host
         return json.dumps(
             {
                 "name": config.name,
@@ -240,9 +240,7 @@ def _ready_line(agent: Agent, as_json: bool) -> str:
             }
         )
     dials = f", registers with {', '.join(config.dials)}" if config.dials else ""
-    return (
-        f"Agent {config.name} is ready: control {config.host}:{control}, data {data}, fetch {fetch}{dials}."
-    )
+    return f"Agent {config.name} is ready: control {host}:{control}, data {data}, fetch {fetch}{dials}."
 
 
 @contextlib.contextmanager

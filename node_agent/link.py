@@ -36,6 +36,18 @@ Socket = zmq.Socket[bytes]
 Context = zmq.Context[Any]
 
 
+class _Dealer(zmq.Socket[bytes]):
+    """A socket that dials IPv6 addresses as well, in brackets as in a URL."""
+
+    def connect(self, addr: str) -> Any:
+        """See pyzmq."""
+        if "[" in addr:
+            # Not for names: with this option ZeroMQ takes a name's IPv6 address alone, and would never reach
+            # a listener on IPv4 of a host that has both.
+            self.setsockopt(zmq.IPV6, 1)
+        return super().connect(addr)
+
+
 def open_socket(
     context: Context, kind: int, *, purpose: Literal["control", "data"], limits: Limits = DEFAULT
 ) -> Socket:
@@ -47,7 +59,9 @@ def open_socket(
         purpose: Which family of messages it carries.
         limits: Bounds on data messages.
     """
-    socket: Socket = context.socket(kind)
+    socket: Socket = (
+        context.socket(kind, socket_class=_Dealer) if kind == zmq.DEALER else context.socket(kind)
+    )
     options = {
         # Nothing that is still queued at the end is worth waiting for: requests are replayed by the
         # dispatcher.

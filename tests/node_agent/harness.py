@@ -246,6 +246,7 @@ class Driver:
 
     def control(self, agent: AgentProcess) -> ControlLink:
         made = self.socket(zmq.DEALER)
+        made.setsockopt(zmq.IPV6, int("[" in agent.control))
         made.connect(agent.control)
         link = ControlLink(made)
         link.hello()

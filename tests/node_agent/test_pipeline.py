@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -354,3 +355,39 @@ def test_epochs_change_under_load_and_every_item_is_accounted_for(driver: Driver
         assert came <= 10
         assert link.beat(lambda beat: beat.queued == 0).epochs == (epoch,)
     assert agent.end() == (0, "")
+
+
+def test_agents_on_ipv6_and_ipv4_reach_each_other(driver: Driver, start_agent: Start) -> None:
+    if not has_ipv6():
+        pytest.skip("this machine has no IPv6 loopback")
+    six, four = start_agent("six", "--listen", "[::1]:0"), start_agent("four")
+    assert six.control.startswith("tcp://[::1]:")
+    links = {agent.name: driver.control(agent) for agent in (six, four)}
+    # four → six by data-in, six → four by fetch: both ways of dialling, to both kinds of address.
+    hops = {
+        "four": (
+            hop(0, m.PeerRef("test"), m.PeerRef("six", six.data)),
+            hop(2, m.PeerRef("six", six.fetch), driver.peer),
+        ),
+        "six": (hop(1, m.PeerRef("four"), m.PeerRef("four")),),
+    }
+    for name, link in links.items():
+        answer = link.load(1, *hops[name])
+        assert isinstance(answer, m.Loaded), answer
+    measured = links["four"].ask(m.MeasureLink, m.PeerRef("six", six.data), nbytes=1 << 16, budget_s=0.1)
+    assert isinstance(measured, m.LinkMeasured), measured
+    first, _ = driver.dial(four.data)
+    x = np.arange(5, dtype=np.float32)
+    driver.send(first, 1, 9, 0, {"x": x})
+    header, frames = driver.result()
+    assert (header.request, header.hop) == (9, 3)
+    np.testing.assert_array_equal(arrays_of(header, frames)["x"], x)
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
