@@ -151,6 +151,7 @@ def _measure_blocks(
     on_step: Step | None,
 ) -> BlockCosts:
     name = device.name
+    engines: dict[str, None] = {}
     seconds: list[float] = []
     resident: list[int] = []
     produced: dict[str, m.TensorStats] = {}
@@ -178,6 +179,7 @@ def _measure_blocks(
             # The median: one run that the machine interrupted says nothing about the block.
             seconds.append(median(answer.seconds))
             resident.append(answer.resident_bytes)
+            engines[answer.engine or _engine_name(pool, name, device.engine)] = None
             if answer.item_s > 0:
                 item_s, byte_s = answer.item_s, answer.byte_s
             produced.update({stats.name: stats for stats in answer.outputs})
@@ -186,7 +188,7 @@ def _measure_blocks(
     codecs, ratios = codec_costs(chain, produced)
     return BlockCosts(
         BLOCK_COSTS,
-        _engine_name(pool, name, device.engine),
+        ", ".join(engines),
         tuple(seconds),
         tuple(resident),
         codecs,

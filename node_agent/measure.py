@@ -102,7 +102,8 @@ class BlockTimer:
         if self._moving is None:
             self._moving = measure_moving()
         item_s, byte_s = (each / self._cores for each in self._moving)
-        return Measured(request.id, lasted, load_seconds, resident, stats, item_s, byte_s)
+        ran_on = getattr(session, "engine", "")
+        return Measured(request.id, lasted, load_seconds, resident, stats, item_s, byte_s, ran_on)
 
     def _keep(self, known: Arrays, names: tuple[str, ...]) -> None:
         self._held = {name: known[name] for name in names if name in known}

@@ -428,6 +428,7 @@ class Measured(msgspec.Struct, frozen=True, tag="measured", tag_field="t"):
         outputs: What the block produced, and inputs that the session did not hold.
         item_s: What receiving and sending one item costs this device beside its run; 0 where not measured.
         byte_s: The same per byte of the item.
+        engine: What ran the block, where that is another engine than the one that was asked for.
     """
 
     id: int
@@ -437,6 +438,7 @@ class Measured(msgspec.Struct, frozen=True, tag="measured", tag_field="t"):
     outputs: tuple[TensorStats, ...] = ()
     item_s: float = 0.0
     byte_s: float = 0.0
+    engine: str = ""
 
 
 class MeasureLink(msgspec.Struct, frozen=True, tag="measure_link", tag_field="t"):

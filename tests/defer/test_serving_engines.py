@@ -113,3 +113,20 @@ def test_options_reach_the_engine_and_a_wrong_one_is_one_clear_error(serve):
     with pytest.raises(AgentFault, match="no option speed=fast") as caught:
         serve(a='engine_options = { speed = "fast" }')
     assert "optimization=" in caught.value.hint
+
+
+def test_a_profile_names_the_engine_that_really_ran(tmp_path):
+    """`--engine` of a device asks; what a device lacks runs on another, and the measured costs say on which."""
+    with local_agents(["c"], tmp_path) as (agent,):
+        text = '[dispatcher]\nlisten = "127.0.0.1:0"\n[network]\nbandwidth = "1 Gbit/s"\ndelay = "0.1 ms"\n'
+        text += (
+            f'[[device]]\nname = "c"\naddress = "{agent.address}"\nengine = "tensorrt"\nprecision = "fp16"\n'
+        )
+        cluster = loads_cluster(text)
+        model = models.save(MODEL, tmp_path / "m.onnx")
+        with Daemon(cluster, tmp_path / "state") as daemon:
+            daemon.connect(20)
+            outcome = daemon.deployments.bring_up(Order(MODEL, model), lambda *_: None)
+        profile = outcome.profile
+    assert profile is not None
+    assert profile.devices["c"].engine == "onnxruntime-cpu"
