@@ -36,8 +36,9 @@ def whole_model(model: Path, inputs: list[Tensors], *, threads: int) -> Baseline
 
 
 def _run(model: Path, inputs: list[Tensors], threads: int) -> Baseline:
-    import onnxruntime
+    from node_agent.engines.onnxruntime_cpu import import_runtime
 
+    onnxruntime = import_runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -136,8 +136,9 @@ def _device() -> Iterator[Check]:
 def _providers(check: Check) -> Check:
     """The execution providers of ONNX Runtime, found by importing it: a broken wheel shows here and not in an agent."""
     try:
-        import onnxruntime
+        from node_agent.engines.onnxruntime_cpu import import_runtime
 
+        onnxruntime = import_runtime()
         names = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     except Exception as exc:  # whatever a broken native library raises is the finding
         return Check(

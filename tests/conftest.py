@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from node_agent.engines.onnxruntime_cpu import QUIET
+
+os.environ.setdefault(*QUIET)  # for tests that import ONNX Runtime by themselves
+
 GRACE_S = 3.0
 """A thread that was told to end may need a moment; one that was not told never ends."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,12 +50,18 @@ _NUMPY_NAME = {
 """Wire names of the types that ONNX Runtime calls otherwise."""
 
 
+QUIET = ("ORT_DISABLE_TELEMETRY", "1")
+"""Set before the import: ONNX Runtime 1.31 and later collect usage events for their maker from then on, and keep them
+in `~/.cache/Microsoft/DeveloperTools/.onnxruntime` and `$TMPDIR/.ses`; `disable_telemetry_events` comes too late."""
+
+
 def import_runtime() -> Any:
-    """The `onnxruntime` module.
+    """The `onnxruntime` module, its telemetry off unless `ORT_DISABLE_TELEMETRY` says otherwise.
 
     Raises:
         EngineMissingError: It is not installed, or is broken.
     """
+    os.environ.setdefault(*QUIET)
     try:
         import onnxruntime
     except ImportError as error:

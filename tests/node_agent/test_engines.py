@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,15 @@ def test_a_missing_engine_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
     assert "defer-edge[cpu]" in caught.value.hint
     with pytest.raises(EngineMissingError, match="'gpu-9000' is unknown"):
         engines.engine_named("gpu-9000")
+
+
+def test_the_engine_reports_to_nobody_and_leaves_no_files(tmp_path: Path) -> None:
+    """ONNX Runtime's telemetry keeps its events under the home and the temporary directory."""
+    code = "from node_agent.engines.onnxruntime_cpu import import_runtime; import_runtime()"
+    hidden = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    places = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=hidden | places, check=True, timeout=60)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def a_load(epoch: int, *files: m.FileRef, **more: Any) -> m.Load:
