@@ -39,6 +39,7 @@ from defer.units import show_bandwidth, show_duration
 @click.option(
     "--blocks", default=48, show_default=True, type=click.IntRange(1, 1000), help="Measure at most so many."
 )
+@click.option("--force", is_flag=True, help="Overwrite --output even if it is something else.")
 @click.option("--fresh", is_flag=True, help="Measure again what was measured before.")
 @click.option(
     "--wait", default=10.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds per agent."
@@ -50,6 +51,7 @@ def command(
     output: Path | None,
     inputs: Shapes,
     blocks: int,
+    force: bool,
     fresh: bool,
     wait: float,
     as_json: bool,
@@ -59,6 +61,8 @@ def command(
     Block times are remembered by model, device and engine; links are measured every time.
     """
     cluster = Cluster.load(cluster_path)
+    if output is not None:
+        CostProfile.check_target(output, force=force)  # before minutes of measuring, not after
     chain = partitioner.coarsen(analyze(model, inputs, as_json=as_json), blocks)
     host = cluster.dispatcher.advertise or parse_address(cluster.dispatcher.listen).host
     with (
@@ -83,7 +87,7 @@ def command(
         measured, created=Created(at=datetime.now(UTC).isoformat(timespec="seconds"), by="defer profile")
     )
     if output is not None:
-        measured.save(output)
+        measured.save(output, force=force)
     if as_json:
         print_json(measured)
     else:

@@ -58,7 +58,7 @@ def parse_address(text: str, where: str = "") -> Address:
         InvalidCluster: No host, no port, or a port out of range.
     """
     host, colon, port = text.strip().rpartition(":")
-    hint = "write host:port, for example 192.168.1.11:7610 or [fe80::1]:7610"
+    hint = "write host:port, for example 192.168.1.11:7700 or [fe80::1]:7700"
     if host.startswith("tcp://"):
         raise InvalidCluster(f"{text!r} has a scheme", where=where, hint=hint)
     if not colon or not host:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import msgspec
 
 from defer.documents.files import STDOUT, name_of, read_bytes, write_bytes
-from defer.errors import DeferError, InvalidDocument, OutputExists
+from defer.errors import DeferError, FileProblem, InvalidDocument, OutputExists
 
 VERSION = 1
 """Version of every document that this build writes; it reads this one."""
@@ -53,15 +53,29 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
             OutputExists: The file exists and is not a document of this kind.
             DiskFull, PermissionDenied, FileProblem: From the file system.
         """
+        self.check_target(path, force=force)
+        write_bytes(path, encode(self))
+
+    @classmethod
+    def check_target(cls, path: str | Path, *, force: bool = False) -> None:
+        """Refuses a path that `save` would refuse; for commands that work long before they save.
+
+        Raises:
+            OutputExists: The file exists and is not a document of this kind.
+            FileProblem: The directory does not exist.
+        """
         target = Path(path)
+        if str(path) != STDOUT and not target.resolve().parent.is_dir():
+            raise FileProblem(
+                "its directory does not exist", where=str(path), hint="create it, or write elsewhere"
+            )
         occupied = not force and str(path) != STDOUT and target.is_file() and target.stat().st_size > 0
-        if occupied and _kind_of(target) != self.KIND:
+        if occupied and _kind_of(target) != cls.KIND:
             raise OutputExists(
-                f"exists and is not a {self.KIND} document",
+                f"exists and is not a {cls.KIND} document",
                 where=str(path),
                 hint="choose another name, or overwrite it with --force",
             )
-        write_bytes(path, encode(self))
 
 
 D = TypeVar("D", bound=Document)
@@ -155,8 +169,42 @@ def _explained(kind: type[Document], text: str, where: str) -> InvalidDocument:
         return InvalidDocument(
             f"the key {missing['name']!r} is missing", where=located, hint=f"see `defer schema {kind.KIND}`"
         )
-    sentence = what.replace("`", "").replace("Expected ", "expected ", 1)
-    return InvalidDocument(sentence, where=located, hint=f"see `defer schema {kind.KIND}`")
+    return InvalidDocument(
+        _sentence(kind, what, place), where=located, hint=f"see `defer schema {kind.KIND}`"
+    )
+
+
+_MISTYPED = re.compile(r"Expected `(?P<wanted>[^`]*)`, got `(?P<got>[^`]*)`")
+_WORDS = {
+    "str": "text in quotes",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "object": "a table",
+    "array": "a list",
+}
+_FOUND = _WORDS | {"str": "text", "null": "nothing"}
+
+
+def _sentence(kind: type[Document], what: str, place: str) -> str:
+    """What is wrong with a value, without the names that Python has for types."""
+    found = _MISTYPED.search(what)
+    if found is None:
+        return what.replace("`", "").replace("Expected ", "expected ", 1)
+    wanted = [_WORDS.get(name, name) for name in found["wanted"].split(" | ") if name != "null"]
+    got = _FOUND.get(found["got"], found["got"])
+    example = _example(kind, place) if found["wanted"].startswith("str") else ""
+    return f"expected {' or '.join(wanted)}{example}, got {got}"
+
+
+def _example(kind: type[Document], place: str) -> str:
+    """How a text with a unit at a path is written; empty where it is just text."""
+    current: Any = msgspec.inspect.type_info(kind)
+    for part in filter(None, re.split(r"[.\[]", place)):
+        current = _inside(current, part)
+    extra = getattr(current, "extra_json_schema", None) or {}
+    examples = extra.get("examples", ())
+    return f' with a unit, such as "{examples[0]}"' if examples else ""
 
 
 def _fields(kind: type[Document], place: str) -> list[str]:

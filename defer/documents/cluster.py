@@ -11,7 +11,7 @@
 
     [[device]]
     name = "jetson"
-    address = "192.168.1.11:7610"
+    address = "192.168.1.11:7700"
     memory = "4 GiB"
 
     [[link]]

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from defer import units
-from defer.documents.address import parse_address
+from defer.documents.address import Address, parse_address
 from defer.errors import DeferError, InvalidCluster
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def check_cluster(cluster: Cluster) -> None:
     """
     _check_devices(cluster)
     _check_dispatcher(cluster)
+    _check_ports(cluster)
     _check_links(cluster)
     _check_network(cluster)
 
@@ -139,6 +140,37 @@ def _check_dispatcher(cluster: Cluster) -> None:
     parse_address(cluster.dispatcher.listen, "dispatcher.listen")
     if cluster.dispatcher.advertise:
         parse_address(f"{cluster.dispatcher.advertise}:1", "dispatcher.advertise")
+
+
+def _check_ports(cluster: Cluster) -> None:
+    """Whoever listens takes three ports, so two on one host must be three apart."""
+    listen = parse_address(cluster.dispatcher.listen, "dispatcher.listen")
+    taken: list[tuple[str, int, str]] = []
+    if listen.port:
+        host = cluster.dispatcher.advertise or ("localhost" if listen.is_wildcard else listen.host)
+        taken.append((_host(host), listen.port, "the dispatcher"))
+    for number, device in enumerate(cluster.devices):
+        if not device.address:
+            continue
+        address = parse_address(device.address, f"device[{number}].address")
+        host = _host(address.host)
+        for other, port, who in taken:
+            if other == host and abs(port - address.port) < 3:
+                raise InvalidCluster(
+                    f"{device.name!r} has the address of {who}, {address}"
+                    if port == address.port
+                    else f"{device.name!r} takes the ports {address.port} to {address.port + 2} of {address.host}, "
+                    f"and {who} takes {port} to {port + 2}",
+                    where=f"device[{number}].address",
+                    hint="each takes its port and the next two: keep ports of one host at least three apart",
+                )
+        taken.append((host, address.port, repr(device.name)))
+
+
+def _host(host: str) -> str:
+    address = Address(host, 1)
+    # 127.0.0.2 is another host on purpose; localhost and ::1 are what people write for the same one.
+    return "127.0.0.1" if host == "localhost" or (address.is_loopback and ":" in host) else host.lower()
 
 
 def _check_links(cluster: Cluster) -> None:

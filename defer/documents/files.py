@@ -7,7 +7,7 @@ import secrets
 import sys
 from pathlib import Path
 
-from defer.errors import DeferError, translate
+from defer.errors import DeferError, FileProblem, translate
 
 STDOUT = "-"
 """Names standard input or output in place of a file."""
@@ -39,7 +39,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     output.
 
     Raises:
-        DiskFull, PermissionDenied, FileMissing, FileProblem: With the path; no temporary file is left.
+        DiskFull, PermissionDenied, FileProblem: With the path; no temporary file is left.
     """
     try:
         if str(path) == STDOUT:
@@ -51,6 +51,10 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             target.write_bytes(data)
             return
         _replace(target, data)
+    except FileNotFoundError as exc:
+        raise FileProblem(
+            "its directory does not exist", where=str(path), hint="create it, or write elsewhere"
+        ) from exc
     except OSError as exc:
         raise _located(exc, path) from exc
 

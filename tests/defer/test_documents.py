@@ -110,7 +110,7 @@ def test_a_missing_key_is_named() -> None:
 
 
 def test_a_wrong_type_is_named_with_its_path() -> None:
-    with pytest.raises(errors.InvalidDocument, match=r"plan.json: latency_s: expected float, got str"):
+    with pytest.raises(errors.InvalidDocument, match=r"plan.json: latency_s: expected a number, got text"):
         decode(Plan, changed(a_plan(), latency_s="fast"), "plan.json")
 
 
@@ -205,8 +205,9 @@ def test_a_full_disk_is_said_so_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_and_a_folder_are_said_so(tmp_path: Path) -> None:
-    with pytest.raises(errors.FileMissing):
+    with pytest.raises(errors.FileProblem, match="directory does not exist") as caught:
         write_bytes(tmp_path / "missing" / "plan.json", b"")
+    assert caught.value.exit_code == 74
     with pytest.raises(errors.FileProblem, match="directory"):
         write_bytes(tmp_path, b"")
     assert list(tmp_path.iterdir()) == []
