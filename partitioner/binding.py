@@ -109,10 +109,7 @@ def _is_batch(name: str, axis: int, rank: int) -> bool:
 
 def _require(name: str, type_: ValueType, dims: Sequence[int | str | None] | None) -> None:
     example = ",".join("?" if not isinstance(dim, int) else str(dim) for dim in dims or ("?", "?"))
-    hint = (
-        f"give the input's whole shape: input_shapes={{{name!r}: ({example})}}, or --input {name}={example} "
-        "on the command line"
-    )
+    hint = f"give the input's whole shape: --input {name}={example}, or input_shapes={{{name!r}: ({example})}} in Python"
     if dims is None:
         raise MissingDimension(f"input {name!r} declares no shape, so nothing can be costed", hint=hint)
     for axis, dim in enumerate(dims):

@@ -53,7 +53,7 @@ def _read_stripped(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
-                raise InvalidModel(f"{path} is empty, so it is no ONNX model")
+                raise InvalidModel("the file is empty, so it is no ONNX model")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return wire.strip_weights(data)
     except OSError as error:
