@@ -126,6 +126,7 @@ def located(exc: Exception, model: Path) -> Exception:
     error = translate(exc)
     if model.name not in error.message and not error.where:
         error.where = str(model)
+    error.hint = error.hint.partition(", or input_shapes=")[0]  # nobody types Python here
     return error
 
 
