@@ -236,6 +236,7 @@ def _router_cluster(cluster: Cluster, profile: CostProfile | None, notes: list[s
                 link.price,
             )
         )
+    notes += _free_work(cluster)
     ends = {name for link in links if link.encrypted for name in (link.source, link.target)}
     if free := sorted(
         {d.name.replace(SINK, "") for d in devices if d.name in ends and not d.crypt_seconds_per_byte}
@@ -247,6 +248,17 @@ def _router_cluster(cluster: Cluster, profile: CostProfile | None, notes: list[s
             f"{assumed} of {len(links)} links are assumed to have {what}: neither declared nor measured"
         )
     return router.Cluster(devices, links)
+
+
+def _free_work(cluster: Cluster) -> list[str]:
+    """A note where some devices have a price or a power and others seem to work for nothing."""
+    notes = []
+    working = [device for device in cluster.devices if device.computes and device.has_agent]
+    for key, what in (("price", "cost nothing"), ("power", "take no energy")):
+        free = [device.name for device in working if not getattr(device, key)]
+        if 0 < len(free) < len(working):
+            notes.append(f"work on {', '.join(free)} is taken to {what}: no `{key}` declared")
+    return notes
 
 
 def _memory(device: Device, profile: CostProfile | None) -> int | None:

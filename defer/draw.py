@@ -6,86 +6,51 @@ request waits for. Rows are added downwards, so that any number of stages keeps 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final
 from xml.sax.saxutils import escape
 
 from defer import units
 from defer.documents.plan import Plan, PlanStage, PlanTransfer
+from defer.draw_canvas import (
+    ALERT,
+    BAR_X,
+    BOX_WIDTH,
+    BOX_X,
+    DEVICES,
+    FAINT,
+    GREY,
+    INK,
+    MARGIN,
+    PAPER,
+    SHADE,
+    STAGE_BAR,
+    TRANSFER_BAR,
+    WIDTH,
+    Page,
+    fit,
+)
+from defer.draw_cluster import draw_cluster
 from defer.draw_words import (
     first_tensor,
     headline,
     is_bottleneck,
-    shortened,
+    show_value,
     stage_facts,
     tensor_names,
     transfer_facts,
     verdict,
 )
 
-WIDTH: Final = 980
-MARGIN: Final = 28
-BOX_X: Final = MARGIN
-BOX_WIDTH: Final = 540
-BAR_X: Final = 600
-BAR_WIDTH: Final = 240
-"""Pixels of the longest bar; its seconds stand to the right of it."""
-
 STAGE_HEIGHT: Final = 62
 TRANSFER_HEIGHT: Final = 58
-CHARACTER: Final = 7.4
-"""Pixels that one character of 13 px text takes at most, on average; names are shortened by it."""
 
-INK, GREY, FAINT, PAPER = "#1b1f24", "#57606a", "#d0d7de", "#ffffff"
-STAGE_BAR, TRANSFER_BAR, ALERT = "#2f6feb", "#8a94a0", "#c2410c"
-DEVICES: Final = ("#2f6feb", "#1a7f37", "#8250df", "#9a6700", "#0e7490", "#bf3989", "#475569", "#7c2d12")
-"""Colours of the devices in order of appearance; all at least 4.5:1 on white."""
-
-
-@dataclass(slots=True)
-class _Page:
-    """Elements so far, and how far down they reach."""
-
-    elements: list[str] = field(default_factory=list)
-    y: float = 0.0
-
-    def text(
-        self,
-        x: float,
-        y: float,
-        words: str,
-        *,
-        size: int = 13,
-        colour: str = INK,
-        bold: bool = False,
-        anchor: str = "",
-    ) -> None:
-        weight = ' font-weight="600"' if bold else ""
-        place = f' text-anchor="{anchor}"' if anchor else ""
-        self.elements.append(
-            f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{colour}"{weight}{place}>{escape(words)}</text>'
-        )
-
-    def box(
-        self,
-        x: float,
-        y: float,
-        width: float,
-        height: float,
-        fill: str,
-        *,
-        stroke: str = "none",
-        radius: int = 6,
-    ) -> None:
-        self.elements.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius}" fill="{fill}" '
-            f'stroke="{stroke}"/>'
-        )
-
-    def tip(self, words: str, elements: Iterable[str]) -> None:
-        """Elements that show `words` under the pointer: whatever was shortened is there in full."""
-        self.elements.append(f"<g><title>{escape(words)}</title>{''.join(elements)}</g>")
+TITLES: Final = {
+    "latency": "Time of one request",
+    "throughput": "Time between two results",
+    "cost": "Money per request",
+    "energy": "Energy per request",
+    "weighted": "Weighted sum",
+}
 
 
 def plan_svg(plan: Plan) -> str:
@@ -97,7 +62,7 @@ def plan_svg(plan: Plan) -> str:
     Returns:
         The text of the file, in UTF-8 when written.
     """
-    page = _Page(y=MARGIN)
+    page = Page(y=MARGIN)
     colours = {name: DEVICES[number % len(DEVICES)] for number, name in enumerate(_order(plan))}
     longest = plan.longest_s
     _header(page, plan)
@@ -108,6 +73,7 @@ def plan_svg(plan: Plan) -> str:
             stage = plan.stages[number]
             _draw_stage(page, plan, stage, number, longest, colours[stage.device])
     _end(page, plan.sink, "results go here")
+    draw_cluster(page, plan, colours)
     _comparison(page, plan)
     _notes(page, plan)
     height = page.y + MARGIN
@@ -130,13 +96,9 @@ def _order(plan: Plan) -> list[str]:
     return list(dict.fromkeys(stage.device for stage in plan.stages))
 
 
-def _fit(words: str, pixels: float, size: int = 13) -> str:
-    return shortened(words, max(8, int(pixels / (CHARACTER * size / 13))))
-
-
-def _header(page: _Page, plan: Plan) -> None:
-    page.text(MARGIN, page.y + 18, _fit(headline(plan), WIDTH - 2 * MARGIN, 20), size=20, bold=True)
-    page.text(MARGIN, page.y + 42, _fit(verdict(plan), WIDTH - 2 * MARGIN), colour=GREY)
+def _header(page: Page, plan: Plan) -> None:
+    page.text(MARGIN, page.y + 18, fit(headline(plan), WIDTH - 2 * MARGIN, 20), size=20, bold=True)
+    page.text(MARGIN, page.y + 42, fit(verdict(plan), WIDTH - 2 * MARGIN), colour=GREY)
     page.y += 66
     page.box(BAR_X, page.y + 8, 12, 12, STAGE_BAR, radius=2)
     page.text(BAR_X + 20, page.y + 18, "compute", size=12, colour=GREY)
@@ -146,22 +108,22 @@ def _header(page: _Page, plan: Plan) -> None:
     page.text(BAR_X + 198, page.y + 18, "bottleneck", size=12, colour=GREY)
 
 
-def _end(page: _Page, device: str, what: str) -> None:
-    name = _fit(device, 300)
-    page.box(BOX_X, page.y, BOX_WIDTH, 30, "#f6f8fa", stroke=FAINT, radius=15)
+def _end(page: Page, device: str, what: str) -> None:
+    name = fit(device, 300)
+    page.box(BOX_X, page.y, BOX_WIDTH, 30, SHADE, stroke=FAINT, radius=15)
     page.text(BOX_X + 16, page.y + 20, name, bold=True)
     page.text(BOX_X + BOX_WIDTH - 16, page.y + 20, what, size=12, colour=GREY, anchor="end")
     page.y += 30
 
 
-def _draw_stage(page: _Page, plan: Plan, stage: PlanStage, number: int, longest: float, colour: str) -> None:
+def _draw_stage(page: Page, plan: Plan, stage: PlanStage, number: int, longest: float, colour: str) -> None:
     top, alert = page.y, is_bottleneck(plan, stage)
-    part = _Page()
+    part = Page()
     part.box(BOX_X, top, BOX_WIDTH, STAGE_HEIGHT, PAPER, stroke=ALERT if alert else FAINT)
     part.box(BOX_X, top, 8, STAGE_HEIGHT, colour, radius=3)
     part.text(BOX_X + 24, top + 38, str(number + 1), size=20, colour=colour, bold=True)
-    part.text(BOX_X + 56, top + 26, _fit(stage.device, BOX_WIDTH - 180, 15), size=15, bold=True)
-    part.text(BOX_X + 56, top + 47, _fit(stage_facts(stage), BOX_WIDTH - 70), colour=GREY)
+    part.text(BOX_X + 56, top + 26, fit(stage.device, BOX_WIDTH - 180, 15), size=15, bold=True)
+    part.text(BOX_X + 56, top + 47, fit(stage_facts(stage), BOX_WIDTH - 70), colour=GREY)
     if alert:
         part.text(
             BOX_X + BOX_WIDTH - 14, top + 25, "bottleneck", size=12, colour=ALERT, bold=True, anchor="end"
@@ -174,18 +136,18 @@ def _draw_stage(page: _Page, plan: Plan, stage: PlanStage, number: int, longest:
     page.y += STAGE_HEIGHT
 
 
-def _draw_transfer(page: _Page, plan: Plan, transfer: PlanTransfer, longest: float) -> None:
+def _draw_transfer(page: Page, plan: Plan, transfer: PlanTransfer, longest: float) -> None:
     top, alert, x = page.y, is_bottleneck(plan, transfer), BOX_X + 30
     colour = ALERT if alert else GREY
     foot = top + TRANSFER_HEIGHT - 4
-    part = _Page()
+    part = Page()
     dashes = ' stroke-dasharray="3 4"' if len(transfer.path) == 1 else ""
     part.elements.append(
         f'<path d="M{x} {top + 4:g} V{foot - 8:g}" stroke="{colour}" stroke-width="2" fill="none"{dashes}/>'
         f'<path d="M{x - 6} {foot - 9:g} L{x} {foot:g} L{x + 6} {foot - 9:g} Z" fill="{colour}"/>'
     )
     room = BOX_WIDTH - 70 - (80 if alert else 0)
-    part.text(x + 26, top + 24, _fit(transfer_facts(transfer), room), colour=INK)
+    part.text(x + 26, top + 24, fit(transfer_facts(transfer), room), colour=INK)
     part.text(x + 26, top + 42, first_tensor(transfer, int((BOX_WIDTH - 70) / 6.9)), size=12, colour=GREY)
     if alert:
         part.text(
@@ -206,33 +168,34 @@ def _draw_transfer(page: _Page, plan: Plan, transfer: PlanTransfer, longest: flo
     page.y += TRANSFER_HEIGHT
 
 
-def _bar(page: _Page, middle: float, seconds: float, longest: float, colour: str, height: float = 18) -> None:
-    width = BAR_WIDTH * seconds / longest if longest > 0 else 0.0
-    page.box(BAR_X, middle - height / 2, max(width, 1.5), height, colour, radius=2)
-    page.text(BAR_X + max(width, 1.5) + 10, middle + 4.5, units.show_duration(seconds))
+def _bar(page: Page, middle: float, seconds: float, longest: float, colour: str, height: float = 18) -> None:
+    page.bar(middle, seconds / longest if longest > 0 else 0.0, units.show_duration(seconds), colour, height)
 
 
-def _comparison(page: _Page, plan: Plan) -> None:
+def _comparison(page: Page, plan: Plan) -> None:
     """This plan beside the whole model on each single device, at most six of them."""
     page.y += 40
-    latency = plan.objective == "latency"
-    title = "Time of one request" if latency else "Time between two results"
-    page.text(MARGIN, page.y, f"{title}, beside one device alone", size=15, bold=True)
-    values = {name: each.latency_s if latency else each.period_s for name, each in plan.alternatives.items()}
+    page.text(MARGIN, page.y, f"{TITLES[plan.objective]}, beside one device alone", size=15, bold=True)
+    values = {
+        name: plan.valued(each.latency_s, each.period_s, each.cost, each.energy_j)
+        for name, each in plan.alternatives.items()
+    }
     rows = sorted(values.items(), key=lambda item: item[1])[:6]
     if not rows:
         page.text(MARGIN, page.y + 26, "No single device can hold the whole model.", colour=GREY)
         page.y += 36
         return
-    longest = max(plan.value, *(seconds for _, seconds in rows))
-    for number, (name, seconds) in enumerate([("this plan", plan.value), *rows]):
+    most = max(plan.value, *(value for _, value in rows))
+    for number, (name, value) in enumerate([("this plan", plan.value), *rows]):
         page.y += 26
-        page.text(MARGIN, page.y, _fit(name, BOX_WIDTH - 20), bold=number == 0)
-        _bar(page, page.y - 4.5, seconds, longest, STAGE_BAR if number == 0 else TRANSFER_BAR, height=12)
+        page.text(MARGIN, page.y, fit(name, BOX_WIDTH - 20), bold=number == 0)
+        colour = STAGE_BAR if number == 0 else TRANSFER_BAR
+        share = value / most if most > 0 else 0.0
+        page.bar(page.y - 4.5, share, show_value(plan, value), colour, height=12)
     page.y += 10
 
 
-def _notes(page: _Page, plan: Plan) -> None:
+def _notes(page: Page, plan: Plan) -> None:
     for note in plan.notes:
         page.y += 22
-        page.text(MARGIN, page.y, _fit(f"Note: {note}.", WIDTH - 2 * MARGIN, 12), size=12, colour=GREY)
+        page.text(MARGIN, page.y, fit(f"Note: {note}.", WIDTH - 2 * MARGIN, 12), size=12, colour=GREY)

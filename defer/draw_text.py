@@ -7,11 +7,13 @@ from typing import Final
 from defer import units
 from defer.documents.plan import Plan, PlanStage, PlanTransfer
 from defer.draw_words import (
+    PER,
     accuracy,
     first_tensor,
     headline,
     is_bottleneck,
     shortened,
+    show_value,
     stage_facts,
     transfer_facts,
     verdict,
@@ -38,20 +40,30 @@ def plan_text(plan: Plan) -> str:
         lines.append(
             f"One result every {units.show_duration(plan.period_s)}; the bottleneck is {plan.bottleneck}."
         )
+    if plan.shares:
+        lines += _routes(plan)
     if plan.accuracy is not None:
         lines.append(accuracy(plan.accuracy))
     lines += [f"Note: {note}." for note in plan.notes]
     return "\n".join(lines)
 
 
+def _routes(plan: Plan) -> list[str]:
+    """Where stages have replicas: every route and its part of the requests; the largest is drawn above."""
+    lines = ["", f"Requests are dealt to {len(plan.shares)} routes:"]
+    for share in plan.shares:
+        stages = " → ".join(f"{stage.device} {stage.start}–{stage.stop - 1}" for stage in share.stages)
+        lines.append(f"  {share.fraction:6.1%}  {stages}")
+    return lines
+
+
 def _beside(plan: Plan) -> str:
     best = plan.best_alternative
     if best is None:
         return "No single device can hold the whole model."
-    name, seconds = best
-    what = "per request" if plan.objective == "latency" else "between results"
-    own, alone = units.show_duration(plan.value), units.show_duration(seconds)
-    return f"{own} {what}; the whole model on {name}, the best single device: {alone}."
+    name, value = best
+    own, alone = show_value(plan, plan.value), show_value(plan, value)
+    return f"{own} {PER[plan.objective]}; the whole model on {name}, the best single device: {alone}."
 
 
 def _stage(plan: Plan, stage: PlanStage, number: int, longest: float) -> list[str]:

@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from defer import units
 from defer.documents.plan import Plan, PlanAccuracy, PlanStage, PlanTransfer
+
+GOALS: Final = {
+    "latency": "latency",
+    "throughput": "period",
+    "cost": "cost",
+    "energy": "energy",
+    "weighted": "weighted sum",
+}
+"""What each objective makes least."""
+
+PER: Final = {
+    "latency": "per request",
+    "throughput": "between results",
+    "cost": "per request",
+    "energy": "per request",
+    "weighted": "in the weighted sum",
+}
+"""What a value of each objective is counted by."""
 
 
 def headline(plan: Plan) -> str:
@@ -15,19 +35,57 @@ def headline(plan: Plan) -> str:
 def verdict(plan: Plan) -> str:
     """What the plan promises, and how sure that is."""
     rate = f"{1 / plan.period_s:.3g} requests/s" if plan.period_s > 0 else "∞ requests/s"
-    goal = "latency" if plan.objective == "latency" else "period"
-    if plan.by_hand:
-        proof = "placed by hand"
-    elif plan.optimal:
-        proof = f"least {goal}, proven"
-    elif plan.bound > 0:
-        proof = f"{goal} at most {plan.value / plan.bound - 1:.1%} above the best"
-    else:
-        proof = f"{goal} not proven best"
     costs = {"measured": "measured costs", "static": "static costs", "mixed": "costs partly measured"}[
         plan.method
     ]
-    return f"{units.show_duration(plan.latency_s)} per request · {rate} when full · {proof} · {costs}"
+    priced = [show_money(plan.cost)] if plan.cost else []
+    priced += [units.show_energy(plan.energy_j)] if plan.energy_j else []
+    facts = [
+        f"{units.show_duration(plan.latency_s)} per request",
+        *priced,
+        f"{rate} when full",
+        proof(plan),
+        costs,
+    ]
+    return " · ".join(facts)
+
+
+def proof(plan: Plan) -> str:
+    """How good the plan is known to be."""
+    goal = GOALS[plan.objective]
+    if plan.by_hand:
+        return "placed by hand"
+    if plan.optimal:
+        return f"least {goal}, proven"
+    if plan.bound > 0:
+        return f"{goal} at most {plan.value / plan.bound - 1:.1%} above the best"
+    return f"{goal} not proven best"
+
+
+def show_value(plan: Plan, value: float) -> str:
+    """A value of the plan's objective in its unit."""
+    if plan.objective in ("latency", "throughput"):
+        return units.show_duration(value)
+    if plan.objective == "energy":
+        return units.show_energy(value)
+    return show_money(value) if plan.objective == "cost" else f"{value:.4g}"
+
+
+def show_money(amount: float) -> str:
+    """An amount in the cluster file's currency, of which we do not know the name."""
+    return f"{amount:.3g} ¤"
+
+
+def gain_words(gain: float) -> str:
+    """A relative gain."""
+    if abs(gain) < 5e-4:
+        return "none"
+    return f"{gain:.1%} less" if gain > 0 else f"{-gain:.1%} more"
+
+
+def bottleneck_words(plan: Plan) -> str:
+    """What sets the period, and how busy it is beside the next."""
+    return f"{plan.bottleneck}, busy for {units.show_duration(plan.period_s)} of every request"
 
 
 def stage_facts(stage: PlanStage) -> str:
@@ -75,8 +133,11 @@ def is_bottleneck(plan: Plan, part: PlanStage | PlanTransfer) -> bool:
     """Whether this part is what sets the plan's period."""
     if isinstance(part, PlanStage):
         return plan.bottleneck == f"device {part.device}"
-    hops = zip(part.path, part.path[1:], strict=False)
-    return any(plan.bottleneck == f"link {source} -> {target}" for source, target in hops)
+    hops = set(zip(part.path, part.path[1:], strict=False))
+    if any(plan.bottleneck == f"link {source} -> {target}" for source, target in hops):
+        return True
+    shared = {(link.source, link.target): link.medium for link in plan.link_loads if link.medium}
+    return any(plan.bottleneck == f"medium {shared[hop]}" for hop in hops if hop in shared)
 
 
 def shortened(text: str, most: int) -> str:

@@ -321,6 +321,7 @@ EXTRAS: Final[dict[str, str]] = {
     "onnxruntime": "cpu",
     "tensorrt": "tensorrt",
     "zfpy": "zfp",
+    "resvg_py": "png",
     "starlette": "gateway",
     "uvicorn": "gateway",
     "grpc": "gateway",

@@ -213,7 +213,9 @@ def _step(value: Fraction, quantity: Quantity) -> str:
     fitting = [unit for unit in quantity.steps if value >= quantity.factors[unit]]
     if fitting:
         return fitting[-1]
-    return quantity.steps[0] if value else quantity.steps[-1 if quantity is DURATION else 0]
+    if not value and quantity in (DURATION, ENERGY):
+        return quantity.base
+    return quantity.steps[0]
 
 
 def _format(value: float, quantity: Quantity) -> str:

@@ -36,10 +36,10 @@ STEP_S = 600.0
 @click.option("--profile", "profile_file", metavar="FILE", help="Plan with this profile.json.")
 @click.option(
     "--objective",
-    type=click.Choice(["latency", "throughput"]),
+    type=click.Choice(["latency", "throughput", "cost", "energy"]),
     default="latency",
     show_default=True,
-    help="What planning makes least: seconds of one request, or seconds between results.",
+    help="What planning makes least: seconds of one request, seconds between results, money or joules.",
 )
 @budget_options
 @sample_option

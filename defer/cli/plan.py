@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from defer import units
 from defer.accuracy import Budget
 from defer.blocks import planning_chain
 from defer.cli.chains import Shapes, blocks_option, budget_options, input_option, read_chain
-from defer.cli.output import common_options, console, examples, note, progress, table
+from defer.cli.output import common_options, examples, note, progress
+from defer.cli.plan_options import OBJECTIVES, Asked, wish_options
+from defer.cli.plots import check_plot, write_plot
 from defer.documents.base import encode
 from defer.documents.cluster import Cluster
-from defer.documents.files import write_bytes
-from defer.documents.plan import Objective, Plan
+from defer.documents.plan import Plan
 from defer.documents.profile import CostProfile
-from defer.errors import OutputExists, UsageError
+from defer.errors import UsageError
 
 if TYPE_CHECKING:
     from defer.guarded_planning import Wish
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
         "defer plan --blocks blocks.json --cluster cluster.toml --profile profile.json -o plan.json",
         "defer plan resnet50.onnx --cluster cluster.toml --objective throughput --plot plan.svg",
         "defer plan resnet50.onnx --cluster cluster.toml --profile profile.json --max-error 0.01",
+        'defer plan resnet50.onnx --cluster cluster.toml --objective cost --max-latency "80 ms" --explain',
+        "defer plan resnet50.onnx --cluster cluster.toml --pin 0:2=jetson --compare throughput --compare old.json",
         "defer plan resnet50.onnx --cluster cluster.toml --place jetson=0:12,nano=12:",
     )
 )
@@ -48,13 +51,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Measured costs, profile.json; without it, static costs.",
 )
-@click.option(
-    "--objective",
-    type=click.Choice(["latency", "throughput"]),
-    default="latency",
-    show_default=True,
-    help="Seconds of one request, or requests per second.",
-)
+@wish_options
 @click.option(
     "--place", metavar="DEV=0:12,DEV=12:30", help="Place the blocks by hand; the rest is still planned."
 )
@@ -63,8 +60,18 @@ if TYPE_CHECKING:
 @budget_options
 @input_option
 @blocks_option("--max-blocks")
-@click.option("--explain", is_flag=True, help="Show where every second of the latency comes from.")
-@click.option("--plot", metavar="FILE.svg", type=click.Path(path_type=Path), help="Draw the plan.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Show where every second comes from, what limits the plan, and what changes would gain.",
+)
+@click.option(
+    "--compare",
+    multiple=True,
+    metavar="PLAN.json|OBJECTIVE",
+    help="Show this plan beside another file's, or beside the plan for another objective. Repeat for more.",
+)
+@click.option("--plot", metavar="FILE.svg|html|png", type=click.Path(path_type=Path), help="Draw the plan.")
 @click.option("-o", "--output", metavar="FILE", help="Write the plan, plan.json.")
 @click.option("--force", is_flag=True, help="Overwrite files even if defer did not write them.")
 @common_options
@@ -73,7 +80,7 @@ def command(
     blocks_file: str | None,
     cluster_file: str,
     profile_file: str | None,
-    objective: Objective,
+    asked: Asked,
     place: str | None,
     max_stages: int | None,
     codec: str | None,
@@ -82,6 +89,7 @@ def command(
     inputs: Shapes,
     blocks: int,
     explain: bool,
+    compare: tuple[str, ...],
     plot: Path | None,
     output: str | None,
     force: bool,
@@ -91,30 +99,42 @@ def command(
 
     Block numbers are those of `defer analyze` with the same --blocks, or of the profile.
     """
+    from defer.branches import branches_of
     from defer.guarded_planning import Wish
     from defer.planning import make_plan, parse_placement
 
     if calibration is not None and max_error is None:
         raise UsageError("--calibration has no meaning without --max-error")
+    if plot is not None:
+        check_plot(plot)
     cluster = Cluster.load(cluster_file)
     profile = CostProfile.load(profile_file) if profile_file else None
+    limits, rules = asked.limits(), asked.rules()
     chain = planning_chain(read_chain(model, blocks_file, inputs, as_json=as_json), blocks, profile)
     placement = parse_placement(place, cluster, len(chain.blocks)) if place else None
+
+    def planned(wish: Wish, advice: bool = False) -> Plan:
+        if max_error is not None:
+            return _guarded(model, chain, cluster, profile, max_error, wish, calibration, step)
+        return make_plan(
+            chain,
+            cluster,
+            profile,
+            objective=wish.objective,
+            max_stages=wish.max_stages,
+            placement=wish.placement,
+            codec=wish.codec,
+            limits=wish.limits,
+            rules=wish.rules,
+            advice=advice,
+            branches=None if model is None else branches_of(model, inputs),
+        )
+
     with progress("planning", as_json=as_json) as step:
         step(f"{len(chain.blocks)} blocks, {len(cluster.devices)} devices", 0.5)
-        if max_error is None:
-            plan = make_plan(
-                chain,
-                cluster,
-                profile,
-                objective=objective,
-                max_stages=max_stages,
-                placement=placement,
-                codec=codec,
-            )
-        else:
-            wish = Wish(objective, max_stages, placement, codec)
-            plan = _guarded(model, chain, cluster, profile, max_error, wish, calibration, step)
+        wish = Wish(asked.objective, max_stages, placement, codec, limits, rules)
+        plan = planned(wish, explain)
+        others = [(name, _other(name, wish, planned)) for name in compare]
     if plot is not None:
         write_plot(plan, plot, force=force)
     if output:
@@ -122,9 +142,18 @@ def command(
     if as_json:
         click.echo(encode(plan).decode(), nl=False)
     elif output != "-":
-        _show(plan, explain)
+        _show(plan, others, explain=explain)
         for path in filter(None, (output, plot)):
             note(f"wrote {path}")
+
+
+def _other(name: str, wish: Wish, planned: Callable[[Wish], Plan]) -> Plan:
+    """What the plan is compared with: a file's plan, or the one for another objective under the same wishes."""
+    if name not in OBJECTIVES:
+        return Plan.load(name)
+    if name == "weighted" or wish.objective == "weighted":
+        wish = replace(wish, limits=replace(wish.limits, weights={}))
+    return planned(replace(wish, objective=name, rules=replace(wish.rules, replicas=False)))  # type: ignore[arg-type]
 
 
 def _guarded(
@@ -163,34 +192,12 @@ def _guarded(
         )
 
 
-def write_plot(plan: Plan, path: Path, *, force: bool = False) -> None:
-    """Draws a plan into an SVG file.
-
-    Raises:
-        OutputExists: The file exists and is no SVG.
-    """
-    from defer.draw import plan_svg
-
-    if not force and path.is_file() and path.stat().st_size and b"<svg" not in path.read_bytes()[:1024]:
-        raise OutputExists(
-            "exists and is not an SVG", where=str(path), hint="choose another name, or --force"
-        )
-    write_bytes(path, plan_svg(plan).encode())
-
-
-def _show(plan: Plan, explain: bool) -> None:
+def _show(plan: Plan, others: Sequence[tuple[str, Plan]], *, explain: bool) -> None:
+    from defer.cli.plan_tables import show_explanation, show_side_by_side
     from defer.draw_text import plan_text
 
-    out = console()
     click.echo(plan_text(plan))
-    if not explain:
-        return
-    shown = table("where", "what", "time", "share", "bytes", right=("time", "share", "bytes"))
-    for term in plan.terms:
-        share = f"{term.seconds / plan.latency_s:.1%}" if plan.latency_s > 0 else ""
-        size = units.show_size(term.bytes) if term.bytes else ""
-        shown.add_row(term.where, term.kind, units.show_duration(term.seconds), share, size)
-    shown.add_section()
-    shown.add_row("", "latency", units.show_duration(plan.latency_s), "", "")
-    click.echo()
-    out.print(shown)
+    if explain:
+        show_explanation(plan)
+    if others:
+        show_side_by_side([("this plan", plan), *others])

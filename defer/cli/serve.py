@@ -17,7 +17,7 @@ from defer import units
 from defer.accuracy import Budget
 from defer.cli.chains import Shapes, blocks_option, budget_options, input_option, sample_option
 from defer.cli.output import common_options, examples, note, progress
-from defer.cli.plan import write_plot
+from defer.cli.plots import check_plot, write_plot
 from defer.cli.stopping import StopNow, stopping
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
@@ -47,10 +47,10 @@ DRAIN_S = 30.0
 @click.option("--profile", "profile_file", metavar="FILE", help="Plan with this profile.json.")
 @click.option(
     "--objective",
-    type=click.Choice(["latency", "throughput"]),
+    type=click.Choice(["latency", "throughput", "cost", "energy"]),
     default="latency",
     show_default=True,
-    help="What planning makes least: seconds of one request, or seconds between results.",
+    help="What planning makes least: seconds of one request, seconds between results, money or joules.",
 )
 @click.option("--listen", metavar="HOST:PORT", help="First of three ports; the cluster file's by default.")
 @click.option("--state", type=click.Path(path_type=Path), help="Directory for what must survive a restart.")
@@ -60,7 +60,7 @@ DRAIN_S = 30.0
 )
 @click.option("--save-plan", metavar="FILE", help="Write the plan, plan.json.")
 @click.option("--save-profile", metavar="FILE", help="Write what was measured, profile.json.")
-@click.option("--plot", metavar="FILE.svg", type=click.Path(path_type=Path), help="Draw the plan.")
+@click.option("--plot", metavar="FILE.svg|html|png", type=click.Path(path_type=Path), help="Draw the plan.")
 @budget_options
 @sample_option
 @input_option
@@ -93,6 +93,8 @@ def command(
     first request through the whole pipeline before it says that it is ready. Models can be deployed later with
     `defer deploy`.
     """
+    if plot is not None:
+        check_plot(plot)
     cluster = _cluster(cluster_file, listen, insecure=insecure, as_json=as_json)
     order = None
     if model is not None:

@@ -1,6 +1,7 @@
 """The other verbs that need no cluster: what they print, and one clear error for each mistake."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -137,8 +138,64 @@ def test_plan_draws_explains_and_writes(folder: Path, tmp_path: Path) -> None:
     assert "jetson -> nano" in result.stdout
     assert "propagation" in result.stdout
     assert (tmp_path / "plan.svg").read_text().startswith("<svg")
-    as_json = planned(folder, "--profile", folder / "profile.json", "--json")
+    as_json = planned(folder, "--profile", folder / "profile.json", "--explain", "--json")
     assert json.loads(as_json.stdout) == json.loads((tmp_path / "plan.json").read_text())
+
+
+def test_plan_under_wishes(folder: Path, tmp_path: Path) -> None:
+    profile = ("--profile", folder / "profile.json")
+    pinned = planned(folder, *profile, "--pin", "0:=nano", "--json")
+    assert [stage["device"] for stage in json.loads(pinned.stdout)["stages"]] == ["nano"]
+    excluded = planned(folder, *profile, "--exclude", "jetson", "--forbid", "0=jetson", "--json")
+    assert "jetson" not in {stage["device"] for stage in json.loads(excluded.stdout)["stages"]}
+    bounded = planned(
+        folder,
+        *profile,
+        "--objective",
+        "throughput",
+        "--max-latency",
+        "200 ms",
+        "--max-period",
+        "90 ms",
+        "--json",
+    )
+    found = json.loads(bounded.stdout)
+    assert found["latency_s"] <= 0.2
+    assert found["limits"] == {"latency": 0.2, "period": 0.09}
+    assert found["value"] == found["period_s"]
+    weighted = planned(folder, *profile, "--objective", "weighted", "--weights", "latency=2,cost=1", "--json")
+    found = json.loads(weighted.stdout)
+    assert found["value"] == pytest.approx(2 * found["latency_s"])
+
+
+def test_plans_side_by_side(folder: Path) -> None:
+    result = planned(
+        folder,
+        "--profile",
+        folder / "profile.json",
+        "--compare",
+        "throughput",
+        "--compare",
+        folder / "plan.json",
+    )
+    assert result.exit_code == 0
+    table = result.stdout[result.stdout.index("made least") :]
+    assert table.splitlines()[0].split() == ["made", "least", "latency", "throughput", "latency"]
+
+
+def test_a_plan_as_a_page_and_as_an_image(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert planned(folder, "--plot", tmp_path / "plan.html").exit_code == 0
+    assert (tmp_path / "plan.html").read_text().startswith("<!doctype html>")
+    assert "names no kind of drawing" in failed(planned(folder, "--plot", tmp_path / "plan.gif"), 2)
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    message = failed(planned(folder, "--plot", tmp_path / "plan.png"), 69)
+    assert "write a .svg or .html file" in message
+    monkeypatch.undo()
+    pytest.importorskip("resvg_py")
+    assert planned(folder, "--plot", tmp_path / "plan.png").exit_code == 0
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_plan_to_standard_output_is_only_the_plan(folder: Path) -> None:
@@ -167,6 +224,16 @@ def test_plan_from_a_model_with_a_profile_of_its_blocks(folder: Path) -> None:
         (("--place", "jetson=0:2"), 2, "are not placed"),
         (("--objective", "beauty"), 2, "beauty"),
         (("--codec", "zip", "--profile", "PROFILE"), 69, "codec 'zip'"),
+        (("--max-latency", "50"), 2, "has no unit"),
+        (("--max-cost", "cheap"), 2, "not a bound"),
+        (("--objective", "weighted"), 2, "needs weights"),
+        (("--pin", "jetson"), 2, "which blocks and which device"),
+        (("--pin", "0:9=jetson"), 2, "no blocks 0:9"),
+        (("--exclude", "pi"), 78, "no device 'pi'"),
+        (("--replicas",), 2, "only raise the throughput"),
+        (("--place", "jetson=0:", "--pin", "0=jetson"), 2, "placed by hand and tied"),
+        (("--max-latency", "1 us"), 69, "latency bound"),
+        (("--compare", "nowhere.json"), 66, "nowhere.json"),
         (("--profile", "PLAN"), 65, "this is a plan document"),
         (("--profile", "missing.json"), 66, "missing.json"),
         (("--input", "x=1"), 2, "no meaning"),

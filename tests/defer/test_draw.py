@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from defer.documents import Plan, PlanAlternative, PlanStage, PlanTransfer
+from defer.documents.plan import PlanAdvice, PlanDevice, PlanLink, PlanShare, PlanWhatIf
 from defer.draw import plan_svg
+from defer.draw_page import DARK, plan_page
 from defer.draw_text import plan_text
 from defer.draw_words import shortened
 from tests.defer.plan_fixtures import a_plan
@@ -53,7 +55,28 @@ def a_pipeline(stages: int, *, name: str = "device", tensor: str = "t", alternat
     )
 
 
+def with_loads(plan: Plan, idle: int = 0) -> Plan:
+    """The plan with its cluster: devices that it does not use beside those that it does."""
+    names = [*plan.devices, *(f"idle-{i}" for i in range(idle))]
+    hops = [hop for each in plan.transfers for hop in itertools.pairwise(each.path)]
+    return msgspec.structs.replace(
+        plan,
+        device_loads=tuple(PlanDevice(name=name, memory_bytes=1 << 30, busy_s=0.01) for name in names),
+        link_loads=(
+            *(
+                PlanLink(source=a, target=b, bytes_per_s=1e7, wire_bytes=10**5, busy_s=0.01)
+                for a, b in dict.fromkeys(hops)
+            ),
+            *(PlanLink(source=a, target=b, bytes_per_s=1e7) for a, b in itertools.pairwise(names[-idle:])),
+        ),
+    )
+
+
 PLANS = [
+    *(pytest.param(with_loads(a_pipeline(n), 2), id=f"{n} stages, 2 idle") for n in (1, 3, 8)),
+    pytest.param(with_loads(a_pipeline(2), 40), id="40 idle"),
+    pytest.param(with_loads(a_pipeline(20)), id="20 stages in a cluster"),
+    pytest.param(with_loads(a_pipeline(8, name="a-device-with-a-very-long-name-" * 2)), id="long names"),
     *(pytest.param(a_pipeline(n), id=f"{n} stages") for n in range(1, 9)),
     pytest.param(a_pipeline(8, name="a-device-with-a-very-long-name-" * 2), id="long devices"),
     pytest.param(a_pipeline(3, tensor="/model/encoder/layer.11/attention/self/" * 5), id="long tensors"),
@@ -143,3 +166,55 @@ def test_shortening_keeps_both_ends() -> None:
     assert shortened("abc", 3) == "abc"
     assert shortened("abcdefghij", 7) == "abcd…ij"
     assert len(shortened("x" * 100, 20)) == 20
+
+
+def test_the_cluster_shows_every_device_and_link() -> None:
+    plan = with_loads(a_pipeline(3), 2)
+    tips = [element.text or "" for element in ET.fromstring(plan_svg(plan)).iter(f"{SVG}title")]
+    for name in ("desk", "device-0", "device-2", "idle-1"):
+        assert any(tip.startswith(f"{name}: ") for tip in tips)
+    assert any(tip.startswith("device-0 → device-1: 97.7 KiB per request; 80 Mbit/s") for tip in tips)
+    crowd = plan_svg(with_loads(a_pipeline(2), 40))
+    assert "and 31 more devices" in crowd
+
+
+def test_a_shared_medium_is_marked_as_the_bottleneck_on_its_links() -> None:
+    links = (PlanLink(source="jetson", target="desk", bytes_per_s=1e7, wire_bytes=5, medium="air"),)
+    plan = msgspec.structs.replace(a_plan(), bottleneck="medium air", link_loads=links)
+    assert len([line for line in plan_text(plan).splitlines() if "◀" in line]) == 1
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_page_is_whole_by_itself(plan: Plan) -> None:
+    advice = PlanAdvice(binding=("<memory>",), what_ifs=(PlanWhatIf(change="a & b", value=0.05, gain=0.5),))
+    page = plan_page(msgspec.structs.replace(plan, advice=advice))
+    assert page.startswith("<!doctype html>")
+    assert "<script" not in page
+    assert "href" not in page
+    assert "@import" not in page
+    assert "url(" not in page
+    assert re.findall(r"https?://[^\"' ]+", page) == ["http://www.w3.org/2000/svg"]
+    assert "&lt;memory&gt;" in page
+    assert "a &amp; b" in page
+
+
+def test_every_colour_of_a_drawing_has_one_for_the_dark() -> None:
+    used = set()
+    for plan in (with_loads(a_pipeline(20), 3), a_plan()):
+        used |= set(re.findall(r'(?:fill|stroke)="(#[0-9a-f]+)"', plan_svg(plan)))
+    assert used <= DARK.keys()
+
+
+def test_routes_of_replicas_are_listed() -> None:
+    plan = a_plan()
+    share = PlanShare(fraction=0.25, stages=plan.stages, transfers=plan.transfers)
+    other = PlanShare(fraction=0.75, stages=plan.stages, transfers=plan.transfers)
+    text = plan_text(msgspec.structs.replace(plan, shares=(other, share)))
+    assert "dealt to 2 routes" in text
+    assert "75.0%  jetson 0–1 → nano 2–2" in text
+
+
+def test_values_are_in_the_unit_of_what_was_made_least() -> None:
+    plan = msgspec.structs.replace(a_plan(), objective="energy", energy_j=0.25, cost=0.002)
+    assert "0.002 ¤ · 250 mJ" in plan_text(plan)
+    assert "250 mJ per request; the whole model on" in plan_text(plan)
