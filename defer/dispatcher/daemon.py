@@ -103,6 +103,7 @@ class Daemon:
             self._state.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self._state / "lock")
             self._uploads = Uploads.open(self._state)
+            self._uploads.tidy(())
             self.deployments.open()
         except Exception as error:
             raise translate(error) from error
@@ -248,25 +249,38 @@ class Daemon:
         """See `Verbs`."""
         if self._closing.is_set():
             raise NotReady("the dispatcher is shutting down")
-        outcome = self.deployments.bring_up(
-            Order(
-                name=order.name,
-                model=self._uploads.assemble(order.files),
-                plan=decode(Plan, order.plan.encode(), "the plan") if order.plan else None,
-                profile=decode(CostProfile, order.profile.encode(), "the profile") if order.profile else None,
-                objective=order.objective,
-                shapes=order.shapes,
-                budget=parse_budget(order.max_error) if order.max_error else None,
-                calibration=self._uploads.assemble(order.calibration) if order.calibration else None,
-                sample=order.sample,
-            ),
-            on_progress,
-        )
+        try:
+            outcome = self.deployments.bring_up(
+                Order(
+                    name=order.name,
+                    model=self._uploads.assemble(order.files),
+                    plan=decode(Plan, order.plan.encode(), "the plan") if order.plan else None,
+                    profile=decode(CostProfile, order.profile.encode(), "the profile")
+                    if order.profile
+                    else None,
+                    objective=order.objective,
+                    shapes=order.shapes,
+                    budget=parse_budget(order.max_error) if order.max_error else None,
+                    calibration=self._uploads.assemble(order.calibration) if order.calibration else None,
+                    sample=order.sample,
+                ),
+                on_progress,
+            )
+        finally:
+            self._tidy()
         return deployed(outcome)
 
     def undeploy(self, order: api.Undeploy) -> None:
         """See `Verbs`."""
-        self.deployments.take_down(order.name, order.drain_s)
+        try:
+            self.deployments.take_down(order.name, order.drain_s)
+        finally:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Verbs that take long run one after the other, so no other model is between its upload and its deployment."""
+        orders = list(self.deployments.orders.values())
+        self._uploads.tidy(path for order in orders for path in (order.model, order.calibration) if path)
 
 
 def _lock(path: Path) -> IO[str]:

@@ -113,6 +113,7 @@ class Deployments:
                 raise
             # The same plan is loaded again when an agent restarts, so the order keeps it.
             self.orders[order.name] = replace(order, plan=outcome.deployment.plan, profile=outcome.profile)
+            self._tidy()
             return outcome
 
     def _bring_up(self, order: Order, on_progress: OnProgress, begin: float) -> Outcome:
@@ -214,6 +215,21 @@ class Deployments:
                 for epoch in mine:
                     self._shell.post(e.RouteDropped(epoch, f"model {name!r} was undeployed"))
                 self._gone(mine, 2 * UNLOAD_S)
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove partitions that no deployment uses: agents hold theirs, and cutting again gives the same files."""
+        hops = [
+            spec
+            for served in list(self.served.values())
+            for specs in served.deployment.layout.hops.values()
+            for spec in specs
+        ]
+        used = {f"{ref.sha256}{ref.suffix}" for spec in hops for ref in (spec.graph, *spec.weights) if ref}
+        folder = self._places().parts
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name not in used and path.is_file():
+                path.unlink(missing_ok=True)
 
     def _gone(self, epochs: list[int], seconds: float) -> bool:
         """Wait until `forget` was done for all."""

@@ -5,12 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from defer import api
 from defer.errors import InvalidModel
+from node_agent.content import PART
 from node_agent.messages import Chunk, Have, Taken, Want
 from node_agent.store import FileStore
+
+RECENT_S = 3600.0
+"""A file that came longer ago, and is no model's, waits for no deployment any more."""
+
+SHA256_DIGITS = 64
 
 
 class Uploads:
@@ -30,6 +38,9 @@ class Uploads:
         """Use two folders of a dispatcher's state directory."""
         folders = state / "models"
         folders.mkdir(parents=True, exist_ok=True)
+        for path in (state / "files").glob(f"*{PART}"):  # before the store remembers how far they came
+            if path.stat().st_mtime < time.time() - RECENT_S:
+                path.unlink(missing_ok=True)
         # The dispatcher's lock on its state covers this folder.
         return cls(FileStore.open(state / "files", guarded=True), folders)
 
@@ -62,6 +73,26 @@ class Uploads:
                 _link(self._store.require(file.file), target)
             partial.replace(folder)
         return folder / paths[0]
+
+    def tidy(self, used: Iterable[Path]) -> None:
+        """Remove models that nothing uses, and files that no model has and nobody has sent lately.
+
+        Args:
+            used: What `assemble` gave for models that are still needed. None may be under way to its deployment.
+        """
+        kept = {
+            path.relative_to(self._folders).parts[0] for path in used if path.is_relative_to(self._folders)
+        }
+        for folder in self._folders.iterdir():
+            if folder.name not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+        recent = time.time() - RECENT_S
+        for path in self._store.root.iterdir():
+            # What has several names is a model's. What is arriving is the store's own, by the offset that it remembers.
+            if len(path.stem) == SHA256_DIGITS and path.suffix != PART:
+                status = path.stat()
+                if status.st_nlink == 1 and status.st_mtime < recent:
+                    path.unlink(missing_ok=True)
 
 
 def _link(source: Path, target: Path) -> None:

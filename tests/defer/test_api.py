@@ -136,6 +136,29 @@ def test_a_model_is_put_together_from_its_files(tmp_path: Path) -> None:
         uploads.assemble(())
 
 
+def test_what_no_model_needs_any_more_is_removed(tmp_path: Path) -> None:
+    uploads = Uploads.open(tmp_path)
+    paths = {}
+    for content in (b"kept", b"dropped"):
+        file = ref(content, ".onnx")
+        uploads.chunk(Chunk(0, file, 0), content)
+        paths[content] = uploads.assemble((api.ModelFile("m.onnx", file),))
+    uploads.chunk(Chunk(0, ref(b"just sent"), 0), b"just sent")
+    uploads.chunk(Chunk(0, ref(b"arriving"), 0), b"arr")
+    uploads.chunk(Chunk(0, ref(b"sent long ago"), 0), b"sent long ago")
+    for content in (b"kept", b"dropped", b"sent long ago"):
+        (path,) = (tmp_path / "files").glob(f"{ref(content).sha256}.*")
+        os.utime(path, (0, 0))
+    uploads.tidy([paths[b"kept"], tmp_path / "of somebody else.onnx"])
+    assert paths[b"kept"].read_bytes() == b"kept"
+    assert not paths[b"dropped"].parent.exists()
+    held = [ref(b"kept", ".onnx"), ref(b"dropped", ".onnx"), ref(b"just sent"), ref(b"arriving")]
+    assert uploads.want(Want(0, (*held, ref(b"sent long ago")))).offsets == (4, 0, 9, 3, 0)
+    assert uploads.chunk(Chunk(0, ref(b"arriving"), 3), b"iving").offset == 8
+    uploads.tidy([])
+    assert list((tmp_path / "models").iterdir()) == []
+
+
 def external_model(folder: Path, location: str = "w.bin", size: int = 1000) -> Path:
     tensor = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [size], bytes(4 * size), raw=True)
     branch = onnx.helper.make_graph([], "then", [], [], [tensor])

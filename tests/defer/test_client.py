@@ -318,6 +318,18 @@ def test_no_future_waits_for_ever_when_the_clients_thread_fails(
     assert "the thread defer-client failed" in caplog.text
 
 
+def test_a_dispatcher_that_stops_answers_what_it_has_accepted(server: Any) -> None:
+    server.stages[0].hold = True
+    with Client(server.address) as client:
+        futures = [client.submit(x()) for _ in range(20)]  # more than the stage has credit for
+        until(lambda: server.core(lambda core: len(core.requests)) == 20)
+        server.shell.post(e.Stopped())
+        server.shell.close()
+        for future in futures:
+            with pytest.raises(errors.NotReady, match="shutting down"):
+                future.result(10)
+
+
 def test_a_cancelled_future_is_forgotten(server: Any) -> None:
     server.stages[0].hold = True
     with Client(server.address) as client:

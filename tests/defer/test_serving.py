@@ -137,7 +137,10 @@ def test_a_replaced_deployment_leaves_no_gap_and_nothing_behind(
         assert second.deployment.epoch > first.deployment.epoch
         until(lambda: list(daemon.deployments.served) == [second.deployment.epoch])
         assert epochs_on_agents(daemon) == {second.deployment.epoch}
+        parts = daemon._state / "parts"
+        assert any(parts.iterdir())
         daemon.deployments.take_down(MODEL, 5)
+        assert not any(parts.iterdir())
         assert epochs_on_agents(daemon) == set()
         with pytest.raises(errors.NotReady, match="no model is deployed"):
             client.infer(models.example_inputs(MODEL))
