@@ -10,6 +10,7 @@ from __future__ import annotations
 from node_agent.codecs.base import Array, Codec, byte_view, from_bytes, item_bytes
 from node_agent.codecs.binary import Bit
 from node_agent.codecs.bitmap import Bitmap
+from node_agent.codecs.fine import Fine
 from node_agent.codecs.halves import Bfloat16, Float16
 from node_agent.codecs.int4 import Int4
 from node_agent.codecs.int8 import Int8
@@ -46,6 +47,10 @@ _ALWAYS: tuple[Codec, ...] = (
     Bfloat16(),
     Lz4("bfloat16-lz4", Bfloat16(), _half_bytes),
     Bitmap("bfloat16-bitmap", Bfloat16(), _half_bytes),
+    Fine("int12", bits=12, sparse=False),
+    Fine("int12-bitmap", bits=12, sparse=True),
+    Fine("int10", bits=10, sparse=False),
+    Fine("int10-bitmap", bits=10, sparse=True),
     _INT8,
     Lz4("int8-lz4", _INT8),
     Bitmap("int8-bitmap", _INT8, _int_bytes),

@@ -65,7 +65,8 @@ class Int8:
             return memoryview(b"")
         flat, _, _ = flat_float32(array)
         grouped = flat.reshape(self._grouping(array.shape))
-        steps, zeros = _steps(grouped)
+        steps, wide = steps_of(grouped, 255)
+        zeros = wide.astype(np.uint8)
         frame = np.empty(self.exact_bytes(array.dtype.name, array.shape), np.uint8)
         split = _STEP_BYTES * steps.size
         frame[: 4 * steps.size] = steps.reshape(-1).astype("<f4").view(np.uint8)
@@ -105,7 +106,7 @@ class Int8:
         if not is_float(array.dtype) or not array.size:
             return np.zeros(())
         grouped = flat_float32(array)[0].reshape(self._grouping(array.shape))
-        steps = np.broadcast_to(_steps(grouped)[0], grouped.shape).reshape(array.shape)
+        steps = np.broadcast_to(steps_of(grouped, 255)[0], grouped.shape).reshape(array.shape)
         return 0.501 * steps.astype(np.float64) + rounding(array)
 
     def exact_bytes(self, dtype: str, shape: Sequence[int]) -> int:
@@ -120,34 +121,47 @@ class Int8:
         return self.exact_bytes(dtype, shape)
 
     def _grouping(self, shape: Sequence[int]) -> tuple[int, int, int]:
-        """The shape as (before the channels, channels, after them)."""
-        elements = count(shape)
-        if self._by_channel and len(shape) > 1:
-            axis = 1 if len(shape) >= 4 else len(shape) - 1
-            channels = shape[axis]
-            if 8 * _STEP_BYTES * channels <= elements:
-                return (count(shape[:axis]), channels, count(shape[axis + 1 :]))
-        return (1, 1, elements)
+        return by_channels(shape, _STEP_BYTES) if self._by_channel else (1, 1, count(shape))
 
 
-def _steps(grouped: Floats) -> tuple[Floats, npt.NDArray[np.uint8]]:
-    """Step and zero of every channel, each (channels, 1).
+def by_channels(shape: Sequence[int], step_bytes: int) -> tuple[int, int, int]:
+    """A shape as (before the channels, channels, after them); one channel where more would not pay.
 
-    Values on both sides of zero have 254 steps, which leaves one for the rounding of zero itself; on one side, 255.
+    Args:
+        shape: The tensor's.
+        step_bytes: What a channel takes beside its values.
+    """
+    elements = count(shape)
+    if len(shape) > 1:
+        axis = 1 if len(shape) >= 4 else len(shape) - 1
+        channels = shape[axis]
+        if 8 * step_bytes * channels <= elements:
+            return (count(shape[:axis]), channels, count(shape[axis + 1 :]))
+    return (1, 1, elements)
+
+
+def steps_of(grouped: Floats, most: int) -> tuple[Floats, Floats]:
+    """Step and zero of every channel, each (channels, 1); a zero is a number of steps from the least value.
+
+    Values on both sides of zero have one step less than `most`, which is left for the rounding of zero itself.
+
+    Args:
+        grouped: Values as (before the channels, channels, after them).
+        most: Number of the last step.
 
     Raises:
         CodecError: The values are too close to zero for float32's arithmetic.
     """
     least = np.minimum(_along(np.minimum, grouped), 0.0).astype(np.float64)
     largest = np.maximum(_along(np.maximum, grouped), 0.0).astype(np.float64)
-    steps = (largest - least) / np.where((least < 0) & (largest > 0), 254.0, 255.0)
+    steps = (largest - least) / np.where((least < 0) & (largest > 0), most - 1.0, float(most))
     if ((steps > 0) & (steps < _SMALLEST_STEP)).any():
         raise CodecError("Values this close to zero are not scaled.")
     rounded = steps.astype(np.float32)
     below = np.zeros_like(least)
     np.divide(-least, rounded, out=below, where=steps > 0)
     # Rounded up, so that the least value never falls below step 0.
-    zeros = np.minimum(np.ceil(below), 255).astype(np.uint8)
+    zeros = np.minimum(np.ceil(below), most).astype(np.float32)
     return rounded[:, None], zeros[:, None]
 
 

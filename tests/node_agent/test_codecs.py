@@ -132,6 +132,8 @@ def test_round_trip_of_activations(
     [
         ("float16", 3e-4),
         ("bfloat16", 2e-3),
+        ("int12", 3e-4),
+        ("int10", 2e-3),
         ("int8", 0.02),
         ("int8-channel", 0.02),
         ("int4", 0.1),
@@ -333,6 +335,8 @@ def test_what_a_relu_cut_off_takes_one_bit() -> None:
     bits = {name: 8 * len(CODECS[name].encode(array)) / array.size for name in CODECS if "bitmap" in name}
     assert 0.9 < bits["bitmap"] / (1 + 16) < 1.1
     assert 0.9 < bits["bfloat16-bitmap"] / (1 + 8) < 1.1
+    assert 0.9 < bits["int12-bitmap"] / (1 + 6) < 1.1
+    assert 0.9 < bits["int10-bitmap"] / (1 + 5) < 1.1
     assert 0.9 < bits["int8-bitmap"] / (1 + 4) < 1.1
     assert 0.9 < bits["int8-channel-bitmap"] / (1 + 4) < 1.1
 
