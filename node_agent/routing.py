@@ -107,10 +107,6 @@ class RoutingTable:
 
     routes: Mapping[tuple[int, int], Route] = field(default_factory=dict)
 
-    def find(self, epoch: int, hop: int) -> Route | None:
-        """The route of an item; None if its epoch or hop is not held here."""
-        return self.routes.get((epoch, hop))
-
     def with_routes(self, added: Sequence[Route]) -> RoutingTable:
         """A table that also holds `added`."""
         return RoutingTable({**self.routes, **{route.key: route for route in added}})
