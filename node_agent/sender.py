@@ -237,6 +237,11 @@ class Sender:
         for identity, header, _ in incoming(socket, routed=socket is self._router, limits=self._limits):
             if isinstance(header, FrameError):
                 self._complain("A message on the send socket was refused: %s", header)
+                # Credit may have been in it. Both sides begin anew when the one that dialled greets again.
+                refusal = Refusal(header.code, str(header))
+                if socket is self._router:
+                    send(socket, encode_header(refusal), identity=identity)
+                handle(identity, refusal)
             else:
                 handle(identity, header)
 

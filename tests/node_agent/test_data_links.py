@@ -293,6 +293,33 @@ def test_peers_that_items_wait_for_keep_their_place(hand: Hand, monkeypatch: pyt
         far.socket.close(0)
 
 
+@pytest.mark.parametrize("who_dials", ["me", "peer"])
+def test_unreadable_credit_starts_the_link_anew(hand: Hand, soon: None, who_dials: str) -> None:
+    """It cannot be known how much was granted in it."""
+    if who_dials == "me":
+        far = Far(hand)
+        peer = m.PeerRef("down", f"tcp://127.0.0.1:{far.port}")
+        hand.sender.attach(peer)
+    else:
+        far = Far(hand, zmq.DEALER, hand.sender.port)
+        peer = m.PeerRef("down")
+        far.say(m.Greeting(1, 1, "down"))
+    hand.until(far.greetings)
+    far.say(m.Credit(1, 10))
+    hand.until(lambda: hand.sender._peers[peer].end.ready)
+    far.raw(b"not a header")
+    hand.until(lambda: not hand.sender._peers[peer].end.ready)
+    if who_dials == "peer":
+        hand.until(far.refusals)
+        assert far.refusals() == ["bad-frame"]
+        far.say(m.Greeting(1, 1, "down"))
+    hand.until(lambda: far.greetings() >= 2)
+    far.say(m.Credit(2, 20))
+    hand.until(lambda: hand.sender._peers[peer].end.ready)
+    assert hand.sender._peers[peer].end.window.items == 2
+    far.socket.close(0)
+
+
 def test_a_draining_agent_grants_nothing_to_those_who_greet_either(hand: Hand) -> None:
     hand.receiver.pause()
     far = Far(hand, zmq.DEALER, hand.receiver.port)
