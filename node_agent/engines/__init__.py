@@ -56,7 +56,7 @@ def engine_named(name: str) -> Engine:
             f"Engine {name!r} is unknown.", hint=f"This build has: {', '.join((AUTO_ENGINE, *_KNOWN))}."
         )
     engine = _make(name)
-    if name == REFERENCE or _make(REFERENCE).info().missing:
+    if name == REFERENCE or _info(REFERENCE).missing:
         return engine
     from node_agent.engines.choice import WithFallback
 
@@ -69,9 +69,20 @@ def _make(name: str) -> Engine:
     return engine
 
 
+def _info(name: str) -> EngineInfo:
+    """What an engine says of itself. A vendor's library may raise anything: that engine is missing, no other."""
+    try:
+        return _make(name).info()
+    except Exception as error:
+        said = " ".join(str(error).split())
+        return EngineInfo(
+            name, missing=f"It broke when it was asked: {type(error).__name__}: {said}. Install it again."
+        )
+
+
 def _automatic() -> Engine:
     made = {name: _make(name) for name in _KNOWN}
-    missing = {name: engine.info().missing for name, engine in made.items()}
+    missing = {name: _info(name).missing for name in made}
     installed = {name: engine for name, engine in made.items() if not missing[name]}
     if not installed:
         raise EngineMissingError("No engine is installed here.", hint=missing[REFERENCE])
@@ -85,7 +96,7 @@ def _automatic() -> Engine:
 
 def inventory(preferred: str = AUTO_ENGINE) -> tuple[EngineInfo, ...]:
     """What can run here and what cannot and why; `preferred` first, then what is installed."""
-    found = [_make(name).info() for name in _KNOWN]
+    found = [_info(name) for name in _KNOWN]
 
     def rank(info: EngineInfo) -> tuple[bool, bool, bool]:
         # Of those that are missing the reference comes first: it is the one to install.

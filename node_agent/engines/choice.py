@@ -197,14 +197,21 @@ class WithFallback:
         strict = options.pop("fallback", "yes") == "no"
         try:
             session = self._engine.load(replace(partition, options=options))
-        except AgentError as error:
+        except Exception as error:
             if strict:
                 raise
             # The engine's own options mean nothing to the CPU.
             inner = self._reference.load(replace(partition, options={}))
-            note = f"{self._name} failed: {error} {error.hint}".rstrip()
+            note = f"{self._name} failed: {_said(error)}"
             return ChosenSession(inner, self._reference_name, (note,))
         return ChosenSession(session, self._name)
+
+
+def _said(error: Exception) -> str:
+    """One line of what an engine raised; what is not ours names its type, because its text may say little."""
+    if isinstance(error, AgentError):
+        return f"{error} {error.hint}".rstrip()
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _bound(partition: Partition) -> list[TensorSpec]:
@@ -229,8 +236,8 @@ def _try(
         session = sessions[name] = engine.load(replace(partition, options={}))
         outputs = session.run(feeds)
         seconds = _best_time(session, feeds)
-    except AgentError as failure:
-        return Trial(name, failure=str(failure)), None
+    except Exception as failure:
+        return Trial(name, failure=_said(failure)), None
     raw = {spec.name for spec in session.outputs if spec.dtype in RAW_BITS}
     error: float | None = None
     if expected is not None:

@@ -182,6 +182,16 @@ def test_fallback_takes_the_cpu_and_says_why(partition):
     assert gpu.options == {"slots": "4"}
 
 
+def test_what_a_vendors_library_raises_is_a_reason_too(partition):
+    odd = TypeError("pybind11::init(): factory function returned nullptr")
+    session = WithFallback("gpu", Planned("gpu", load=odd), "cpu", Planned("cpu")).load(partition)
+    assert session.notes == ("gpu failed: TypeError: pybind11::init(): factory function returned nullptr",)
+    session.close()
+    session = fastest(Planned("gpu", run=odd), Planned("cpu")).load(partition)
+    assert (session.engine, len(session.notes)) == ("cpu", 1)
+    session.close()
+
+
 def test_fallback_can_be_forbidden(partition):
     gpu = Planned("gpu", load=LoadFailedError("no."))
     with pytest.raises(LoadFailedError, match="no"):

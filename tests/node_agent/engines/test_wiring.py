@@ -92,6 +92,23 @@ def test_of_the_missing_the_reference_is_the_one_to_install(monkeypatch):
     assert "defer-edge[cpu]" in engines.inventory()[0].missing
 
 
+def test_a_library_that_breaks_costs_one_engine_and_not_the_agent(known, monkeypatch, partition):
+    broken = type(sys)("broken_engine")
+
+    class Broken:
+        def info(self):
+            raise OSError("libsomething.so: undefined symbol\n at line two")
+
+    broken.Broken = Broken
+    monkeypatch.setitem(sys.modules, "broken_engine", broken)
+    known["broken"] = "broken_engine:Broken"
+    (info,) = [each for each in engines.inventory() if each.name == "broken"]
+    assert info.missing == (
+        "It broke when it was asked: OSError: libsomething.so: undefined symbol at line two. Install it again."
+    )
+    assert isinstance(engines.engine_named("auto"), OnnxRuntimeCpu)
+
+
 @pytest.mark.parametrize(
     ("asked", "infos", "means"),
     [
