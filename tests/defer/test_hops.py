@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from defer.documents.plan import Plan, PlanStage, PlanTransfer
@@ -114,3 +115,25 @@ def test_device_of_the_dispatcher_may_run_the_first_stage() -> None:
     [a] = layout.hops["a"]
     assert (a.hop, layout.count) == (0, 1)
     assert a.next.name == DISPATCHER
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "transfer_s", "stage_s", "credit"),
+    [
+        (1, 0.0, 1.0, 32),  # small items may wait in numbers
+        (8 << 20, 0.0, 1.0, 3),  # one is run, one waits, one arrives
+        (8 << 20, 1.0, 0.5, 7),  # an item comes and its credit goes back while the stage runs four times
+        (1 << 20, 0.0, 1.0, 4),
+        (8 << 20, 100.0, 1.0, 32),
+        (8 << 20, 1.0, 0.0, 32),
+    ],
+)
+def test_credit_covers_the_round_trip_and_no_more(
+    nbytes: int, transfer_s: float, stage_s: float, credit: int
+) -> None:
+    one = plan([("home", "a"), ("a", "home")], ["a"])
+    arriving = msgspec.structs.replace(one.transfers[0], nbytes=nbytes, seconds=transfer_s)
+    stage = msgspec.structs.replace(one.stages[0], seconds=stage_s)
+    changed = msgspec.structs.replace(one, transfers=(arriving, one.transfers[1]), stages=(stage,))
+    [hop] = lay_out(changed, [part("a")], {"a": place("a")}, HOME).hops["a"]
+    assert hop.credit == credit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -67,3 +68,15 @@ def test_sizes_and_addresses() -> None:
     assert quantities.parse_endpoint("[::1]:1") == "tcp://[::1]:1"
     with pytest.raises(ValueError, match="port 0"):
         quantities.parse_endpoint("h:0")
+
+
+def test_under_a_quota_work_is_timed_by_what_it_takes_of_the_share() -> None:
+    assert machine.work_clock(2.0, 2) is time.perf_counter
+    for threads in (1, 2):
+        clock = machine.work_clock(0.25, threads)
+        begun, processor = clock(), time.thread_time()
+        while time.thread_time() - processor < 0.02:
+            pass
+        assert clock() - begun >= 4 * 0.02
+        begun = clock()
+        assert clock() - begun < 0.02, "looking takes next to nothing"

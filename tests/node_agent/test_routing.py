@@ -6,6 +6,7 @@ import pytest
 
 from node_agent import messages as m
 from node_agent.errors import WrongInputError
+from node_agent.flow import Window
 from node_agent.routing import Route, RoutingTable
 from tests.node_agent.harness import spec
 
@@ -59,3 +60,13 @@ def test_tables_change_as_a_whole() -> None:
     assert both.peers("next") == {m.PeerRef("n"), m.PeerRef("b", "tcp://b:1")}
     assert both.without_epoch(1).routes == {(3, 0): relay}
     assert relay.kind == "relay"
+
+
+def test_peers_may_have_under_way_what_all_their_routes_ask_for() -> None:
+    def route(epoch: int, peer: str, credit: int) -> Route:
+        return Route(epoch, "m", m.HopSpec(0, m.PeerRef(peer), m.PeerRef("n"), credit=credit))
+
+    table = RoutingTable().with_routes([route(1, "p", 4), route(2, "p", 3), route(3, "q", 0)])
+    default = Window(32, 1000)
+    assert table.windows(default) == {"p": Window(7, 1000), "q": default}
+    assert table.without_epoch(1).windows(default)["p"].items == 3
