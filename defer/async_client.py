@@ -10,10 +10,10 @@ from typing import Self
 
 from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
-from defer.client_core import Inputs, Submit
+from defer.client_core import Inputs, Submit, copied
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
 from defer.client_session import Outputs
-from defer.errors import WrongInput
+from defer.errors import UsageError, WrongInput
 
 
 class AsyncClient:
@@ -39,12 +39,22 @@ class AsyncClient:
         submit = await self._prepare(inputs, model, outputs, timeout, copy=False, patient=False)
         return await (await self._launch(submit))
 
-    async def submit(
+    def submit(
         self, inputs: Inputs, *, model: str = "", outputs: Sequence[str] = (), timeout: float | None = None
-    ) -> asyncio.Future[Outputs]:
-        """Send a request and return a future for its outputs; see `Client.submit`."""
-        submit = await self._prepare(inputs, model, outputs, timeout, copy=True, patient=False)
-        return await self._launch(submit)
+    ) -> asyncio.Task[Outputs]:
+        """Run the model once without waiting for it; no coroutine: `outputs = await client.submit(inputs)`.
+
+        The inputs are copied at once. Keep the task: asyncio itself holds it weakly.
+
+        Returns:
+            A task of the running loop, to await once: arrays by output name, or any error of `infer`.
+
+        Raises:
+            RuntimeError: No event loop runs.
+        """
+        loop = asyncio.get_running_loop()
+        held = copied(inputs)
+        return loop.create_task(self.infer(held, model=model, outputs=outputs, timeout=timeout))
 
     async def map(
         self,
@@ -58,7 +68,7 @@ class AsyncClient:
     ) -> AsyncIterator[Outputs]:
         """Run the model on each element with up to `window` requests under way; see `Client.map`."""
         if window < 1:
-            raise ValueError(f"window must be at least 1, not {window}")
+            raise UsageError(f"window must be at least 1, not {window}")
         under_way: deque[asyncio.Future[Outputs]] = deque()
         source = aiter(inputs) if isinstance(inputs, AsyncIterable) else _lifted(inputs)
         exhausted = False

@@ -21,7 +21,7 @@ from defer.async_client import AsyncClient
 from defer.client_core import GRACE_S, Array, Inputs
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
 from defer.client_session import Outputs
-from defer.errors import DeadlineExceeded
+from defer.errors import DeadlineExceeded, UsageError
 
 __all__ = ["AsyncClient", "Client"]
 
@@ -127,9 +127,12 @@ class Client:
 
         Yields:
             Arrays by output name, one dictionary per element.
+
+        Raises:
+            UsageError: The window is not positive.
         """
         if window < 1:
-            raise ValueError(f"window must be at least 1, not {window}")
+            raise UsageError(f"window must be at least 1, not {window}")
         requests = self._requests
         under_way: deque[tuple[Future[Outputs], float]] = deque()
         source = iter(inputs)

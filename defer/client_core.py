@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,9 @@ CLIENT = "@client"
 
 GRACE_S = 0.25
 """The dispatcher's own answer to a passed deadline says more than ours: we wait this much longer for it."""
+
+BRIEF_S = 0.5
+"""A request that had less than this to connect says nothing about whether a dispatcher is there."""
 
 PAUSE_S = 0.02
 PAUSE_LIMIT_S = 1.0
@@ -249,7 +253,14 @@ class ClientCore:
         return out
 
     def _overdue(self, request: bytes, pending: _Pending) -> Fail:
-        took = pending.submit.deadline - pending.submitted
+        took = max(0.0, pending.submit.deadline - pending.submitted)
+        if not self._ever and took < BRIEF_S:
+            return Fail(
+                request,
+                "deadline-exceeded",
+                f"the time was up before the connection to the dispatcher at {self.address} stood",
+                "give the request a longer timeout",
+            )
         if self.connected:
             return Fail(
                 request,
@@ -304,6 +315,13 @@ def as_arrays(inputs: Inputs, model: ModelInfo) -> dict[str, Array]:
     if problem is not None:
         raise WrongInput(f"model {model.name!r}: {problem}")
     return {spec.name: arrays[spec.name] for spec in model.inputs}
+
+
+def copied(inputs: Inputs) -> Inputs:
+    """The inputs as they are now, whatever the caller does to them later."""
+    if isinstance(inputs, Mapping):
+        return {name: deepcopy(value) for name, value in inputs.items()}
+    return deepcopy(inputs)
 
 
 def check_outputs(outputs: Sequence[str], model: ModelInfo) -> tuple[str, ...]:

@@ -275,6 +275,11 @@ def test_a_stage_that_dials_fetches_its_items(make_server: Callable[..., Any]) -
         ]
 
 
+def test_a_window_of_none_is_refused() -> None:
+    with pytest.raises(errors.UsageError, match="at least 1"), Client("127.0.0.1:1") as client:
+        list(client.map([], window=0))
+
+
 def test_another_codec_or_address_is_refused_at_once() -> None:
     with pytest.raises(errors.UsageError, match="codec 'zip' is unknown"):
         Client(codec="zip")
@@ -361,7 +366,9 @@ def test_the_asyncio_client(server: Any) -> None:
             assert float((await client.infer(x(2)))["y"][0, 0]) == 4
             together = await asyncio.gather(*(client.infer(x(i)) for i in range(20)))
             assert [float(out["y"][0, 0]) for out in together] == [2.0 * i for i in range(20)]
-            future = await client.submit(x(7))
+            buffer = x(7)
+            future = client.submit(buffer)
+            buffer[:] = 0
             assert float((await future)["y"][0, 0]) == 14
             mapped = [float(out["y"][0, 0]) async for out in client.map(x(i) for i in range(10))]
             assert mapped == [2.0 * i for i in range(10)]

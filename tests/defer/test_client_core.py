@@ -78,6 +78,14 @@ def test_deadlines_say_who_did_not_answer() -> None:
     assert (fail.code, "nobody answers there" in fail.message) == ("dispatcher-unreachable", True)
 
 
+def test_a_timeout_too_short_to_connect_says_so_and_blames_no_dispatcher() -> None:
+    fresh = c.ClientCore("host:1")
+    fresh.handle(submit("a", 0.001), 0.005)  # looking up the signature has taken all of it
+    (fail,) = fresh.handle(c.Tick(), 0.005)
+    assert isinstance(fail, c.Fail)
+    assert (fail.code, "-" in fail.message) == ("deadline-exceeded", False)
+
+
 def test_a_lost_connection_is_named_when_the_deadline_passes() -> None:
     core = connected()
     core.handle(submit("a", 1), 0)
