@@ -339,8 +339,9 @@ _ALIASES: Final[dict[str, str]] = {
     "wrong-argument": "usage",
     "missing-package": "missing-extra",
     "address-in-use": "port-in-use",
-    "address-invalid": "usage",
-    "insecure-listen": "usage",
+    "address-invalid": "invalid-cluster",
+    "insecure-listen": "permission-denied",
+    "load-failed": "unsupported-op",
     "incompatible-version": "protocol-mismatch",
     "engine-missing": "missing-extra",
     "store-error": "file-problem",
@@ -370,7 +371,7 @@ _BY_CODE: Final[dict[str, type[DeferError]]] = _classes(DeferError) | {"internal
 
 def from_code(code: str, message: str, hint: str = "", where: str = "") -> DeferError:
     """The error for a code that came over the wire; an unknown code is an `AgentFault` that shows it."""
-    known = _BY_CODE.get(code)
+    known = _BY_CODE.get(_ALIASES.get(code, code))
     if known is None:
         return AgentFault(f"{message} ({code})", hint=hint, where=where)
     return known(message, hint=hint, where=where)

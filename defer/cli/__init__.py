@@ -7,8 +7,10 @@ same as one JSON object, also on standard error, so that standard output holds a
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -27,6 +29,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     ),
     "partition": ("defer.cli.partition:command", "Split a model into ONNX files; needs no cluster."),
     "plan": ("defer.cli.plan:command", "Decide which device runs which blocks."),
+    "replan": ("defer.cli.replan:command", "Decide whether a running plan should give way to a better one."),
     "models": ("defer.cli.models:command", "List or build the reference networks."),
     "schema": ("defer.cli.schema:command", "Print the JSON Schema of a document."),
     "doctor": ("defer.cli.doctor:command", "Check this installation, and say what is missing."),
@@ -54,6 +57,9 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     ),
 }
 """Every verb: where its command is, and its line in `defer --help`."""
+
+NOISY: Final = ("onnx", "onnx_ir", "onnxscript")
+"""Libraries whose log is for their own developers; what matters of it comes as an error of ours."""
 
 BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 """Exit code when the reader of standard output went away, as a shell reports it."""
@@ -107,6 +113,10 @@ class VerbGroup(click.Group):
     ) -> Any:
         """Runs the command line; in standalone mode ends the process with the exit code of what happened."""
         words = list(sys.argv[1:] if args is None else args)
+        _open_streams()
+        if not _debugging(words):
+            for library in NOISY:
+                logging.getLogger(library).setLevel(logging.CRITICAL)
         call = super().main
         if not standalone_mode:
             return call(words, prog_name, complete_var, standalone_mode=False, **extra)
@@ -120,6 +130,22 @@ class VerbGroup(click.Group):
                 raise
             _fail(exc, words)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _debugging(words: Sequence[str]) -> bool:
+    return "--debug" in words or os.environ.get("DEFER_DEBUG", "") not in ("", "0")
+
+
+def _open_streams() -> None:
+    """Standard streams that the caller has closed lead nowhere; else the next file or socket would take their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            continue
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
 
 
 def _stand_in(name: str, summary: str, error: DeferError) -> click.Command:
@@ -149,8 +175,7 @@ def _quiet_end(exc: BaseException) -> int:
 def _fail(exc: BaseException, words: Sequence[str]) -> NoReturn:
     """Reports an error and ends the process."""
     error = _from_click(exc)
-    debug = "--debug" in words or os.environ.get("DEFER_DEBUG", "") not in ("", "0")
-    if debug and not isinstance(exc, click.ClickException | KeyboardInterrupt | click.Abort):
+    if _debugging(words) and not isinstance(exc, click.ClickException | KeyboardInterrupt | click.Abort):
         import traceback
 
         traceback.print_exception(exc, file=sys.stderr)

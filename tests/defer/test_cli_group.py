@@ -178,3 +178,31 @@ def test_a_traceback_is_shown_only_when_asked(folder: Path) -> None:
     assert "Traceback" not in python(MAIN, *words).stderr
     assert "Traceback" in python(MAIN, *words, "--debug").stderr
     assert "Traceback" in python(MAIN, *words, env={**os.environ, "DEFER_DEBUG": "1"}).stderr
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("module", ["defer", "node_agent"])
+def test_an_interrupt_while_modules_load_is_one_line(module: str) -> None:
+    """The interrupt comes while the command line itself is imported, wherever that is slow."""
+    code = (
+        "import runpy, sys\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == '{module}.cli':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        f"runpy.run_module('{module}', run_name='__main__')"
+    )
+    result = python(code)
+    assert (result.returncode, result.stderr) == (130, "error: interrupted\n")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_fault(closing: str) -> None:
+    command = f'"{sys.executable}" -m defer doctor --json {closing}; exit $?'
+    result = subprocess.run(
+        ["/bin/sh", "-c", command], capture_output=True, text=True, timeout=60, cwd=ROOT, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""

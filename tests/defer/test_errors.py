@@ -49,6 +49,13 @@ def test_an_unknown_code_of_the_wire_is_shown() -> None:
     assert "melted" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("code", "exit_code"), [("load-failed", 65), ("engine-missing", 69), ("store-full", 74), ("melted", 69)]
+)
+def test_what_an_agent_answers_ends_with_the_code_of_its_cause(code: str, exit_code: int) -> None:
+    assert errors.from_code(code, "it broke").exit_code == exit_code
+
+
 ROOMS = ["partitioner", "router", "node_agent", "models"]
 
 
