@@ -69,7 +69,11 @@ def _harmless(name: str) -> bool:
 def _measured(
     profile: CostProfile, name: str, cluster: Cluster, sink: str, errors: Errors
 ) -> router.CodecCost:
-    having = {device: costs.codecs[name] for device, costs in profile.devices.items() if name in costs.codecs}
+    having = {
+        device: costs.codecs[name]
+        for device, costs in profile.devices.items()
+        if name in costs.codecs and device in cluster.names  # a profile may know one that is gone
+    }
     error = np.array(errors.get(name, np.zeros(len(profile.positions))), np.float64)
     # Infinite seconds say that a codec must not be used; an infinite error is not a number to the router.
     barred = np.where(np.isfinite(error), 0.0, NEVER)

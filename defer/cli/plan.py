@@ -151,9 +151,9 @@ def _other(name: str, wish: Wish, planned: Callable[[Wish], Plan]) -> Plan:
     """What the plan is compared with: a file's plan, or the one for another objective under the same wishes."""
     if name not in OBJECTIVES:
         return Plan.load(name)
-    if name == "weighted" or wish.objective == "weighted":
-        wish = replace(wish, limits=replace(wish.limits, weights={}))
-    return planned(replace(wish, objective=name, rules=replace(wish.rules, replicas=False)))  # type: ignore[arg-type]
+    limits = wish.limits if name == wish.objective else replace(wish.limits, weights={})
+    rules = replace(wish.rules, replicas=False)  # only throughput knows them
+    return planned(replace(wish, objective=name, limits=limits, rules=rules))  # type: ignore[arg-type]
 
 
 def _guarded(

@@ -1,0 +1,143 @@
+"""`defer replan`: whether a running plan should give way to a better one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from defer import units
+from defer.blocks import planning_chain
+from defer.cli.chains import Shapes, blocks_option, input_option, read_chain
+from defer.cli.output import common_options, examples, note, print_json, progress
+from defer.cli.plan_options import Asked, wish_options
+from defer.documents.cluster import Cluster
+from defer.documents.plan import Plan
+from defer.documents.profile import CostProfile
+
+
+@click.command(
+    epilog=examples(
+        "defer replan resnet50.onnx --running plan.json --cluster cluster.toml --profile profile.json -o new.json",
+        'defer replan resnet50.onnx --running plan.json --cluster cluster.toml --horizon "1 h" --rate 20',
+        "defer replan --blocks blocks.json --running plan.json --cluster cluster.toml --exclude nano",
+    )
+)
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.option("--blocks", "blocks_file", metavar="FILE", help="This blocks.json in place of a model.")
+@click.option(
+    "--running", "running_file", required=True, metavar="FILE", help="The plan that serves, plan.json."
+)
+@click.option(
+    "--cluster", "cluster_file", required=True, metavar="FILE", help="The devices and links as they are now."
+)
+@click.option("--profile", "profile_file", metavar="FILE", help="Costs as they are now, profile.json.")
+@click.option(
+    "--horizon",
+    default="10 min",
+    show_default=True,
+    metavar='"10 min"',
+    help="How long a new plan would serve.",
+)
+@click.option(
+    "--rate",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Requests per second meanwhile.",
+)
+@click.option(
+    "--threshold",
+    default=0.05,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Keep the running plan where a new one gains less than this part.",
+)
+@click.option(
+    "--load-bandwidth",
+    metavar='"100 Mbit/s"',
+    help="How fast devices receive partitions; the dispatcher's slowest link by default.",
+)
+@wish_options
+@click.option("--max-stages", type=click.IntRange(min=1), help="Use at most so many stages.")
+@click.option("--codec", metavar="NAME", help="The one codec between stages: raw, lz4, … or auto.")
+@input_option
+@blocks_option("--max-blocks")
+@click.option("-o", "--output", metavar="FILE", help="Write the plan to follow, plan.json.")
+@click.option("--force", is_flag=True, help="Overwrite files even if defer did not write them.")
+@common_options
+def command(
+    model: Path | None,
+    blocks_file: str | None,
+    running_file: str,
+    cluster_file: str,
+    profile_file: str | None,
+    horizon: str,
+    rate: float,
+    threshold: float,
+    load_bandwidth: str | None,
+    asked: Asked,
+    max_stages: int | None,
+    codec: str | None,
+    inputs: Shapes,
+    blocks: int,
+    output: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Compare the plan that serves MODEL with the best one for the cluster as it is now.
+
+    The new plan is taken where the running one cannot run any more, or where it saves more time within the horizon
+    than loading the partitions takes that devices do not hold yet.
+    """
+    from defer.replanning import Prospect, replan
+
+    cluster = Cluster.load(cluster_file)
+    profile = CostProfile.load(profile_file) if profile_file else None
+    running = Plan.load(running_file)
+    prospect = Prospect(
+        horizon=units.parse_duration(horizon),
+        rate=rate,
+        threshold=threshold,
+        load_bandwidth=units.parse_bandwidth(load_bandwidth) if load_bandwidth else None,
+    )
+    limits, rules = asked.limits(), asked.rules()
+    chain = planning_chain(read_chain(model, blocks_file, inputs, as_json=as_json), blocks, profile)
+    with progress("planning", as_json=as_json) as step:
+        step(f"{len(chain.blocks)} blocks, {len(cluster.devices)} devices", 0.5)
+        found = replan(
+            running,
+            chain,
+            cluster,
+            profile,
+            objective=asked.objective,
+            max_stages=max_stages,
+            codec=codec,
+            limits=limits,
+            rules=rules,
+            prospect=prospect,
+        )
+    if output:
+        found.plan.save(output, force=force)
+    if as_json:
+        print_json(
+            {
+                "change": found.change,
+                "reason": found.reason,
+                "moved_bytes": found.moved_bytes,
+                "load_s": found.load_s,
+                "gain_s": found.gain_s,
+                "plan": {"kind": "plan", **msgspec.to_builtins(found.plan)},
+            }
+        )
+    elif output != "-":
+        from defer.draw_text import plan_text
+
+        click.echo(plan_text(found.plan))
+        moved = f"{units.show_size(found.moved_bytes)} to load in {units.show_duration(found.load_s)}"
+        click.echo(
+            f"\n{found.reason[:1].upper()}{found.reason[1:]}." + (f" {moved}." if found.change else "")
+        )
+        if output:
+            note(f"wrote {output}")

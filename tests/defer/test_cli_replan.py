@@ -1,0 +1,49 @@
+"""`defer replan` from the command line: what it says, writes, and refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from defer.documents import Plan
+from tests.defer.cli_fixtures import a_folder, failed, run
+from tests.defer.plan_fixtures import CLUSTER_TOML
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    a_folder(tmp_path)
+    assert run(*words(tmp_path, "plan"), "-o", tmp_path / "running.json").exit_code == 0
+    return tmp_path
+
+
+def words(folder: Path, verb: str) -> list[object]:
+    given = ["--blocks", folder / "blocks.json", "--cluster", folder / "cluster.toml"]
+    return [verb, *given, "--profile", folder / "profile.json"]
+
+
+def test_nothing_changed(folder: Path) -> None:
+    result = run(*words(folder, "replan"), "--running", folder / "running.json")
+    assert result.exit_code == 0, result.output
+    assert "Kept: a new plan gains 0.0%" in result.stdout
+
+
+def test_a_device_is_gone(folder: Path) -> None:
+    text = CLUSTER_TOML[: CLUSTER_TOML.index("[[link]]")]
+    start, stop = text.index('[[device]]\nname = "nano"'), text.index('[[device]]\nname = "desk"')
+    (folder / "cluster.toml").write_text(text[:start] + text[stop:])
+    given = (*words(folder, "replan"), "--running", folder / "running.json")
+    result = run(*given, "--json", "-o", folder / "new.json")
+    found = json.loads(result.stdout)
+    assert found["change"]
+    assert "can no longer run" in found["reason"]
+    assert [stage["device"] for stage in found["plan"]["stages"]] == ["jetson"]
+    assert Plan.load(folder / "new.json").stages[0].device == "jetson"
+    assert "to load in" in run(*given).stdout
+
+
+def test_what_is_refused(folder: Path) -> None:
+    given = (*words(folder, "replan"), "--running", folder / "running.json")
+    assert "seconds of loading" in failed(run(*given, "--objective", "energy"), 2)
+    assert "not a duration" in failed(run(*given, "--horizon", "long"), 65)
+    assert "nowhere.json" in failed(run(*words(folder, "replan"), "--running", folder / "nowhere.json"), 66)

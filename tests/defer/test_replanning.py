@@ -1,0 +1,96 @@
+"""Re-planning: kept when nothing or too little is gained, changed when it pays or when the plan cannot run any more."""
+
+import msgspec
+import pytest
+
+from defer import errors
+from defer.documents import Cluster, CostProfile
+from defer.planning import make_plan, parse_placement
+from defer.replanning import Prospect, replan
+from defer.wishes import Limits, Rules
+from tests.defer.plan_fixtures import a_chain, a_cluster, a_device, a_profile
+
+
+def without(name: str) -> Cluster:
+    cluster = a_cluster()
+    return msgspec.structs.replace(
+        cluster, devices=tuple(device for device in cluster.devices if device.name != name), links=()
+    )
+
+
+def test_an_unchanged_cluster_keeps_its_plan() -> None:
+    plan = make_plan(a_chain(), a_cluster(), a_profile())
+    found = replan(plan, a_chain(), a_cluster(), a_profile())
+    assert not found.change
+    assert "kept" in found.reason
+    assert found.plan.stages == plan.stages
+    assert (found.moved_bytes, found.gain_s) == (0, 0.0)
+
+
+def test_a_lost_device_changes_the_plan() -> None:
+    plan = make_plan(a_chain(), a_cluster(), a_profile())
+    assert "nano" in plan.devices
+    found = replan(plan, a_chain(), without("nano"), a_profile())
+    assert found.change
+    assert "can no longer run" in found.reason
+    assert [stage.device for stage in found.plan.stages] == ["jetson"]
+    # Jetson holds blocks 0 and 1; block 2 with its weights is sent over the dispatcher's 100 Mbit/s.
+    assert found.moved_bytes == 2_000_000
+    assert found.load_s == pytest.approx(2_000_000 / 12.5e6)
+
+
+def slower_jetson() -> CostProfile:
+    return a_profile(jetson=a_device((0.5, 0.5, 0.5)), nano=a_device((0.040, 0.080, 0.005)))
+
+
+def test_a_gain_that_does_not_pay_within_the_horizon_keeps_the_plan() -> None:
+    plan = make_plan(a_chain(), a_cluster(), a_profile())
+    slow = Prospect(horizon=10, rate=1, load_bandwidth=1e5)
+    kept = replan(plan, a_chain(), a_cluster(), slower_jetson(), prospect=slow)
+    assert not kept.change
+    assert kept.load_s > kept.gain_s > 0
+    assert [stage.device for stage in kept.plan.stages] == ["jetson", "nano"]
+    assert kept.plan.latency_s > plan.latency_s  # as it is predicted now
+    changed = replan(
+        plan, a_chain(), a_cluster(), slower_jetson(), prospect=Prospect(horizon=3600, load_bandwidth=1e5)
+    )
+    assert changed.change
+    assert [stage.device for stage in changed.plan.stages] == ["nano"]
+    assert changed.gain_s > changed.load_s
+
+
+def test_a_small_gain_is_not_worth_a_change() -> None:
+    plan = make_plan(a_chain(), a_cluster(), slower_jetson())
+    nearly = a_profile(jetson=a_device((0.039, 0.079, 0.0049)), nano=a_device((0.040, 0.080, 0.005)))
+    found = replan(plan, a_chain(), a_cluster(), nearly, prospect=Prospect(horizon=1e9))
+    assert not found.change
+    assert "less than 5.0%" in found.reason
+
+
+def test_a_bound_that_the_running_plan_breaks_changes_it() -> None:
+    plan = make_plan(a_chain(), a_cluster(), a_profile(), rules=Rules(excluded=("jetson",)))
+    found = replan(plan, a_chain(), a_cluster(), a_profile(), limits=Limits(latency=0.15))
+    assert found.change
+    assert found.plan.latency_s <= 0.15
+
+
+def test_finer_chains_know_the_running_plans_cuts() -> None:
+    coarse = a_chain(flops=(3_000_000_000, 3_000_000_000), nbytes=(1_000_000, 250_000, 4_000), ops=(0, 5, 9))
+    plan = make_plan(coarse, a_cluster())
+    found = replan(plan, a_chain(), a_cluster())
+    assert not found.change
+    odd = a_chain(flops=(3_000_000_000, 3_000_000_000), nbytes=(1_000_000, 250_000, 4_000), ops=(0, 4, 9))
+    cut = make_plan(odd, a_cluster(), placement=parse_placement("jetson=0:1,nano=1:", a_cluster(), 2))
+    with pytest.raises(errors.InvalidDocument, match="cuts at op 4"):
+        replan(cut, a_chain(), a_cluster())
+
+
+def test_what_cannot_be_weighed_is_refused() -> None:
+    plan = make_plan(a_chain(), a_cluster())
+    with pytest.raises(errors.UsageError, match="seconds of loading"):
+        replan(plan, a_chain(), a_cluster(), objective="cost")
+    other = msgspec.structs.replace(plan, digest="cd" * 32)
+    with pytest.raises(errors.InvalidDocument, match="another model"):
+        replan(other, a_chain(), a_cluster())
+    with pytest.raises(errors.NoRoute):
+        replan(plan, a_chain(), a_cluster(), limits=Limits(latency=1e-6))
