@@ -26,6 +26,7 @@ def write_parts(
     directory: Path,
     precisions: Sequence[str] = (),
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    order: Sequence[int] = (),
 ) -> tuple[WrittenPart, ...]:
     """Cut a model at op positions and store the partitions by content.
 
@@ -38,18 +39,19 @@ def write_parts(
         directory: Store; files that it already holds are not written again.
         precisions: One per partition; the model's own without any.
         ranges: What quantising needs to know, see `defer.precision`.
+        order: The order of the ops in which positions count, from the plan; the model's own without one.
 
     Raises:
         UnsupportedPrecision: A partition cannot be written in the precision that was asked for.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    free = partitioner.split(model, tuple(positions))
+    free = partitioner.split(model, tuple(positions), order=order)
     if any(precision != "fp32" for precision in precisions):
         from defer.precision import rewritten
 
         free = rewritten(free, precisions, ranges)
     shapes = {spec.name: tuple(d for d in spec.shape if isinstance(d, int)) for spec in bound_inputs(chain)}
-    frozen = partitioner.split(model, tuple(positions), input_shapes=shapes)
+    frozen = partitioner.split(model, tuple(positions), input_shapes=shapes, order=order)
     return tuple(_write(*pair, directory) for pair in zip(free, frozen, strict=True))
 
 

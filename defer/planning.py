@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 import router
+from defer.branches import Branches, with_own_order
 from defer.codec_choice import choose_codecs
 from defer.codec_costs import Errors
 from defer.costs import Costs, make_costs
@@ -44,6 +45,7 @@ def make_plan(
     limits: Limits = NO_LIMITS,
     rules: Rules = NO_RULES,
     advice: bool = False,
+    branches: Branches | None = None,
 ) -> Plan:
     """The best plan for an objective.
 
@@ -59,6 +61,8 @@ def make_plan(
         limits: Bounds that the plan must keep, and the weights of a weighted objective.
         rules: Blocks and devices that are tied, forbidden or shared.
         advice: Also find out what limits the plan, and what changes of the cluster would gain.
+        branches: The model, to look for an order of its ops in which stages keep up a higher rate; only for
+            throughput without rules and lossy codecs, which speak of the chain's own blocks and boundaries.
 
     Raises:
         NoRoute: No plan can exist; the message names the limit.
@@ -83,7 +87,23 @@ def make_plan(
         plan = to_plan(chain, cluster, costs, solution, objective, limits, by_hand=placement is not None)
         if advice and not plan.shares:
             plan = msgspec.structs.replace(plan, advice=_advise(problem, solution, goal, costs, placement))
+    free = placement is None and errors is None and rules == NO_RULES
+    if branches is None or objective != "throughput" or not free:
         return plan
+
+    def again(other: BlockChain, measured: CostProfile | None) -> Plan:
+        return make_plan(
+            other,
+            cluster,
+            measured,
+            objective=objective,
+            max_stages=max_stages,
+            codec=codec,
+            limits=limits,
+            advice=advice,
+        )
+
+    return with_own_order(plan, chain, costs, profile, branches, again)
 
 
 def goal_of(objective: Objective, limits: Limits, max_error: float = math.inf) -> router.Objective:

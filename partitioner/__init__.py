@@ -1,7 +1,8 @@
 """What can be cut, and what does each piece cost? Splits ONNX models into partitions.
 
 ``analyze`` describes a model as a chain of blocks, ``coarsen`` and ``balance`` choose boundaries in it,
-``split`` cuts there, ``write_directory`` and ``write_store`` put the pieces on disk.
+``split`` cuts there, ``write_directory`` and ``write_store`` put the pieces on disk. ``flow`` tells which op needs
+which, whatever their order.
 """
 
 from partitioner.analysis import analyze
@@ -10,6 +11,7 @@ from partitioner.chain import Block, BlockChain, Boundary, TensorSpec
 from partitioner.coarsening import coarsen
 from partitioner.directory import write_directory
 from partitioner.errors import PartitionerError
+from partitioner.flow import Flow, flow
 from partitioner.splitting import Partition, split
 from partitioner.store import StoredFile, StoredPartition, write_store
 
@@ -17,6 +19,7 @@ __all__ = [
     "Block",
     "BlockChain",
     "Boundary",
+    "Flow",
     "Partition",
     "PartitionerError",
     "StoredFile",
@@ -25,6 +28,7 @@ __all__ = [
     "analyze",
     "balance",
     "coarsen",
+    "flow",
     "split",
     "write_directory",
     "write_store",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -109,14 +109,14 @@ def parse_shapes(values: tuple[str, ...]) -> Shapes:
     return shapes
 
 
-def analyze(model: Path, inputs: Shapes, *, as_json: bool) -> BlockChain:
-    """The chain of a model, one block per op; progress on standard error."""
+def analyze(model: Path, inputs: Shapes, *, as_json: bool, order: Sequence[int] = ()) -> BlockChain:
+    """The chain of a model, one block per op, in the order of a plan or in its own; progress on standard error."""
     import partitioner
 
     with progress(f"analyzing {model.name}", as_json=as_json) as step:
         step("reading", 0.1)
         try:
-            return partitioner.analyze(model, inputs or None)
+            return partitioner.analyze(model, inputs or None, order=order)
         except partitioner.PartitionerError as exc:
             raise located(exc, model) from exc
 

@@ -85,13 +85,14 @@ def command(
     plan = Plan.load(plan_file) if plan_file else None
     if freeze and not inputs and plan is None:
         raise UsageError("--freeze needs the shapes", hint="add --input NAME=1,3,224,224")
-    chain = analyze(model, inputs, as_json=as_json)
+    order = plan.order if plan is not None else ()
+    chain = analyze(model, inputs, as_json=as_json, order=order)
     cuts = _cuts(chain, parts, plan, at)
     with progress(f"splitting {model.name}", as_json=as_json) as step:
         step(f"{len(cuts) + 1} parts", 0.3)
         try:
             frozen = _frozen(chain, inputs) if freeze else None
-            partitions = partitioner.split(model, cuts, input_shapes=frozen)
+            partitions = partitioner.split(model, cuts, input_shapes=frozen, order=order)
             if precision != "fp32":
                 step(f"rewriting in {precision}", 0.5)
                 partitions = _rewritten(partitions, precision, model, chain, calibration)

@@ -72,6 +72,7 @@ def make_ready(
         AgentFault, AgentUnreachable: A device did not let itself be measured.
     """
     import partitioner
+    from defer.branches import branches_of
     from defer.guarded_planning import Wish, plan_on_calibration
     from defer.planning import make_plan
     from defer.precision import ranges_for
@@ -109,7 +110,14 @@ def make_ready(
         )
     on_progress("planning", 0.0)
     if order.budget is None:
-        return chain, make_plan(blocks, cluster, measured, objective=order.objective), measured
+        plan = make_plan(
+            blocks,
+            cluster,
+            measured,
+            objective=order.objective,
+            branches=branches_of(order.model, order.shapes),
+        )
+        return chain, plan, measured
     plan = plan_on_calibration(
         order.model,
         blocks,
@@ -144,7 +152,7 @@ def load(
     cuts = tuple(stage.ops[1] for stage in plan.stages[:-1])
     precisions = precisions_of(cluster, (stage.device for stage in plan.stages))
     ranges = ranges_for(precisions, order.model, chain, places.parts, order.calibration)
-    parts = write_parts(order.model, chain, cuts, places.parts, precisions, ranges)
+    parts = write_parts(order.model, chain, cuts, places.parts, precisions, ranges, plan.order)
     inputs, outputs = map(wire_spec, chain.inputs), map(wire_spec, chain.outputs)
     return deploy(
         pool,

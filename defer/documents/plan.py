@@ -171,6 +171,8 @@ class Plan(Document, frozen=True, kw_only=True):
         model: Name of the model.
         digest: Its block chain's digest.
         positions: Op positions of the chain's L + 1 boundaries.
+        order: The order of the ops in which positions count, as positions of the model's own order; empty where it is
+            that one. `optimal` and `bound` hold for this order.
         bindings: Value used for each free dimension when costing.
         objective: What was made least.
         method: `measured` where every device's seconds were measured, else `static`.
@@ -205,6 +207,7 @@ class Plan(Document, frozen=True, kw_only=True):
     model: str
     digest: str
     positions: tuple[int, ...]
+    order: tuple[int, ...] = ()
     bindings: dict[str, int] = msgspec.field(default_factory=dict)
     objective: Objective
     method: Literal["measured", "static", "mixed"] = "static"
@@ -309,6 +312,12 @@ class Plan(Document, frozen=True, kw_only=True):
             )
         self._check_transfers()
         self._check_shares()
+        if self.order and sorted(self.order) != list(range(self.positions[-1])):
+            raise InvalidDocument(
+                f"an order must hold each of the ops 0 to {self.positions[-1] - 1} once",
+                where="order",
+                hint=f"`{self.MADE_BY}`",
+            )
         if unknown := sorted(self.weights.keys() - {"latency", "period", "cost", "energy"}):
             raise InvalidDocument(
                 f"{unknown[0]!r} is nothing to weigh", where="weights", hint="latency, period, cost or energy"
