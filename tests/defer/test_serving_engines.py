@@ -19,7 +19,7 @@ from defer.client import Client
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
 from defer.documents.cluster import loads_cluster
-from defer.errors import AgentFault
+from defer.errors import DeferError
 from defer.local_agents import local_agents
 from defer.planning import make_plan, parse_placement
 
@@ -110,7 +110,7 @@ def test_options_reach_the_engine_and_a_wrong_one_is_one_clear_error(serve):
     feeds = models.example_inputs(MODEL, seed=1)
     with Client(address) as client:
         assert error(client.infer(feeds), whole(model, feeds)) < 1e-5
-    with pytest.raises(AgentFault, match="no option speed=fast") as caught:
+    with pytest.raises(DeferError, match="no option speed=fast") as caught:
         serve(a='engine_options = { speed = "fast" }')
     assert "optimization=" in caught.value.hint
 
