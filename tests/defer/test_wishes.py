@@ -1,12 +1,15 @@
 """Objectives, bounds, weights and rules: what is asked for is kept, and what cannot be is one clear sentence."""
 
 import math
+from typing import Any
 
 import msgspec
 import pytest
 
 from defer import errors, units
+from defer.deployer import deploy
 from defer.documents import Plan, decode, encode
+from defer.documents.plan import PlanShare
 from defer.planning import make_plan
 from defer.wishes import Limits, Rules, Tie, parse_bound, parse_tie, parse_weights
 from tests.defer.plan_fixtures import CLUSTER_TOML, a_chain, a_cluster, a_device, a_plan, a_profile
@@ -185,6 +188,16 @@ def test_advice_names_what_binds_and_what_would_gain() -> None:
 def test_value_cannot_contradict_the_predictions() -> None:
     plan = msgspec.structs.replace(a_plan(), objective="throughput", value=9.9)
     assert plan.value == plan.period_s
+
+
+def test_a_plan_of_several_routes_is_not_deployed() -> None:
+    plan = a_plan()
+    half = PlanShare(fraction=0.5, stages=plan.stages, transfers=plan.transfers)
+    plan = msgspec.structs.replace(plan, shares=(half, half))
+    nobody: Any = None
+    with pytest.raises(errors.UsageError, match="deals requests to 2 routes") as caught:
+        deploy(nobody, a_cluster(), plan, (), ((), (), ()), nobody, epoch=1, name="m")
+    assert "--replicas" in caught.value.hint
 
 
 # -------------------------------------------------------------------------------------------------------- as text
