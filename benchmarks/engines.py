@@ -127,13 +127,16 @@ def _bare(
 
     inputs = tuple(TensorSpec(key, value.dtype.name, value.shape) for key, value in feeds.items())
     partition = Partition(path, inputs, (), threads=os.cpu_count() or 1)
+    device_only: float | None = None
     session = _make(engine).load(partition)
     try:
         outputs = session.run(feeds)
         bare = _time(lambda: session.run(feeds), requests)
+        if hasattr(session, "compute_seconds"):
+            device_only = median(session.compute_seconds(feeds, requests))
     finally:
         session.close()
-    device_only, provider = None, "TensorRT" if engine == "tensorrt" else "CPUExecutionProvider"
+    provider = _make(engine).info().provider
     if engine.startswith("onnxruntime-"):
         wanted = _make(engine).info().provider
         inner = onnxruntime.InferenceSession(str(path), providers=[wanted])

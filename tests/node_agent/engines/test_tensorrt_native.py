@@ -226,6 +226,19 @@ def test_copies_and_computation_have_streams_of_their_own_and_wait_for_each_othe
     session.close()
 
 
+def test_computing_alone_copies_nothing(engine, partition, driver):
+    session = engine.load(partition)
+    session.run({"x": normal(2, 6)})
+    driver.log.clear()
+    assert len(session.compute_seconds({"x": normal(2, 6)}, 4)) == 4
+    kinds = [entry[0] for entry in driver.log]
+    assert kinds.count("to device") == 1  # the one run that puts the inputs there
+    assert kinds.count("synchronize") == 1 + 4
+    x = normal(3, 6, seed=5)
+    np.testing.assert_allclose(session.run({"x": x})["y"], reference(partition, x)["y"], rtol=1e-6)
+    session.close()
+
+
 def test_results_come_in_the_order_of_submission(engine, partition):
     session = engine.load(replace(partition, options={"slots": "3"}))
     xs = [normal(2, 6, seed=seed) for seed in range(3)]
