@@ -30,6 +30,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "partition": ("defer.cli.partition:command", "Split a model into ONNX files; needs no cluster."),
     "plan": ("defer.cli.plan:command", "Decide which device runs which blocks."),
     "replan": ("defer.cli.replan:command", "Decide whether a running plan should give way to a better one."),
+    "jobs": ("defer.cli.jobs:command", "Plan several models on one cluster, each with its rate."),
     "models": ("defer.cli.models:command", "List or build the reference networks."),
     "schema": ("defer.cli.schema:command", "Print the JSON Schema of a document."),
     "doctor": ("defer.cli.doctor:command", "Check this installation, and say what is missing."),
