@@ -9,8 +9,6 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-import zmq
-
 from defer import client_core as c
 from defer.dialled import Dialled
 from defer.errors import Cancelled, DeferError, from_code, translate
@@ -18,7 +16,7 @@ from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake
 from node_agent.errors import FrameError
 from node_agent.frames import encode_header, unpack
-from node_agent.link import Sent, receive, send
+from node_agent.link import Sent, incoming, send
 from node_agent.messages import Greeting, Infer, PeerRef, Refusal, Rejection, Result, TensorHeader
 
 Outputs = dict[str, c.Array]
@@ -127,11 +125,7 @@ class Session:
             self._dialled.say(self._dialled.handshake.opened())
 
     def _on_data(self) -> None:
-        for _ in range(BURST):
-            try:
-                _, header, frames = receive(self._dialled.socket, routed=False)
-            except zmq.Again:
-                return
+        for _, header, frames in incoming(self._dialled.socket, routed=False, most=BURST):
             match header:
                 case Result():
                     self._feed(c.ResultArrived(header, frames))

@@ -14,8 +14,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import zmq
-
 from defer.dialled import Dialled
 from defer.dispatcher import events as e
 from defer.dispatcher.links import Fetchers
@@ -23,7 +21,7 @@ from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake, ReceivingEnd
 from node_agent.errors import FrameError, WireError
 from node_agent.frames import encode_header
-from node_agent.link import Sent, Socket, receive, send
+from node_agent.link import Sent, Socket, incoming, send
 from node_agent.messages import (
     Credit,
     DataHeader,
@@ -50,14 +48,8 @@ Handler = Callable[[bytes, DataHeader | FrameError, list[Any]], None]
 
 def drain(socket: Socket, handle: Handler, *, routed: bool) -> None:
     """Hand over what waits on a socket, up to a burst."""
-    for _ in range(BURST):
-        try:
-            identity, header, frames = receive(socket, routed=routed)
-        except zmq.Again:
-            return
+    for identity, header, frames in incoming(socket, routed=routed, most=BURST):
         handle(identity, header, frames)
-        if socket.closed:
-            return
 
 
 def take(
