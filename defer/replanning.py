@@ -110,6 +110,11 @@ def replan(
             "replicas and without an error budget",
             hint="make a new plan, and see both with --compare",
         )
+    if running.order:
+        raise UsageError(
+            "the running plan has an order of the ops of its own, in which its blocks are not those of this chain",
+            hint="make a new plan, and see both with --compare",
+        )
     check_wishes(objective, limits, rules)
     costs = make_costs(chain, cluster, profile, max_stages=max_stages, codec=codec, rules=rules)
     problem = costs.problem
