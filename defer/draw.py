@@ -93,7 +93,8 @@ def plan_svg(plan: Plan) -> str:
 
 
 def _order(plan: Plan) -> list[str]:
-    return list(dict.fromkeys(stage.device for stage in plan.stages))
+    everywhere = [*plan.stages, *(stage for share in plan.shares for stage in share.stages)]
+    return list(dict.fromkeys(stage.device for stage in everywhere))
 
 
 def _header(page: Page, plan: Plan) -> None:

@@ -28,13 +28,15 @@ PER: Final = {
 
 def headline(plan: Plan) -> str:
     """What the plan is of, and how large."""
-    stages, devices = len(plan.stages), len({stage.device for stage in plan.stages})
-    return f"{plan.model}: {_count(stages, 'stage')} on {_count(devices, 'device')}"
+    everywhere = [*plan.stages, *(stage for share in plan.shares for stage in share.stages)]
+    stages, devices = len(plan.stages), len({stage.device for stage in everywhere})
+    routes = f", {len(plan.shares)} routes" if plan.shares else ""
+    return f"{plan.model}: {_count(stages, 'stage')} on {_count(devices, 'device')}{routes}"
 
 
 def verdict(plan: Plan) -> str:
     """What the plan promises, and how sure that is."""
-    rate = f"{1 / plan.period_s:.3g} requests/s" if plan.period_s > 0 else "∞ requests/s"
+    rate = f"{units.show_number(1 / plan.period_s)} requests/s" if plan.period_s > 0 else "∞ requests/s"
     costs = {"measured": "measured costs", "static": "static costs", "mixed": "costs partly measured"}[
         plan.method
     ]
