@@ -52,7 +52,13 @@ class Admin:
         self._socket.connect(self.address.endpoint())
         hello = Hello(0, PROTOCOL_MINIMUM, PROTOCOL_VERSION, "@client", "client")
         try:
-            return self.ask(hello, Welcome, timeout=self._connect_s)
+            welcome = self.ask(hello, Welcome, timeout=self._connect_s)
+            if welcome.offer is not None:
+                raise DispatcherUnreachable(
+                    f"at {self.address} listens the agent {welcome.name!r}, not a dispatcher",
+                    hint="a dispatcher is started with `defer serve` and listens on port 7600 unless told otherwise",
+                )
+            return welcome
         except BaseException:
             self.close()
             raise

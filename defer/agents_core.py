@@ -215,6 +215,12 @@ class AgentsCore:
         return [Send(name, hello)]
 
     def _welcomed(self, known: Liveness, welcome: m.Welcome) -> list[Instruction]:
+        if welcome.offer is None and known.offer is None:
+            why = "a dispatcher listens there, not an agent; correct its address in the cluster file"
+            self.agents[known.name] = replace(
+                known, state="refused", refusal=why, refusal_code="agent-unreachable"
+            )
+            return [Notify("refused", known.name, why)]
         if welcome.name != known.name:
             why = f"the agent there is called {welcome.name!r}; start it with --name {known.name}"
             self.agents[known.name] = replace(

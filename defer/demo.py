@@ -191,6 +191,7 @@ def _serving(
     output = options.output
     command = [sys.executable, "-m", "defer", "serve", "--cluster", str(cluster), "--model", str(model)]
     command += ["--objective", "throughput", "--state", str(work / "dispatcher"), "--json"]
+    command += ["--until-stdin-closes"]
     command += ["--save-plan", str(output / "plan.json"), "--save-profile", str(output / "profile.json")]
     command += ["--plot", str(output / "plan.svg")]
     if calibration is not None:
@@ -200,6 +201,7 @@ def _serving(
     with (work / "serve.log").open("w") as log:
         process = subprocess.Popen(
             command,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,

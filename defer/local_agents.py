@@ -68,8 +68,9 @@ def stop(processes: Sequence[subprocess.Popen[str]]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def read_line(process: subprocess.Popen[str], timeout: float) -> str:
@@ -96,10 +97,17 @@ def _spawn(name: str, directory: Path, threads: int) -> subprocess.Popen[str]:
     store.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "node_agent", "--name", name, "--listen", "127.0.0.1:0"]
     command += ["--threads", str(threads), "--store", str(store), "--json"]
+    # However this process ends, its end of the pipe closes, and nobody is left behind.
+    command += ["--until-stdin-closes"]
     with (directory / f"{name}.log").open("w") as log:
         # Its own process group: Ctrl-C in the terminal reaches the parent alone, which then stops it in order.
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
         )
 
 

@@ -16,7 +16,7 @@ from node_agent.actions import Actions
 from node_agent.control import Control, dialled
 from node_agent.core import AgentCore
 from node_agent.engines import engine_named, inventory
-from node_agent.errors import EngineMissingError, InsecureListenError
+from node_agent.errors import AddressInUseError, EngineMissingError, InsecureListenError
 from node_agent.events import StopAsked
 from node_agent.loader import Loader
 from node_agent.measure import BlockTimer
@@ -136,6 +136,15 @@ class Agent:
         self._context = zmq.Context()
         try:
             self._start(store, engines)
+        except AddressInUseError as error:
+            self.close()
+            if not config.port:
+                raise
+            first, last = config.port, config.port + 2
+            raise AddressInUseError(
+                f"{error} An agent at port {first} of {config.host} takes the ports {first} to {last}.",
+                error.hint,
+            ) from None
         except BaseException:
             self.close()
             raise

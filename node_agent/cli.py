@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -19,10 +20,19 @@ import click
 
 from node_agent.agent import Agent, AgentConfig
 from node_agent.engines import names as engine_names
-from node_agent.errors import EXIT_INTERNAL, EXIT_OK, EXIT_TEMPORARY, AgentError
+from node_agent.errors import (
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_TEMPORARY,
+    EXIT_USAGE,
+    AddressInvalidError,
+    AgentError,
+    code_of,
+)
 from node_agent.machine import keep_buffers
 from node_agent.messages import AUTO_ENGINE, PROTOCOL_VERSION
-from node_agent.quantities import parse_address, parse_endpoint, parse_size
+from node_agent.quantities import is_name, parse_address, parse_endpoint, parse_name, parse_size
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +58,11 @@ else:
 
 
 class _Parsed(_ParamType):
-    """An option read by a function that raises ValueError."""
+    """An option read by a function that raises ValueError; wrong addresses end with the code of a wrong address."""
 
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+    def __init__(self, name: str, parse: Callable[[str], Any], *, address: bool = False) -> None:
         self.name = name
+        self._address = address
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -61,6 +72,8 @@ class _Parsed(_ParamType):
         try:
             return self._parse(value)
         except ValueError as error:
+            if self._address:
+                raise AddressInvalidError(f"{param.opts[0] if param else self.name}: {error}") from None
             self.fail(str(error), param, ctx)
 
 
@@ -84,25 +97,42 @@ def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
         ctx.exit()
 
 
+class _AgentCommand(click.Command):
+    """Its examples call it what the user called it."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See click."""
+        whole, self.epilog = self.epilog, _EXAMPLES.replace("defer-agent", ctx.command_path)
+        try:
+            super().format_epilog(ctx, formatter)
+        finally:
+            self.epilog = whole
+
+
 @click.command(
     "agent",
+    cls=_AgentCommand,
     epilog=_EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.option(
-    "--name", default=None, metavar="NAME", help="Device name in the cluster file. [default: host name]"
+    "--name",
+    default=None,
+    metavar="NAME",
+    type=_Parsed("NAME", parse_name),
+    help="Device name in the cluster file. [default: host name]",
 )
 @click.option(
     "--listen",
     default="127.0.0.1:7700",
     show_default=True,
-    type=_Parsed("HOST:PORT", parse_address),
+    type=_Parsed("HOST:PORT", parse_address, address=True),
     help="Control port P; data ports are P+1 and P+2. Port 0 takes any free ones.",
 )
 @click.option(
     "--dial",
     multiple=True,
-    type=_Parsed("ENDPOINT", parse_endpoint),
+    type=_Parsed("ENDPOINT", parse_endpoint, address=True),
     help="Register with the dispatcher at tcp://HOST:PORT, for an agent that cannot be reached. Repeatable.",
 )
 @click.option(
@@ -146,7 +176,15 @@ def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     help="What to tell on stderr.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="When ready, print one line of JSON with name, ports and pid."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="When ready, print one line of JSON with name, ports and pid; errors are JSON as well.",
+)
+@click.option(
+    "--until-stdin-closes",
+    is_flag=True,
+    help="End in order when standard input ends: for a parent process that may be killed.",
 )
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show it."
@@ -164,6 +202,7 @@ def agent_command(
     insecure: bool,
     log_level: str,
     as_json: bool,
+    until_stdin_closes: bool,
 ) -> None:
     """Runs partitions of models on this device and passes results on."""
     logging.basicConfig(
@@ -172,7 +211,7 @@ def agent_command(
         format="%(asctime)s %(levelname)s %(threadName)s: %(message)s",
     )
     keep_buffers()
-    known = name or socket.gethostname()
+    known = name or default_name()
     config = AgentConfig(
         name=known,
         store=store or default_store() / _file_name(known),
@@ -186,13 +225,44 @@ def agent_command(
         insecure=insecure,
     )
     try:
-        code = serve(Agent(config), drain_timeout, as_json)
+        agent = Agent(config)
+        if until_stdin_closes:
+            _end_with_stdin(agent, drain_timeout)
+        code = serve(agent, drain_timeout, as_json)
     except AgentError as error:
-        click.echo(f"Error: {error}", err=True)
-        if error.hint:
-            click.echo(error.hint, err=True)
-        code = error.exit_code
+        code = report(code_of(error), str(error), error.hint, error.exit_code, as_json)
     sys.exit(code)
+
+
+def default_name() -> str:
+    """The host's name, as far as a device may be called so."""
+    name = "".join(letter if is_name(f"a{letter}") else "-" for letter in socket.gethostname())[:63]
+    return name if is_name(name) else "agent"
+
+
+def report(code: str, message: str, hint: str, exit_code: int, as_json: bool) -> int:
+    """Says on standard error what ends the command, as every command of defer does; returns the exit code."""
+    if as_json:
+        told = {"code": code, "message": message, "hint": hint, "where": "", "exit_code": exit_code}
+        click.echo(json.dumps({"error": told}), err=True)
+        return exit_code
+    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+    if hint:
+        click.echo(click.style("hint:  ", fg="cyan") + hint, err=True)
+    return exit_code
+
+
+def _end_with_stdin(agent: Agent, drain_timeout: float) -> None:
+    """Whoever started this process holds the other end of its standard input; the system closes it however they end."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        agent.ask_stop(drain_timeout)
+
+    # A daemon: nothing can wake a thread that reads, and nothing has to.
+    threading.Thread(target=watch, name="stdin", daemon=True).start()
 
 
 def _file_name(name: str) -> str:
@@ -253,6 +323,9 @@ def _signals(agent: Agent, drain_timeout: float) -> Any:
         seen += 1
         if seen > 1:
             os._exit(128 + number)
+        if number == signal.SIGINT and sys.stderr is not None and sys.stderr.isatty():
+            # Not through sys.stderr, whose lock this thread may hold.
+            os.write(2, f"\ndraining for up to {drain_timeout:g} s; Ctrl-C again ends at once\n".encode())
         agent.ask_stop(drain_timeout)
 
     numbers = (signal.SIGTERM, signal.SIGINT)
@@ -266,7 +339,17 @@ def _signals(agent: Agent, drain_timeout: float) -> Any:
 
 def main() -> None:
     """Entry point of `defer-agent`."""
-    agent_command(prog_name="defer-agent")
+    as_json = "--json" in sys.argv[1:]
+    try:
+        code = agent_command.main(prog_name="defer-agent", standalone_mode=False)
+    except click.Abort:
+        code = report("cancelled", "interrupted", "", EXIT_INTERRUPTED, as_json)
+    except click.ClickException as error:
+        hint = "`defer-agent --help` shows how it is used"
+        code = report("usage", error.format_message().rstrip("."), hint, EXIT_USAGE, as_json)
+    except AgentError as error:
+        code = report(code_of(error), str(error), error.hint, error.exit_code, as_json)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

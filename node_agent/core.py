@@ -34,6 +34,7 @@ from node_agent.messages import (
     Want,
 )
 from node_agent.noise import Seldom
+from node_agent.quantities import show_size
 from node_agent.versions import OURS, VersionRange
 
 IDLE_TICKS = 2
@@ -223,10 +224,11 @@ class AgentCore:
         needed = partition_bytes([*held, message])
         # Nothing is known of a machine that does not say how much it has: the engine finds out.
         if self.offer.memory_bytes and needed > self.offer.memory_bytes:
+            free, all_of_it = max(0, self.offer.memory_bytes - taken), self.offer.memory_bytes
             raise RequestError(
                 "out-of-memory",
-                f"Epoch {message.epoch} needs {needed - taken} bytes for its partitions on {self.name}; "
-                f"{max(0, self.offer.memory_bytes - taken)} of {self.offer.memory_bytes} are free.",
+                f"Epoch {message.epoch} needs {show_size(needed - taken)} for its partitions on {self.name}; "
+                f"{show_size(free)} of {show_size(all_of_it)} are free.",
                 hint="Give the agent more with --memory, unload another epoch, or plan smaller partitions.",
             )
         self._epochs[message.epoch] = Epoch(message, loading=[ticket])

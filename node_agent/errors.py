@@ -35,6 +35,7 @@ from typing import ClassVar
 
 EXIT_OK = 0
 EXIT_UNEXPECTED = 1
+EXIT_USAGE = 2
 EXIT_INVALID_INPUT = 65
 EXIT_UNAVAILABLE = 69
 EXIT_INTERNAL = 70
@@ -44,6 +45,7 @@ EXIT_TEMPORARY = 75
 EXIT_PROTOCOL = 76
 EXIT_PERMISSION = 77
 EXIT_CONFIG = 78
+EXIT_INTERRUPTED = 130
 
 DEADLINE_EXCEEDED = "deadline-exceeded"
 """Code of the `Failure` of a request whose time ran out."""

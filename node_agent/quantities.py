@@ -1,4 +1,4 @@
-"""Sizes and addresses as people write them. Pure."""
+"""Names, sizes and addresses as people write them. Pure."""
 
 from __future__ import annotations
 
@@ -17,6 +17,36 @@ _UNITS = {
     "tb": 10**12,
 }
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+
+NAME_RULE = "use 1 to 63 letters, digits, '-', '_' and '.', a letter or digit first"
+"""What a device may be called, in the cluster file and by its agent."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a device may be called so."""
+    return 0 < len(text) <= 63 and all(c.isalnum() or c in "-_." for c in text) and text[0].isalnum()
+
+
+def parse_name(text: str) -> str:
+    """A device's name.
+
+    Raises:
+        ValueError: Not a name; the message says the rule.
+    """
+    if not is_name(text):
+        raise ValueError(f"{text!r:.80} is not a name; {NAME_RULE}.")
+    return text
+
+
+def show_size(nbytes: float) -> str:
+    """Bytes for people: three digits and a binary unit."""
+    units = iter(("B", "KiB", "MiB", "GiB"))
+    for unit in units:
+        if nbytes < 999.5:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:,.3g} TiB" if nbytes < 999.5 else f"{nbytes:,.0f} TiB"
 
 
 def parse_size(text: str) -> int:

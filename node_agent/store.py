@@ -32,6 +32,7 @@ from node_agent.errors import (
     WrongOffsetError,
 )
 from node_agent.messages import FileRef
+from node_agent.quantities import show_size
 from node_agent.store_disk import lock, sha256_of
 
 MARKER = "defer-store-1"
@@ -345,8 +346,8 @@ class FileStore:
         if excess > 0:
             self._drop(self.path(ref))
             raise StoreFullError(
-                f"File {ref.sha256[:12]}… of {ref.nbytes} bytes does not fit: the store may hold "
-                f"{self.limit_bytes} bytes, and the files in use leave {excess} too few.",
+                f"File {ref.sha256[:12]}… of {show_size(ref.nbytes)} does not fit: the store may hold "
+                f"{show_size(self.limit_bytes or 0)}, and the files in use leave {show_size(excess)} too few.",
                 hint="Start the agent with a larger --store-limit.",
             )
         for path in victims:
@@ -361,7 +362,7 @@ class FileStore:
         except OSError as error:
             if error.errno in _FULL:
                 raise DiskFullError(
-                    f"The disk of {self.root} is full: file {ref.sha256[:12]}… of {ref.nbytes} bytes does not fit.",
+                    f"The disk of {self.root} is full: file {ref.sha256[:12]}… of {show_size(ref.nbytes)} does not fit.",
                     hint="Free space there, or give another directory with --store DIR.",
                 ) from None
             raise StoreError(

@@ -180,7 +180,8 @@ def _fail(exc: BaseException, words: Sequence[str]) -> NoReturn:
         import traceback
 
         traceback.print_exception(exc, file=sys.stderr)
-    report(error, as_json="--json" in words)
+    with contextlib.suppress(OSError):  # the terminal was closed, and the code still tells
+        report(error, as_json="--json" in words)
     sys.exit(error.exit_code)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 import threading
 from contextlib import ExitStack, suppress
@@ -26,7 +27,7 @@ from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan
 from defer.documents.profile import CostProfile, Created
-from defer.errors import FileMissing, Internal, UsageError
+from defer.errors import Cancelled, FileMissing, Internal, PermissionDenied, UsageError
 from defer.paths import profile_cache
 
 DRAIN_S = 30.0
@@ -37,7 +38,7 @@ DRAIN_S = 30.0
     epilog=examples(
         "defer serve --cluster cluster.toml --model resnet50.onnx",
         "defer serve --cluster cluster.toml --model resnet50.onnx --objective throughput --save-plan plan.json",
-        "defer serve --cluster cluster.toml --listen 127.0.0.1:7700",
+        "defer serve --cluster cluster.toml --listen 127.0.0.1:7640",
     )
 )
 @click.option("--cluster", "cluster_file", required=True, metavar="FILE", help="The devices, cluster.toml.")
@@ -61,6 +62,11 @@ DRAIN_S = 30.0
 @click.option("--save-plan", metavar="FILE", help="Write the plan, plan.json.")
 @click.option("--save-profile", metavar="FILE", help="Write what was measured, profile.json.")
 @click.option("--plot", metavar="FILE.svg|html|png", type=click.Path(path_type=Path), help="Draw the plan.")
+@click.option(
+    "--until-stdin-closes",
+    is_flag=True,
+    help="Stop when standard input ends: for a parent process that may be killed.",
+)
 @budget_options
 @sample_option
 @input_option
@@ -80,6 +86,7 @@ def command(
     save_plan: str | None,
     save_profile: str | None,
     plot: Path | None,
+    until_stdin_closes: bool,
     max_error: Budget | None,
     calibration: Path | None,
     sample: float,
@@ -117,6 +124,8 @@ def command(
             "--name, --plan, --profile, --max-error, --save-plan, --save-profile and --plot need --model"
         )
     with stopping() as stop, ExitStack() as stack:
+        if until_stdin_closes:
+            stop.with_stdin()
         _log(as_json=as_json)
         directory = state or _state(cluster, stack)
         crashed: list[BaseException] = []
@@ -125,7 +134,9 @@ def command(
             crashed.append(error)
             stop.set()
 
-        daemon = stack.enter_context(Daemon(cluster, directory, profiles=profile_cache(), on_crash=crash))
+        daemon = stack.enter_context(
+            Daemon(cluster, directory, profiles=profile_cache(), on_crash=crash, held=True)
+        )
         outcome = None
         try:
             with stop.interrupting():
@@ -137,8 +148,11 @@ def command(
                         outcome = daemon.deployments.bring_up(order, reporter)
                 if outcome is not None:
                     _save(outcome, save_plan, save_profile, plot)
+                daemon.let_go()
                 _say_ready(daemon.address, outcome, as_json=as_json)
         except StopNow:
+            if stop.number == signal.SIGINT:
+                raise Cancelled("stopped before it was ready") from None
             _note("stopped before it was ready", as_json=as_json)
             return
         stop.wait()
@@ -182,7 +196,7 @@ def _cluster(path: str, listen: str | None, *, insecure: bool, as_json: bool) ->
     address = parse_address(cluster.dispatcher.listen, "--listen" if listen else "dispatcher.listen")
     if not address.is_loopback:
         if not insecure:
-            raise UsageError(
+            raise PermissionDenied(
                 f"anyone who reaches {address} could send requests and deploy models",
                 hint="listen on 127.0.0.1, or say --insecure where the network is trusted",
             )
@@ -208,6 +222,8 @@ def _log(*, as_json: bool) -> None:
     log = logging.getLogger("defer")
     log.addHandler(handler)
     log.setLevel(logging.ERROR if as_json else logging.WARNING)
+    # What an operator asked for meanwhile is news, whatever level the rest has.
+    logging.getLogger("defer.dispatcher.models").setLevel(logging.ERROR if as_json else logging.INFO)
 
 
 def _save(outcome: Outcome, save_plan: str | None, save_profile: str | None, plot: Path | None) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import select
 import signal
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -24,6 +25,8 @@ class Stop:
 
     def __init__(self) -> None:
         self._signals = 0
+        self.number = 0
+        """The last signal; 0 before the first."""
         self._interrupts = False
         self._read, self._write = os.pipe()
 
@@ -34,6 +37,18 @@ class Stop:
     def wait(self) -> None:
         """Serve until told to stop."""
         select.select([self._read], [], [])
+
+    def with_stdin(self) -> None:
+        """Stop as if by SIGTERM when standard input ends: the system closes it however the parent process ends."""
+
+        def watch() -> None:
+            with suppress(OSError):
+                while os.read(0, 4096):
+                    pass
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        # A daemon: nothing can wake a thread that reads, and nothing has to.
+        threading.Thread(target=watch, name="stdin", daemon=True).start()
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
@@ -49,6 +64,7 @@ class Stop:
     def signalled(self, number: int, _frame: FrameType | None) -> None:
         """A signal came, in the main thread."""
         self._signals += 1
+        self.number = number
         if self._signals > 1:
             os._exit(128 + number)  # whoever asks twice does not want to wait for anything
         self.set()

@@ -34,11 +34,12 @@ from defer.documents.base import decode, encode
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
 from defer.documents.profile import CostProfile
-from defer.errors import NotReady, UsageError, translate
+from defer.errors import NotReady, PortInUse, UsageError, translate
 from defer.hops import DISPATCHER
 from node_agent.messages import Chunk, Have, Taken, Want
 
 logger = logging.getLogger("defer.dispatcher")
+news = logging.getLogger("defer.dispatcher.models")
 
 AGAIN_S = 1.0
 """Pause before a deployment that lost an agent's state is loaded again after a failed attempt."""
@@ -53,6 +54,7 @@ class Daemon:
         profiles: Directory of measured profiles; within `state` by default.
         limits: What the data path holds at most.
         on_crash: Called when the data or the control thread ends by an error.
+        held: Deploy and undeploy nothing over the api before `let_go`: a start-up that fails takes all down.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class Daemon:
         profiles: Path | None = None,
         limits: e.Limits | None = None,
         on_crash: Callable[[BaseException], None] | None = None,
+        held: bool = False,
     ) -> None:
+        self._held = held
         self.cluster = cluster
         self._listen = parse_address(cluster.dispatcher.listen, "dispatcher.listen")
         self._state = state
@@ -101,7 +105,7 @@ class Daemon:
         self._started = time.monotonic()
         try:
             self._state.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self._state / "lock")
+            self._lock = _lock(self._state / "lock", str(self._listen))
             self._uploads = Uploads.open(self._state)
             self._uploads.tidy(())
             self.deployments.open()
@@ -139,6 +143,16 @@ class Daemon:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def let_go(self) -> None:
+        """The start-up is over: whoever asks may deploy and undeploy."""
+        self._held = False
+
+    def _refuse_while_held(self) -> None:
+        if self._held:
+            raise NotReady(
+                "the dispatcher is starting", hint="try again when `defer serve` says that it is ready"
+            )
 
     def drain(self, seconds: float) -> None:
         """Take no new requests, and wait for those in flight."""
@@ -180,7 +194,7 @@ class Daemon:
             self.shell.post(e.DeviceLost(name, "its agent restarted", restarted=True))
             self._background_do(lambda: self._repair(self.deployments.hit_by(name)))
         level = logging.INFO if kind == "alive" else logging.WARNING
-        logger.log(level, "agent %s: %s %s", name, kind, detail)
+        logger.log(level, "agent %s is %s%s", name, kind, f": {detail}" if detail else "")
 
     def _repair(self, models: set[str]) -> None:
         """Load models again by the same plan until that works, or they are undeployed."""
@@ -249,6 +263,7 @@ class Daemon:
         """See `Verbs`."""
         if self._closing.is_set():
             raise NotReady("the dispatcher is shutting down")
+        self._refuse_while_held()
         try:
             outcome = self.deployments.bring_up(
                 Order(
@@ -268,12 +283,16 @@ class Daemon:
             )
         finally:
             self._tidy()
+        made = outcome.deployment
+        news.info("model %s is deployed as deployment %d", made.model, made.epoch)
         return deployed(outcome)
 
     def undeploy(self, order: api.Undeploy) -> None:
         """See `Verbs`."""
+        self._refuse_while_held()
         try:
             self.deployments.take_down(order.name, order.drain_s)
+            news.info("model %s is no longer served", order.name)
         finally:
             self._tidy()
 
@@ -283,21 +302,32 @@ class Daemon:
         self._uploads.tidy(path for order in orders for path in (order.model, order.calibration) if path)
 
 
-def _lock(path: Path) -> IO[str]:
+def _lock(path: Path, listen: str) -> IO[str]:
     """Keeps other dispatchers out of a state directory until the file is closed.
 
     Raises:
-        UsageError: One is in there already.
+        PortInUse: One that listens on the same address is in there already.
+        UsageError: Another one is.
     """
-    file = path.open("w")
+    file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        file.seek(0)
+        theirs = file.read()
         file.close()
+        if theirs == listen and not listen.endswith(":0"):
+            raise PortInUse(
+                f"a dispatcher already runs on {listen}",
+                hint="stop it, or choose another port with --listen HOST:PORT",
+            ) from None
         raise UsageError(
             f"another dispatcher keeps its state in {path.parent}",
             hint="stop it, or give this one a directory of its own with --state",
         ) from None
+    file.truncate(0)
+    file.write(listen)
+    file.flush()
     return file
 
 

@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING
 from defer import units
 from defer.documents.address import Address, parse_address
 from defer.errors import DeferError, InvalidCluster
+from node_agent.quantities import NAME_RULE, is_name
 
 if TYPE_CHECKING:
     from defer.documents.cluster import Cluster, Device
+
+
+CHOSEN_PORTS = 32768
+"""From here on the system hands ports out (Linux' `ip_local_port_range`): an agent that listens on port 0 gets three
+that do not follow each other, and the cluster file does not tell."""
 
 
 def check_cluster(cluster: Cluster) -> None:
@@ -155,7 +161,8 @@ def _check_ports(cluster: Cluster) -> None:
         address = parse_address(device.address, f"device[{number}].address")
         host = _host(address.host)
         for other, port, who in taken:
-            if other == host and abs(port - address.port) < 3:
+            near = abs(port - address.port) < 3 and max(port, address.port) < CHOSEN_PORTS
+            if other == host and (port == address.port or near):
                 raise InvalidCluster(
                     f"{device.name!r} has the address of {who}, {address}"
                     if port == address.port
@@ -234,13 +241,8 @@ def _check_network(cluster: Cluster) -> None:
 
 
 def _check_name(name: str, place: str) -> None:
-    good = 0 < len(name) <= 63 and all(c.isalnum() or c in "-_." for c in name) and name[0].isalnum()
-    if not good:
-        raise InvalidCluster(
-            f"{name!r:.80} is not a name",
-            where=place,
-            hint="use 1 to 63 letters, digits, '-', '_' and '.', a letter or digit first",
-        )
+    if not is_name(name):
+        raise InvalidCluster(f"{name!r:.80} is not a name", where=place, hint=NAME_RULE)
 
 
 def _parsed(quantity: units.Quantity, text: str | None, place: str, least: float = 0.0) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -104,8 +105,8 @@ class OnnxRuntimeCpu:
             )
         except Exception as error:
             raise LoadFailedError(
-                f"ONNX Runtime refuses partition {partition.graph.name}: {sentence(error)}",
-                hint="Load the model with onnxruntime by itself; if that works, report the partition.",
+                f"ONNX Runtime {runtime.__version__} on this device cannot run an op of the model: {sentence(error)}",
+                hint="Load the model with onnxruntime by itself; another version, or opset, may help.",
             ) from None
         trim()
         return bind(runtime, inner, partition)
@@ -202,7 +203,27 @@ def _bits(value: Any, dtype: str) -> npt.NDArray[Any]:
     return array
 
 
+_NOISE = (
+    re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "),
+    re.compile(r"(Exception during loading: |Load model from \S+ failed: ?|Failed to load model because )"),
+    # Where in its C++ a check failed: file, line, and the function's name or its whole signature.
+    re.compile(r"(?<!\S)[\w.]+\.(?:cc|cpp|cu|cuh|h|hpp):\d+ [A-Za-z_]\w* "),
+    re.compile(
+        r"\S+\.(?:cc|cpp|cu|cuh|h|hpp):\d+ (?:[^.]*?onnxruntime::.*?\)(?: const)?(?: \[with [^\]]*\])? )?"
+        r"(?:\[ONNXRuntimeError\] : \d+ : \w+ : )?"
+    ),
+)
+
+
+_AT_NODE = re.compile(
+    r"Non-zero status code returned while running (\w+) node\. Name:'([^']*)' Status Message: "
+)
+
+
 def sentence(error: Exception) -> str:
-    """What ONNX Runtime said, on one line and not endless."""
+    """What ONNX Runtime said, on one line and not endless, without its codes, its source and our store's paths."""
     text = " ".join(str(error).split())
+    for noise in _NOISE:
+        text = noise.sub("", text)
+    text = _AT_NODE.sub(lambda found: f"op {found[1]}{f' {found[2]!r}' if found[2] else ''}: ", text)
     return text if len(text) <= 1000 else text[:1000] + "…"

@@ -135,7 +135,7 @@ class OnnxRuntimeProvider:
             said = sentence(error)
             kind = OutOfMemoryError if "out of memory" in said.lower() else LoadFailedError
             raise kind(
-                f"{self._provider.name} refuses partition {partition.graph.name}: {said}",
+                f"{self._provider.name} cannot run an op of the model: {said}",
                 hint="Run it on onnxruntime-cpu, or cut the model around the op.",
             ) from None
         trim()

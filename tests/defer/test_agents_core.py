@@ -128,6 +128,14 @@ def test_agent_that_dials_with_another_protocol_is_refused() -> None:
     assert (notice.kind, core.agents["nat"].state) == ("refused", "refused")
 
 
+def test_a_dispatcher_where_an_agent_should_be_is_named() -> None:
+    core = AgentsCore("dispatcher")
+    core.dial("left", "tcp://x:7600", 0)
+    said = core.received("left", m.Welcome(1, 1, "dispatcher", "a"), 0)
+    assert [type(each) for each in said] == [Notify]
+    assert "a dispatcher listens there" in core.agents["left"].refusal
+
+
 def test_agent_of_another_name_is_refused() -> None:
     core = AgentsCore("@dispatcher")
     core.dial("left", "tcp://127.0.0.1:7700", 0.0)

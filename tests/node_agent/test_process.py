@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -70,6 +71,7 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         done = run("--listen", f"127.0.0.1:{port - 1}", "--store", str(tmp_path / "s"))
     assert done.returncode == 73
     assert f"Port {port} on 127.0.0.1 is in use" in done.stderr
+    assert f"takes the ports {port - 1} to {port + 1}" in done.stderr
     assert "--listen" in done.stderr
 
 
@@ -77,8 +79,9 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["--memory", "lots"], 2, "is not a size"),
-        (["--listen", "here"], 2, "is not HOST:PORT"),
-        (["--dial", "tcp://x"], 2, "is not HOST:PORT"),
+        (["--listen", "here"], 78, "is not HOST:PORT"),
+        (["--dial", "tcp://x"], 78, "is not HOST:PORT"),
+        (["--name", "a b"], 2, "is not a name"),
         (["--engine", "abacus"], 69, "'abacus' is unknown"),
         (["--listen", "192.0.2.1:0", "--insecure"], 78, "Cannot listen on 192.0.2.1"),
         (["--store", "/proc/nothing"], 73, "cannot be used as a file store"),
@@ -91,7 +94,10 @@ def test_what_cannot_be_is_one_sentence_and_an_exit_code(
     done = run(*arguments, *store)
     assert done.returncode == code, done.stderr
     assert words in done.stderr
+    assert done.stderr.splitlines()[0].startswith("error: ")
     assert "Traceback" not in done.stderr
+    told = json.loads(run(*arguments, *store, "--json").stderr)["error"]
+    assert (told["exit_code"], words in told["message"]) == (code, True)
 
 
 def test_help_and_version() -> None:
