@@ -45,7 +45,13 @@ class _Choice:
         self._bounds = replace(objective, max_error=math.inf)
 
     def run(self, route: router.Route) -> router.Route | None:
-        """See `choose_codecs`."""
+        """See `choose_codecs`: from the codecs given and from the fastest ones, whichever leads further."""
+        found = [self._within(start) for start in (route, self._climb(route, math.inf))]
+        kept = [(self._judge(each)[0], number, each) for number, each in enumerate(found) if each is not None]
+        return min(kept)[2] if kept else None
+
+    def _within(self, route: router.Route) -> router.Route | None:
+        """Gives up speed where that buys the most accuracy, until the bound is kept; then spends what is left."""
         score, error = self._judge(route)
         while error > self._max_error:
             options = [
@@ -56,15 +62,20 @@ class _Choice:
             if not options:
                 return None
             _, score, error, route = min(options, key=lambda option: option[:3])
+        return self._climb(route, self._max_error)
+
+    def _climb(self, route: router.Route, max_error: float) -> router.Route:
+        """Changes one codec after the other for the better, as long as the bound is kept."""
+        score, _ = self._judge(route)
         while True:
             better = [
                 (s, e, other)
                 for s, e, other in self._neighbours(route)
-                if e <= self._max_error and s < score * (1 - 1e-9)
+                if e <= max_error and s < score * (1 - 1e-9)
             ]
             if not better:
                 return route
-            score, error, route = min(better, key=lambda option: option[:2])
+            score, _, route = min(better, key=lambda option: option[:2])
 
     def _neighbours(self, route: router.Route) -> Iterator[tuple[float, float, router.Route]]:
         """Score, error and route for every change of one codec."""
