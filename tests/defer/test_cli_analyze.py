@@ -112,7 +112,7 @@ def test_outputs_that_cannot_be_written(folder: Path, tmp_path: Path, verb: str)
     if verb == "plan":
         words = ["plan", "--blocks", folder / "blocks.json", "--cluster", folder / "cluster.toml"]
     assert "no space left" in failed(run(*words, "-o", "/dev/full"), 74)
-    assert "no such file or directory" in failed(run(*words, "-o", tmp_path / "none" / "x.json"), 66)
+    assert "directory does not exist" in failed(run(*words, "-o", tmp_path / "none" / "x.json"), 74)
     notes = tmp_path / "notes.txt"
     notes.write_text("mine")
     assert "--force" in failed(run(*words, "-o", notes), 73)

@@ -198,6 +198,10 @@ def test_a_plan_as_a_page_and_as_an_image(
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_unknown_codec_is_refused_with_those_known(folder: Path) -> None:
+    assert "shuffle-lz4" in failed(planned(folder, "--codec", "zip"), 2)
+
+
 def test_plan_to_standard_output_is_only_the_plan(folder: Path) -> None:
     result = planned(folder, "-o", "-")
     assert json.loads(result.stdout)["kind"] == "plan"
@@ -223,7 +227,7 @@ def test_plan_from_a_model_with_a_profile_of_its_blocks(folder: Path) -> None:
         (("--place", "nona=0:3"), 78, "no device 'nona'"),
         (("--place", "jetson=0:2"), 2, "are not placed"),
         (("--objective", "beauty"), 2, "beauty"),
-        (("--codec", "zip", "--profile", "PROFILE"), 69, "codec 'zip'"),
+        (("--codec", "zip", "--profile", "PROFILE"), 2, "'zip' is unknown"),
         (("--max-latency", "50"), 2, "has no unit"),
         (("--max-cost", "cheap"), 2, "not a bound"),
         (("--objective", "weighted"), 2, "needs weights"),

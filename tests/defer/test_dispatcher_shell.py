@@ -14,7 +14,7 @@ import zmq
 
 from defer.dispatcher import events as e
 from defer.dispatcher.shell import DataShell
-from defer.errors import PortInUse, UsageError
+from defer.errors import InvalidCluster, PortInUse
 from node_agent.frames import pack_item
 
 pytestmark = pytest.mark.integration
@@ -192,5 +192,5 @@ def test_ports_in_use_and_foreign_addresses() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(PortInUse, match=f"{port}"):
             DataShell("d", data_port=port).start()
-    with pytest.raises(UsageError):
+    with pytest.raises(InvalidCluster, match=r"203\.0\.113\.1"):
         DataShell("d", "203.0.113.1").start()
