@@ -263,6 +263,13 @@ def show_flops(flops: float) -> str:
     return _show(flops, SPEED).removesuffix("/s")
 
 
+def show_number(value: float) -> str:
+    """A number for people: 3 digits where it is below a thousand, else whole with separators."""
+    if not math.isfinite(value):
+        return "∞"
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+
+
 def _show(value: float, quantity: Quantity) -> str:
     if not math.isfinite(value):
         return f"∞ {quantity.base}"

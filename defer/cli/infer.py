@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import click
 import numpy as np
@@ -17,11 +19,22 @@ from defer.cli.output import common_options, console, examples, note, print_json
 from defer.client import Client
 from defer.client_core import Array
 from defer.documents.files import write_bytes
-from defer.errors import FileMissing, InvalidDocument, NotReady, UnknownModel, UsageError, translate
+from defer.errors import (
+    FileMissing,
+    InvalidDocument,
+    NotReady,
+    OutputExists,
+    UnknownModel,
+    UsageError,
+    translate,
+)
 from defer.signature import bind_free
 from node_agent.dtypes import storage
 
 Arrays = dict[str, Array]
+
+FEW_VALUES: Final = 64
+"""`--json` holds the values of outputs up to this size."""
 
 
 @click.command(
@@ -41,10 +54,19 @@ Arrays = dict[str, Array]
 @click.option(
     "--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Free dimensions, for --random."
 )
+@click.option(
+    "--dim",
+    "dims",
+    multiple=True,
+    metavar="NAME=128",
+    callback=lambda _ctx, _param, values: parse_dims(values),
+    help="Size of a free dimension by its name, for --random. Repeat for several.",
+)
 @click.option("-m", "--model", "model_name", default="", help="Which model; needed where several are served.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Save the outputs, .npz or (one output) .npy."
 )
+@click.option("--force", is_flag=True, help="Overwrite --output whatever it is.")
 @click.option("--repeat", default=1, show_default=True, type=click.IntRange(min=1), help="Send it so often.")
 @click.option(
     "--window", default=1, show_default=True, type=click.IntRange(min=1), help="Requests under way at once."
@@ -64,8 +86,10 @@ def command(
     use_random: bool,
     seed: int,
     batch: int,
+    dims: dict[str, int],
     model_name: str,
     output: Path | None,
+    force: bool,
     repeat: int,
     window: int,
     timeout: float,
@@ -77,10 +101,14 @@ def command(
         raise UsageError("give one of FILE, --input NAME=FILE.npy, or --random")
     if output is not None and output.suffix not in (".npz", ".npy"):
         raise UsageError(f"{output.name!r} is neither .npz nor .npy", hint="name the output outputs.npz")
+    if output is not None and not force:
+        _check_target(output)
+    if dims and not use_random:
+        raise UsageError("--dim has no meaning without --random", hint="files bring their own shapes")
     given = None if use_random else _read(file, named)
     with Client(address, model=model_name, timeout=timeout) as client:
         info = choose_model(client.models(), model_name)
-        inputs = random_inputs(info, seed, batch) if given is None else _named(given, info)
+        inputs = random_inputs(info, seed, batch, dims) if given is None else _named(given, info)
         outputs, seconds, total = _run(client, inputs, repeat, window)
     if output is not None:
         _write(output, outputs)
@@ -88,7 +116,7 @@ def command(
         print_json(
             {
                 "model": info.name,
-                "outputs": {n: {"dtype": a.dtype.name, "shape": a.shape} for n, a in outputs.items()},
+                "outputs": {name: _told(array) for name, array in outputs.items()},
                 "requests": repeat,
                 "latency_p50_s": float(np.median(seconds)) if window == 1 else None,
                 "throughput_per_s": repeat / total,
@@ -145,17 +173,41 @@ def choose_model(models: tuple[ModelInfo, ...], name: str) -> ModelInfo:
     return chosen
 
 
-def random_inputs(model: ModelInfo, seed: int, batch: int) -> Arrays:
+def parse_dims(values: tuple[str, ...]) -> dict[str, int]:
+    """Sizes of free dimensions from `NAME=128`.
+
+    Raises:
+        UsageError: Not of that form, or no positive whole number.
+    """
+    dims: dict[str, int] = {}
+    for value in values:
+        name, equals, size = value.rpartition("=")
+        if not equals or not name or not size.isdecimal() or int(size) < 1:
+            raise UsageError(f"--dim {value!r} is not NAME=SIZE", hint="for example --dim sequence=128")
+        dims[name] = int(size)
+    return dims
+
+
+def random_inputs(model: ModelInfo, seed: int, batch: int, dims: Mapping[str, int] | None = None) -> Arrays:
     """Inputs of a model's own names, types and shapes: normal numbers, small whole numbers, or coins.
 
     Args:
         model: Its signature.
         seed: Of the generator.
-        batch: Value of every free dimension.
+        batch: Value of every other free dimension.
+        dims: Values of free dimensions by name.
+
+    Raises:
+        UsageError: The model has no such dimension.
     """
+    free = {dim for spec in model.inputs for dim in spec.shape if isinstance(dim, str)}
+    for name in dims or {}:
+        if name not in free:
+            known = f"they are {', '.join(sorted(free))}" if free else "it has none"
+            raise UsageError(f"model {model.name!r} has no free dimension {name!r}", hint=known)
     generator = np.random.default_rng(seed)
     arrays: Arrays = {}
-    for spec in bind_free(model.inputs, {}, batch):
+    for spec in bind_free(model.inputs, dims or {}, batch):
         shape = [dim for dim in spec.shape if isinstance(dim, int)]
         dtype = storage(spec.dtype)
         if dtype.kind in "fc":
@@ -230,6 +282,34 @@ def _write(path: Path, outputs: Arrays) -> None:
         write_bytes(path, buffer.getvalue())
     except OSError as error:
         raise translate(error) from error
+
+
+_MARKS: Final = {".npy": b"\x93NUMPY", ".npz": b"PK"}
+
+
+def _check_target(path: Path) -> None:
+    """Refuses to overwrite what is no array file, as documents do, and before anything is sent.
+
+    Raises:
+        OutputExists: The file exists and is something else.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        start = file.read(8)
+    if not start.startswith(_MARKS[path.suffix]):
+        raise OutputExists(
+            f"exists and is no {path.suffix} file",
+            where=str(path),
+            hint="choose another name, or overwrite it with --force",
+        )
+
+
+def _told(array: Array) -> dict[str, object]:
+    told: dict[str, object] = {"dtype": array.dtype.name, "shape": array.shape}
+    if array.size <= FEW_VALUES and array.dtype.kind in "biuf":
+        told["values"] = array.tolist()
+    return told
 
 
 def _summary(array: Array) -> tuple[str, str, str]:

@@ -91,7 +91,7 @@ def command(
     shown = table("model", "rate", "stages", "latency", "at most", right=("rate", "latency", "at most"))
     for job, plan in zip(asked, found.plans, strict=True):
         stages = ", ".join(f"{stage.device} {stage.start}–{stage.stop - 1}" for stage in plan.stages)
-        most = f"{1 / plan.period_s:.3g}/s" if plan.period_s > 0 else "∞"
+        most = f"{units.show_number(1 / plan.period_s)}/s" if plan.period_s > 0 else "∞"
         shown.add_row(job.name, f"{job.rate:g}/s", stages, units.show_duration(plan.latency_s), most)
     console().print(shown)
     click.echo(

@@ -56,7 +56,12 @@ if TYPE_CHECKING:
     "--place", metavar="DEV=0:12,DEV=12:30", help="Place the blocks by hand; the rest is still planned."
 )
 @click.option("--max-stages", type=click.IntRange(min=1), help="Use at most so many stages.")
-@click.option("--codec", metavar="NAME", help="The one codec between stages: raw, lz4, … or auto.")
+@click.option(
+    "--codec",
+    metavar="NAME",
+    callback=lambda _ctx, _param, name: known_codec(name),
+    help="The one codec between stages: raw, lz4, … or auto.",
+)
 @budget_options
 @input_option
 @blocks_option("--max-blocks")
@@ -145,6 +150,19 @@ def command(
         _show(plan, others, explain=explain)
         for path in filter(None, (output, plot)):
             note(f"wrote {path}")
+
+
+def known_codec(name: str | None) -> str | None:
+    """The name, if a codec is called so.
+
+    Raises:
+        UsageError: None is.
+    """
+    from node_agent.codecs import CODECS
+
+    if name is not None and name != "auto" and name not in CODECS:
+        raise UsageError(f"--codec {name!r} is unknown", hint=f"known: auto, {', '.join(CODECS)}")
+    return name
 
 
 def _other(name: str, wish: Wish, planned: Callable[[Wish], Plan]) -> Plan:

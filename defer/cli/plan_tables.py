@@ -52,7 +52,7 @@ def show_side_by_side(plans: Sequence[tuple[str, Plan]]) -> None:
         ("made least", lambda p: p.objective),
         ("latency", lambda p: units.show_duration(p.latency_s)),
         ("period", lambda p: units.show_duration(p.period_s)),
-        ("requests/s", lambda p: f"{1 / p.period_s:.3g}" if p.period_s > 0 else "∞"),
+        ("requests/s", lambda p: units.show_number(1 / p.period_s) if p.period_s > 0 else "∞"),
         ("cost", lambda p: show_money(p.cost)),
         ("energy", lambda p: units.show_energy(p.energy_j)),
         ("on the wire", lambda p: units.show_size(_moved(p))),

@@ -27,7 +27,11 @@ def command(watch: float | None, address: str, as_json: bool) -> None:
         while True:
             status = client.status()
             if as_json:
-                print_json({k: v for k, v in msgspec.to_builtins(status).items() if k not in ("id", "t")})
+                told = {k: v for k, v in msgspec.to_builtins(status).items() if k not in ("id", "t")}
+                if watch is None:
+                    print_json(told)
+                else:  # a line each, so that a program knows where one ends
+                    click.echo(msgspec.json.encode(told).decode())
             else:
                 _show(status, address)
             if watch is None:

@@ -23,6 +23,7 @@ from click.testing import CliRunner
 import models
 import partitioner
 from defer import api, errors
+from defer.admin import Admin
 from defer.cli import group
 from defer.client import Client
 from defer.dispatcher.bringup import Order
@@ -31,6 +32,7 @@ from defer.documents.cluster import Cluster, loads_cluster
 from defer.documents.plan import Plan
 from defer.local_agents import LocalAgent, local_agents, read_line, stop
 from defer.planning import make_plan, parse_placement
+from node_agent.messages import Done
 
 pytestmark = pytest.mark.integration
 
@@ -235,6 +237,28 @@ def test_what_a_crashed_dispatcher_left_is_unloaded_by_the_next(
         assert second.deployments.bring_up(order, quiet).deployment.epoch > epoch
 
 
+def test_a_second_dispatcher_of_the_same_address_and_one_that_is_starting(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cluster = loads_cluster(
+        f'[dispatcher]\nlisten = "127.0.0.1:{port}"\n[[device]]\nname = "a"\naddress = "127.0.0.1:1"'
+    )
+    with Daemon(cluster, tmp_path, held=True) as daemon, Admin(f"127.0.0.1:{port}") as admin:
+        with pytest.raises(errors.PortInUse, match="a dispatcher already runs on 127"):
+            Daemon(cluster, tmp_path).start()
+        with pytest.raises(errors.NotReady, match="starting"):
+            admin.ask(api.Undeploy(0, "x", 1), Done, timeout=20)
+        daemon.let_go()
+        with pytest.raises(errors.UnknownModel):
+            admin.ask(api.Undeploy(0, "x", 1), Done, timeout=20)
+
+
+def test_an_agent_where_a_dispatcher_should_be_is_named(agents: tuple[LocalAgent, ...]) -> None:
+    with pytest.raises(errors.DispatcherUnreachable, match="listens the agent 'a', not a dispatcher"):
+        Admin(agents[0].address).open()
+
+
 def test_a_port_in_use_and_an_agent_that_is_not_there(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -359,6 +383,8 @@ def test_the_verbs(serving: str, model: Path, expected: Any, tmp_path: Path) -> 
         (["infer", "none.npy"], errors.FileMissing, "no such file"),
         (["infer", "--input", "x"], errors.UsageError, "is not NAME=FILE.npy"),
         (["infer", "--random", "-o", "out.txt"], errors.UsageError, "neither .npz nor .npy"),
+        (["infer", "--random", "-o", "foreign.npz"], errors.OutputExists, "is no .npz file"),
+        (["infer", "--random", "--dim", "N=0"], errors.UsageError, "is not NAME=SIZE"),
         (["status", "--dispatcher", "127.0.0.1:1"], errors.DispatcherUnreachable, "no dispatcher"),
         (["undeploy", "m", "--dispatcher", "nowhere"], errors.InvalidCluster, "has no"),
         (["serve", "--cluster", "none.toml"], errors.FileMissing, "no such file"),
@@ -368,6 +394,7 @@ def test_mistakes_are_one_error(
     words: list[str], kind: type[Exception], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("foreign.npz").write_text("my notes")
     ran = defer(*words)
     assert isinstance(ran.exception, kind), ran.exception
     assert says in str(ran.exception)
@@ -376,7 +403,7 @@ def test_mistakes_are_one_error(
 @pytest.mark.parametrize(
     ("words", "kind", "says"),
     [
-        (["--listen", "0.0.0.0:7600"], errors.UsageError, "anyone who reaches"),
+        (["--listen", "0.0.0.0:7600"], errors.PermissionDenied, "anyone who reaches"),
         (["--listen", "127.0.0.1:65535"], errors.UsageError, "no room for the two data ports"),
         (["--plan", "plan.json"], errors.UsageError, "need --model"),
         (["--model", "none.onnx"], errors.FileMissing, "no such file"),
@@ -423,6 +450,9 @@ def test_random_inputs_fit_any_signature() -> None:
         "b": ("bool", ()),
         "h": ("uint16", (3,)),
     }
+    assert random_inputs(info, 0, 5, {"N": 7})["f"].shape == (7, 2)
+    with pytest.raises(errors.UsageError, match="no free dimension 'M'"):
+        random_inputs(info, 0, 5, {"M": 7})
 
 
 def test_a_client_needs_none_of_the_planners_packages() -> None:

@@ -132,5 +132,12 @@ def test_shown_values() -> None:
     assert units.show_bandwidth(12.5e6) == "100 Mbit/s"
     assert units.show_flops(8.18e9) == "8.18 GFLOP"
     assert units.show_duration(math.inf) == "∞ s"
+    assert [units.show_number(n) for n in (0.12345, 12.34, 999.4, 1210.4, math.inf)] == [
+        "0.123",
+        "12.3",
+        "999",
+        "1,210",
+        "∞",
+    ]
     assert units.format_size(4 << 30) == "4 GiB"
     assert units.format_duration(0.002) == "2 ms"
