@@ -55,7 +55,7 @@ class Admin:
             welcome = self.ask(hello, Welcome, timeout=self._connect_s)
             if welcome.offer is not None:
                 raise DispatcherUnreachable(
-                    f"at {self.address} listens the agent {welcome.name!r}, not a dispatcher",
+                    f"the agent {welcome.name!r} listens at {self.address}, not a dispatcher",
                     hint="a dispatcher is started with `defer serve` and listens on port 7600 unless told otherwise",
                 )
             return welcome

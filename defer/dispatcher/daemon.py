@@ -118,7 +118,12 @@ class Daemon:
             self.pool.start()
         except Exception as error:
             self.close()
-            raise translate(error) from error
+            told, first = translate(error), self._listen.port
+            if isinstance(told, PortInUse) and first:
+                told.message += (
+                    f" A dispatcher takes the ports {first} to {first + 2}; perhaps one runs there already."
+                )
+            raise told from error
 
     def close(self) -> None:
         """Stop at once: answer what is left, unload what is loaded, close every socket, end every thread."""

@@ -255,7 +255,7 @@ def test_a_second_dispatcher_of_the_same_address_and_one_that_is_starting(tmp_pa
 
 
 def test_an_agent_where_a_dispatcher_should_be_is_named(agents: tuple[LocalAgent, ...]) -> None:
-    with pytest.raises(errors.DispatcherUnreachable, match="listens the agent 'a', not a dispatcher"):
+    with pytest.raises(errors.DispatcherUnreachable, match=r"the agent 'a' listens at .*, not a dispatcher"):
         Admin(agents[0].address).open()
 
 
