@@ -40,13 +40,12 @@ def parse_name(text: str) -> str:
 
 
 def show_size(nbytes: float) -> str:
-    """Bytes for people: three digits and a binary unit."""
-    units = iter(("B", "KiB", "MiB", "GiB"))
-    for unit in units:
-        if nbytes < 999.5:
-            return f"{nbytes:.3g} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:,.3g} TiB" if nbytes < 999.5 else f"{nbytes:,.0f} TiB"
+    """Bytes for people: a binary unit, three digits where there is no whole number of at most four."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = 0
+    while nbytes >= 1024 and power < len(units) - 1:
+        nbytes, power = nbytes / 1024, power + 1
+    return f"{nbytes:.3g} {units[power]}" if nbytes < 999.5 else f"{nbytes:.0f} {units[power]}"
 
 
 def parse_size(text: str) -> int:

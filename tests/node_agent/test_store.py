@@ -181,7 +181,7 @@ def test_the_limit_drops_what_was_used_longest_ago_but_nothing_in_use(root: Path
     assert names(root) == {used.sha256 + ".bin", new.sha256 + ".bin"}
     assert store.nbytes() == 800
     store.pin([new])
-    with pytest.raises(StoreFullError, match="may hold 1000 bytes"):
+    with pytest.raises(StoreFullError, match="may hold 1000 B"):
         store.write(old, 0, bytes([0]) * 400)
     store.unpin([used])
     assert store.write(old, 0, bytes([0]) * 400) == 400
