@@ -195,7 +195,7 @@ def test_memory_is_checked_before_anything_is_loaded() -> None:
     answer = mind.hear(m.Load(7, 3, "model", (a_hop(graph=other, weights=(WEIGHT,)),)))
     assert fault_of(answer) == "out-of-memory"
     assert "600 B" in said(answer)[0].message
-    assert "400 of 1000" in said(answer)[0].message
+    assert "400 B of 1000 B" in said(answer)[0].message
     mind.hear(m.Unload(8, 1))
     mind.do(ev.Retired(1))
     mind.hear(m.Unload(8, 2))
