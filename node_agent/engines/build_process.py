@@ -56,7 +56,7 @@ def run_build(
                 last = _follow(child, deadline_s, progress)
             finally:
                 _end(child)
-        _judge(child.returncode, last, errors, Path(job.graph).name)
+        _judge(child.returncode, last, errors, Path(job.graph))
 
 
 def _follow(
@@ -114,12 +114,13 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.stdout.close()
 
 
-def _judge(status: int, verdict: dict[str, object], errors: Path, graph: str) -> None:
+def _judge(status: int, verdict: dict[str, object], errors: Path, path: Path) -> None:
+    graph = path.name
     if "error" in verdict:
         kind: type[AgentError] = (
             OutOfMemoryError if verdict.get("code") == OutOfMemoryError.code else LoadFailedError
         )
-        message = str(verdict["error"])
+        message = str(verdict["error"]).replace(f"{path.parent}/", "")  # whoever reads it has no such folder
         if "partition" not in message:
             message = f"Partition {graph} cannot be built: {message}."
         raise kind(message, hint=str(verdict.get("hint", "")))

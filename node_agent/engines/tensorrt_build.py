@@ -8,7 +8,6 @@ object per line: `{"phase": …, "fraction": …}` while it works, last `{"done"
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 import time
@@ -91,9 +90,8 @@ def build(job: Job, trt: Any, say: Say) -> int:
     parser = trt.OnnxParser(network, log)
     say({"phase": "parse", "fraction": 0.0})
     if not parser.parse_from_file(job.graph):
-        said = parse_errors(parser).replace(f"{Path(job.graph).parent}{os.sep}", "")
         raise LoadFailedError(
-            f"TensorRT {trt.__version__} does not take partition {Path(job.graph).name}: {said}",
+            f"TensorRT {trt.__version__} does not take partition {Path(job.graph).name}: {parse_errors(parser)}",
             hint="Run this partition on ONNX Runtime, or cut the model around the op.",
         )
     config = builder.create_builder_config()
