@@ -127,9 +127,8 @@ def test_an_interrupt_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    reading = Path(f"/proc/{process.pid}/wchan")
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and "pipe" not in reading.read_text():
+    while time.monotonic() < deadline and not _reads_standard_input(process.pid):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     try:
@@ -140,6 +139,12 @@ def test_an_interrupt_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
     assert (out, err.decode().strip().splitlines()[-1]) == (b"", "error: interrupted")
     assert b"Traceback" not in err
     assert [entry.name for entry in tmp_path.iterdir()] == ["cluster.toml"]
+
+
+def _reads_standard_input(pid: int) -> bool:
+    """Whether the process waits in read(0, …): it is past its imports, which an interrupt ends in another way."""
+    call = Path(f"/proc/{pid}/syscall").read_text().split()
+    return call[0] in ("0", "63") and call[1] == "0x0"  # read() on x86-64 and aarch64
 
 
 @pytest.mark.integration
