@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ import pytest
 from node_agent.engines.onnxruntime_cpu import QUIET
 
 os.environ.setdefault(*QUIET)  # for tests that import ONNX Runtime by themselves
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background jobs ignore it, and so would every child that a test interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GRACE_S = 3.0
 """A thread that was told to end may need a moment; one that was not told never ends."""

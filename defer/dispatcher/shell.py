@@ -51,6 +51,10 @@ Answer = tuple[tuple[TensorHeader, ...], Sequence[Any], float]
 """Headers and frames of a canary's result, and the seconds that it took."""
 
 
+FAREWELL_S = 0.25
+"""How long connections stay open after the refusals with which a stopping dispatcher ends what it had accepted."""
+
+
 class DataShell:
     """The data thread.
 
@@ -89,6 +93,7 @@ class DataShell:
         self._outbox = Outbox(bounds.unread, bounds.client_bytes, bounds.unread_bytes)
         self._canaries: dict[bytes, Future[Answer]] = {}
         self._neighbours: Neighbours | None = None
+        self._last_words = False
         self._loop = SocketLoop(
             "defer-data",
             opened=self._open,
@@ -176,6 +181,9 @@ class DataShell:
         self._neighbours = Neighbours(self.name, self._loop, fetch, self._feed)
 
     def _close(self) -> None:
+        if self._last_words:
+            # A client's socket drops what it has not read yet when the connection closes under it.
+            time.sleep(FAREWELL_S)
         for future in self._canaries.values():
             future.set_exception(_ended())
         self._canaries.clear()
@@ -209,6 +217,7 @@ class DataShell:
                     elif (future := self._canaries.pop(result.request, None)) is not None:
                         future.set_result((result.tensors, frames, result.seconds))
                 case e.Reject(client, rejection):
+                    self._last_words |= isinstance(event, e.Stopped)
                     if client:
                         self._outbox.send(self._data, client, encode_header(rejection), ())
                     elif (future := self._canaries.pop(rejection.request, None)) is not None:
