@@ -10,8 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from node_agent.engines.onnxruntime_cpu import QUIET
+
+# An example's milliseconds say how busy the machine is, nothing else.
+settings.register_profile("defer", deadline=None)
+settings.load_profile("defer")
 
 os.environ.setdefault(*QUIET)  # for tests that import ONNX Runtime by themselves
 

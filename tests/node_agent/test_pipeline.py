@@ -179,7 +179,8 @@ def test_never_more_is_under_way_than_the_credit_allows(driver: Driver, start_ag
     assert isinstance(refusal, m.Refusal)
     assert refusal.code == "flow-violation"
     requests = [driver.result()[0].request for _ in range(window.items)]
-    assert requests == list(range(window.items))
+    # Each once; their order is nobody's promise: a run that became short may overtake one in the run thread.
+    assert sorted(requests) == list(range(window.items))
     link.beat(lambda beat: beat.queued == 0)
 
 
