@@ -172,9 +172,12 @@ def additive_costs(pipeline: Pipeline, cost: Additive, period: float = math.inf)
         for i in range(instance.blocks + 1):
             wire = float(instance.wire[c, i])
             fast = pipeline.airtime * wire <= limit
-            weight = np.maximum(cost.hops(np.asarray(wire))[fast], np.finfo(float).tiny)
+            # A stored zero would be no edge; what free links add up to is nothing again, so that a bound of 0 holds.
+            tiny = float(np.finfo(float).tiny)
+            weight = np.maximum(cost.hops(np.asarray(wire))[fast], tiny)
             graph = csr_array((weight, (instance.src[fast], instance.dst[fast])), shape=(n, n))
-            way[:, :, c, i] = dijkstra(graph, indices=list(range(n)))
+            least = dijkstra(graph, indices=list(range(n)))
+            way[:, :, c, i] = np.where(least <= tiny * n, 0.0, least)
     way[np.arange(n), np.arange(n)] = np.inf
     tables = []
     busy = _busy(instance)

@@ -103,6 +103,15 @@ def test_error_budget_forbids_the_lossy_codec() -> None:
     assert budget.optimal
 
 
+@pytest.mark.parametrize("name", ["latency", "throughput"])
+def test_a_bound_of_nothing_is_kept_by_what_costs_nothing(name: str) -> None:
+    problem = base(codecs=[CodecCost("raw"), CodecCost("u8", ratio=4.0, error=0.1)], stages_per_device=1)
+    found = solve(problem, Objective(name, max_error=0.0))
+    assert found.error == 0.0
+    assert found.optimal
+    assert found.value == solve(replace(problem, codecs=[CodecCost("raw")]), name).value
+
+
 @pytest.mark.parametrize(
     ("changes", "limit", "words"),
     [
