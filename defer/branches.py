@@ -8,6 +8,7 @@ is decided like everything else: by planning on the model's chain in that order.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from defer.op_graphs import Shares, op_graph
 
 if TYPE_CHECKING:
     from defer.costs import Costs
-    from partitioner import BlockChain, Flow
+    from partitioner import Block, BlockChain, Flow
 
 IDEALS: Final = 12_000
 """Sets of ops that the search looks at: a few seconds of one core."""
@@ -190,6 +191,12 @@ def _reordered(profile: CostProfile, shares: Shares, order: Sequence[int], chain
     def summed(per_op: Sequence[float]) -> list[float]:
         return [math.fsum(per_op[op] for op in order[block.start : block.stop]) for block in chain.blocks]
 
+    def refusal(reasons: Sequence[str], block: Block) -> str:
+        """Of which op of a refused block the refusal speaks is not known: any of them carries it."""
+        ops = order[block.start : block.stop]
+        told = (reasons[bisect_right(profile.positions, op) - 1] for op in ops)
+        return next(filter(None, told), "")
+
     devices = {
         name: msgspec.structs.replace(
             device,
@@ -198,6 +205,9 @@ def _reordered(profile: CostProfile, shares: Shares, order: Sequence[int], chain
             if device.block_resident
             else (),
             codecs={},
+            unsupported=tuple(refusal(device.unsupported, block) for block in chain.blocks)
+            if device.unsupported
+            else (),
         )
         for name, device in profile.devices.items()
     }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import router
 from defer import units
 from defer.codec_costs import Errors, offered_codecs
+from defer.cutting_around import Refusals, cut_around
 from defer.documents.cluster import Cluster, Device
 from defer.documents.profile import CostProfile, LinkProfile
 from defer.errors import InvalidDocument, NoRoute
@@ -78,6 +79,7 @@ def make_costs(
     codec: str | None = None,
     errors: Errors | None = None,
     rules: Rules = NO_RULES,
+    refusals: Refusals = "avoid",
 ) -> Costs:
     """The router's problem for one model on one cluster.
 
@@ -89,6 +91,7 @@ def make_costs(
         codec: The one codec between stages; None takes the cluster file's word, `auto` whatever is cheapest.
         errors: What lossy codecs do at each boundary; without it none is used.
         rules: Which blocks and devices the operator ties or forbids.
+        refusals: What is done about blocks of which a device's compiling engine lacks an op.
 
     Raises:
         InvalidDocument: The profile is of another model, or of other blocks.
@@ -99,6 +102,9 @@ def make_costs(
         _check_profile(chain, profile)
     notes: list[str] = []
     seconds = _block_seconds(chain, cluster, profile, notes)
+    pins = make_pins(rules, cluster, len(chain.blocks))
+    pins, cut = cut_around(profile, seconds, pins, refusals)
+    notes += cut
     measured = [name for name in seconds if _measured(profile, name)]
     method: Method = "measured" if len(measured) == len(seconds) else "mixed" if measured else "static"
     sizes = [boundary.nbytes for boundary in chain.boundaries]
@@ -122,7 +128,7 @@ def make_costs(
             sorted({*cluster.names, _sink(cluster)}),
         ),
         max_stages=max_stages,
-        pins=make_pins(rules, cluster, len(chain.blocks)),
+        pins=pins,
     )
     return Costs(problem, method, tuple(notes))
 

@@ -18,6 +18,7 @@ from defer.branches import Branches, with_own_order
 from defer.codec_choice import choose_codecs
 from defer.codec_costs import Errors
 from defer.costs import Costs, make_costs
+from defer.cutting_around import Refusals
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan, PlanAdvice, PlanWhatIf
 from defer.documents.profile import CostProfile
@@ -70,9 +71,20 @@ def make_plan(
         UnknownDevice, UsageError: What was asked for does not fit together, or not the cluster or the chain.
     """
     check_wishes(objective, limits, rules, placed=placement is not None)
-    costs = make_costs(
-        chain, cluster, profile, max_stages=max_stages, codec=codec, errors=errors, rules=rules
-    )
+
+    def costs_with(refusals: Refusals) -> Costs:
+        return make_costs(
+            chain,
+            cluster,
+            profile,
+            max_stages=max_stages,
+            codec=codec,
+            errors=errors,
+            rules=rules,
+            refusals=refusals,
+        )
+
+    costs = costs_with("avoid" if placement is None else "ignore")
     goal = goal_of(objective, limits)
     with in_our_words(costs):
         problem = costs.problem
@@ -83,7 +95,15 @@ def make_plan(
         elif rules.replicas:
             solution = router.solve_replicated(problem)
         else:
-            solution = router.solve(problem, goal)
+            try:
+                solution = router.solve(problem, goal)
+            except router.NoRoute:
+                # A stage that falls back is better than no plan; the operator's own bounds refuse it again.
+                costs = costs_with("bear")
+                if costs.problem.pins == problem.pins:
+                    raise
+                problem = costs.problem
+                solution = router.solve(problem, goal)
         plan = to_plan(chain, cluster, costs, solution, objective, limits, by_hand=placement is not None)
         if advice and not plan.shares:
             plan = msgspec.structs.replace(plan, advice=_advise(problem, solution, goal, costs, placement))
@@ -170,7 +190,9 @@ def recode_plan(
         max_error: The most, in the units of `errors`.
         limits: Bounds that the plan was made under, and its weights.
     """
-    costs = make_costs(chain, cluster, profile, codec="auto", errors=errors)
+    costs = make_costs(
+        chain, cluster, profile, codec="auto", errors=errors, refusals="ignore" if plan.by_hand else "avoid"
+    )
     problem = replace(costs.problem, stages_per_device=None)
     goal = goal_of(plan.objective, limits, max_error)
     route = choose_codecs(problem, to_route(plan, problem), goal)

@@ -31,7 +31,7 @@ from defer.precision import Ranges
 from defer.shipping import ship
 from node_agent import messages as m
 
-BLOCK_COSTS = 5
+BLOCK_COSTS = 6
 """Version of what is remembered of a device; older ones are measured again."""
 
 MEASURE_TIMEOUT_S = 300.0
@@ -61,6 +61,7 @@ class BlockCosts(msgspec.Struct, frozen=True):
     ratios: dict[str, tuple[float, ...]]
     item_s: float
     byte_s: float
+    unsupported: tuple[str, ...] = ()
 
 
 def profile(
@@ -154,6 +155,7 @@ def _measure_blocks(
     engines: dict[str, None] = {}
     seconds: list[float] = []
     resident: list[int] = []
+    refused: list[str] = []
     produced: dict[str, m.TensorStats] = {}
     item_s, byte_s = STAGE_OVERHEAD_S, 0.0
     # A session of its own for each run: what an aborted one kept may be of other shapes.
@@ -179,6 +181,7 @@ def _measure_blocks(
             # The median: one run that the machine interrupted says nothing about the block.
             seconds.append(median(answer.seconds))
             resident.append(answer.resident_bytes)
+            refused.append(answer.unsupported)
             engines[answer.engine or _engine_name(pool, name, device.engine)] = None
             if answer.item_s > 0:
                 item_s, byte_s = answer.item_s, answer.byte_s
@@ -195,7 +198,21 @@ def _measure_blocks(
         ratios,
         item_s,
         byte_s,
+        compiled_refusals(tuple(engines), refused),
     )
+
+
+def compiled_refusals(engines: Sequence[str], refused: Sequence[str]) -> tuple[str, ...]:
+    """What a compiling engine refuses, block by block; nothing where that makes no difference.
+
+    Args:
+        engines: Those that ran the blocks.
+        refused: Why TensorRT cannot run each block, empty where it can.
+
+    Returns:
+        `refused`, if TensorRT runs other blocks: only then does a refused one take anything from its neighbours.
+    """
+    return tuple(refused) if "tensorrt" in engines and any(refused) else ()
 
 
 def _device_profile(pool: AgentPool, name: str, costs: BlockCosts) -> DeviceProfile:
@@ -210,6 +227,7 @@ def _device_profile(pool: AgentPool, name: str, costs: BlockCosts) -> DeviceProf
         byte_s=costs.byte_s,
         memory_bytes=0 if offer is None else offer.memory_bytes,
         codecs=costs.codecs,
+        unsupported=costs.unsupported,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from statistics import median
 
 from node_agent.codecs import CODECS, Array, Codec
-from node_agent.engines import engine_named
+from node_agent.engines import engine_named, unsupported
 from node_agent.engines.base import Arrays, Partition
 from node_agent.errors import CodecError
 from node_agent.frames import WORTH_ENCODING
@@ -71,9 +71,10 @@ class BlockTimer:
             for spec in request.inputs
         }
         before, began = resident_bytes(), time.perf_counter()
-        engine = engine_named(self._loader.engine_name(request.engine))
+        name = self._loader.engine_name(request.engine)
         graph = self._store.require(request.graph)
-        session = engine.load(Partition(graph, request.inputs, (), self._threads, request.options))
+        partition = Partition(graph, request.inputs, (), self._threads, request.options)
+        session = engine_named(name).load(partition)
         load_seconds = time.perf_counter() - began
         try:
             results = session.run(inputs)
@@ -103,7 +104,8 @@ class BlockTimer:
             self._moving = measure_moving()
         item_s, byte_s = (each / self._cores for each in self._moving)
         ran_on = getattr(session, "engine", "")
-        return Measured(request.id, lasted, load_seconds, resident, stats, item_s, byte_s, ran_on)
+        refused = unsupported(name, ran_on, partition)
+        return Measured(request.id, lasted, load_seconds, resident, stats, item_s, byte_s, ran_on, refused)
 
     def _keep(self, known: Arrays, names: tuple[str, ...]) -> None:
         self._held = {name: known[name] for name in names if name in known}

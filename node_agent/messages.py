@@ -429,6 +429,7 @@ class Measured(msgspec.Struct, frozen=True, tag="measured", tag_field="t"):
         item_s: What receiving and sending one item costs this device beside its run; 0 where not measured.
         byte_s: The same per byte of the item.
         engine: What ran the block, where that is another engine than the one that was asked for.
+        unsupported: Why an engine that compiles (TensorRT) cannot run the block; empty where it can.
     """
 
     id: int
@@ -439,6 +440,7 @@ class Measured(msgspec.Struct, frozen=True, tag="measured", tag_field="t"):
     item_s: float = 0.0
     byte_s: float = 0.0
     engine: str = ""
+    unsupported: str = ""
 
 
 class MeasureLink(msgspec.Struct, frozen=True, tag="measure_link", tag_field="t"):

@@ -35,6 +35,8 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
         byte_s: Seconds that a byte costs a device that receives and sends it; half for one that does one of both.
         memory_bytes: Memory that the agent offers; 0 when it did not say.
         codecs: Per codec.
+        unsupported: For each block why the device's compiling engine (TensorRT) cannot run it, empty where it can;
+            no entries where it can run all. `block_seconds` are then those of the engine that takes over.
     """
 
     fingerprint: str
@@ -46,6 +48,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     byte_s: float = 0.0
     memory_bytes: int = 0
     codecs: dict[str, CodecProfile] = msgspec.field(default_factory=dict)
+    unsupported: tuple[str, ...] = ()
 
 
 class LinkProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,6 +167,12 @@ class CostProfile(Document, frozen=True, kw_only=True):
         self._check(device.block_seconds, blocks, f"{place}.block_seconds", "blocks")
         if device.block_resident:
             self._check(device.block_resident, blocks, f"{place}.block_resident", "blocks")
+        if device.unsupported and len(device.unsupported) != blocks:
+            raise InvalidDocument(
+                f"{len(device.unsupported)} values for {blocks} blocks",
+                where=f"{place}.unsupported",
+                hint=f"`{self.MADE_BY}` measures again",
+            )
         self._check((device.stage_overhead_s,), 1, f"{place}.stage_overhead_s", "stages")
         self._check((device.byte_s,), 1, f"{place}.byte_s", "devices")
         self._check_codecs(device.codecs, f"{place}.codecs")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib
 
-from node_agent.engines.base import Engine
+from node_agent.engines.base import Engine, Partition
 from node_agent.errors import EngineMissingError
 from node_agent.messages import AUTO_ENGINE, EngineInfo
 
 REFERENCE = "onnxruntime-cpu"
 """Right by definition: others are compared with it, and it takes over where they fail."""
 
+TENSORRT = "tensorrt"
+"""Takes a partition whole or not at all: one op that it lacks leaves all of it to another engine."""
+
 _PROVIDERS = "node_agent.engines.onnxruntime_providers"
 _KNOWN: dict[str, str] = {
-    "tensorrt": "node_agent.engines.tensorrt_native:TensorRt",
+    TENSORRT: "node_agent.engines.tensorrt_native:TensorRt",
     "onnxruntime-tensorrt": f"{_PROVIDERS}:tensorrt",
     "onnxruntime-cuda": f"{_PROVIDERS}:cuda",
     "onnxruntime-migraphx": f"{_PROVIDERS}:migraphx",
@@ -61,6 +64,21 @@ def engine_named(name: str) -> Engine:
     from node_agent.engines.choice import WithFallback
 
     return WithFallback(name, engine, REFERENCE, _make(REFERENCE))
+
+
+def unsupported(name: str, ran_on: str, partition: Partition) -> str:
+    """Why an engine that compiles cannot run a partition, in its own words; empty where it can, or none would.
+
+    Args:
+        name: The engine that was asked for, or `auto`.
+        ran_on: The one that the partition runs on; what runs needs no question.
+        partition: The partition.
+    """
+    asked = TENSORRT if name == AUTO_ENGINE else name
+    if asked != TENSORRT or ran_on == TENSORRT:
+        return ""
+    question = getattr(_make(asked), "unsupported", None)
+    return str(question(partition)) if question is not None else ""
 
 
 def _make(name: str) -> Engine:

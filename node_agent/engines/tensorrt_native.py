@@ -23,6 +23,7 @@ from node_agent.engines.profiles import Profile, choose_profile
 from node_agent.engines.slots import check_memory
 from node_agent.engines.tensorrt_build import Job, make_logger
 from node_agent.engines.tensorrt_session import TensorRtSession
+from node_agent.engines.tensorrt_support import ask_aside
 from node_agent.errors import AgentError, EngineMissingError, LoadFailedError
 from node_agent.messages import EngineInfo
 
@@ -100,6 +101,16 @@ class TensorRt:
         except BaseException:
             cuda.close()
             raise
+
+    def unsupported(self, partition: Partition) -> str:
+        """Which op TensorRT's parser refuses, as it says it; empty where it takes the partition.
+
+        A process of its own is asked, see `tensorrt_support`. Without TensorRT nothing is known, and so nothing said.
+        """
+        if self.info().missing:
+            return ""
+        support = ask_aside(partition.graph)
+        return "" if support.supported else support.reason
 
     def _open(
         self,

@@ -195,14 +195,17 @@ class Builder:
 
 
 class _ParserError:
+    def __init__(self, op: str = "Mystery", name: str = "middle") -> None:
+        self._op, self._name = op, name
+
     def node_operator(self) -> str:
-        return "Mystery"
+        return self._op
 
     def node_name(self) -> str:
-        return "middle"
+        return self._name
 
     def desc(self) -> str:
-        return "no importer registered for op: Mystery"
+        return f"no importer registered for op: {self._op}"
 
 
 class OnnxParser:
@@ -211,6 +214,7 @@ class OnnxParser:
     def __init__(self, network: _Network, logger: ILogger) -> None:
         self._network = network
         self._subgraphs: list[tuple[bool, list[int]]] = []
+        self._lacking: list[_ParserError] = []
 
     def parse_from_file(self, path: str) -> bool:
         if _mode() == "parse-error":
@@ -222,15 +226,22 @@ class OnnxParser:
         return True
 
     def get_error(self, index: int) -> _ParserError:
-        return _ParserError()
+        return self._lacking[index] if self._lacking else _ParserError()
 
     def supports_model_v2(self, model: bytes, path: str | None = None) -> bool:
         import onnx
 
+        if _mode() == "crash":
+            os.kill(os.getpid(), 11)
+        if _mode() == "hang":
+            time.sleep(600)
         graph = onnx.load_from_string(model).graph
         lacks = set(os.environ.get("FAKE_TENSORRT_LACKS", "").split(","))
         for index, node in enumerate(graph.node):
             good = node.op_type not in lacks
+            if not good:
+                self._lacking.append(_ParserError(node.op_type, node.name or f"node{index}"))
+                self.num_errors += 1
             if self._subgraphs and self._subgraphs[-1][0] == good:
                 self._subgraphs[-1][1].append(index)
             else:
