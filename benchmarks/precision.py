@@ -25,8 +25,8 @@ PARTS = 4
 INPUTS = 16
 CALIBRATION = 8
 BATCH = 4
-PRECISIONS = ("fp16", "int8")
-LARGEST = {"fp16": 0.02, "int8": 0.25}
+PRECISIONS = ("fp16", "int8", "int8-fp16")
+LARGEST = {"fp16": 0.02, "int8": 0.25, "int8-fp16": 0.25}
 """Greatest relative error that one partition may add to exact inputs, by precision."""
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -95,7 +95,7 @@ def _measure(name: str, count: int) -> list[Row]:
         rows: list[Row] = []
         for kind in PRECISIONS:
             rewritten = [
-                precision.rewrite(part, kind, ranges=observer.ranges if kind == "int8" else None)
+                precision.rewrite(part, kind, ranges=None if kind == "fp16" else observer.ranges)
                 for part in parts
             ]
             narrow = [_Runner(each.partition, store) for each in rewritten]

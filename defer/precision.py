@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Ranges = Mapping[str, tuple[float, float]]
 """Least and greatest number of a tensor, by its name in the model."""
 
-QUANTISED = ("int8", "fp8")
+QUANTISED = ("int8", "int8-fp16", "fp8")
 """Precisions that need ranges."""
 
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]),
     default="fp32",
     show_default=True,
     help="Write the partitions in this precision; what crosses between them keeps the model's types.",

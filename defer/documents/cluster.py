@@ -53,7 +53,7 @@ Price = Annotated[
     float, msgspec.Meta(ge=0, description="Money, in whatever currency the whole file is written in")
 ]
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
 
 DEFAULT_DISPATCHER = "dispatcher"
 """Device of the dispatcher where the file names none: it is added, without an agent, and computes nothing."""

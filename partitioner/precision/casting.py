@@ -23,6 +23,7 @@ def cast(
     *,
     narrow_boundary: Collection[str] = (),
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    apart: Collection[ir.Node] = (),
 ) -> list[str]:
     """Make a graph compute in a narrow type where that is safe.
 
@@ -31,6 +32,7 @@ def cast(
         precision: fp16 or bf16.
         narrow_boundary: inputs and outputs that themselves become narrow; all others keep their type.
         ranges: of tensors, by name; an op whose result would overflow stays wide.
+        apart: ops that take and make wide numbers whatever their kind, because they are quantised.
 
     Returns:
         One sentence per op that stays wide against the rule, and why.
@@ -38,7 +40,7 @@ def cast(
     Raises:
         UnsupportedOp: naming an op whose body hands out a value of the main graph that became narrow.
     """
-    caster = _Caster(graph, precision, frozenset(narrow_boundary), ranges or {})
+    caster = _Caster(graph, precision, frozenset(narrow_boundary), ranges or {}, frozenset(apart))
     return caster.run()
 
 
@@ -49,6 +51,7 @@ class _Caster:
         precision: Precision,
         boundary: frozenset[str],
         ranges: Mapping[str, tuple[float, float]],
+        apart: frozenset[ir.Node],
     ) -> None:
         assert precision.dtype is not None
         self._graph = graph
@@ -56,6 +59,7 @@ class _Caster:
         self._dtype: ir.DataType = precision.dtype
         self._boundary = boundary
         self._ranges = ranges
+        self._apart = apart
         self._is_narrow: set[ir.Value] = set()
         self._stays_wide: set[ir.Value] = set()  # results of wide ops: what only moves them stays wide too
         self._may_overflow: set[ir.Value] = set()  # numbers that the narrow type may not hold
@@ -73,6 +77,8 @@ class _Caster:
             taken, made = self._variables(node)
             if not any(_is_float(value) for value in (*node.inputs, *node.outputs)):
                 pass  # integers, strings: nothing to decide
+            elif node in self._apart:
+                self._stay_apart(node)
             elif self._runs_narrow(node, taken, made):
                 self._narrow(node, taken, made)
             elif self._is_indifferent(node):
@@ -185,6 +191,16 @@ class _Caster:
                 node.replace_input_with(index, self._as_wide(value))
         for body in bodies(node):
             self._widen_captured(body)
+
+    def _stay_apart(self, node: ir.Node) -> None:
+        """A quantised op: results may become narrow again, unless its weights or inputs are beyond the range."""
+        self._widen(node)
+        beyond = any(value in self._may_overflow for value in node.inputs if value is not None)
+        if node.op_type == "DequantizeLinear":
+            scale = constant(node.inputs[1])
+            beyond = scale is not None and float(scale.max()) * 127 > self._precision.largest
+        if beyond:
+            self._may_overflow.update(value for value in node.outputs if value.dtype == _WIDE)
 
     def _widen_captured(self, body: ir.Graph) -> None:
         """Ops inside a body go on reading what they were written for."""

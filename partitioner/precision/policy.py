@@ -18,6 +18,7 @@ class Precision:
         largest: the largest finite number of that type.
         quantized: whether it is written as quantise/dequantise pairs instead of casts.
         opset: the least ONNX opset whose ops know the type.
+        rest: what the ops are cast to that are not quantised; empty leaves them wide.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Precision:
     largest: float = 0.0
     quantized: bool = False
     opset: int = 0
+    rest: str = ""
 
 
 PRECISIONS: Final = {
@@ -34,6 +36,7 @@ PRECISIONS: Final = {
         Precision("fp16", ir.DataType.FLOAT16, largest=65504.0, opset=7),
         Precision("bf16", ir.DataType.BFLOAT16, largest=3.3895314e38, opset=13),
         Precision("int8", ir.DataType.INT8, largest=127.0, quantized=True, opset=13),
+        Precision("int8-fp16", ir.DataType.INT8, largest=127.0, quantized=True, opset=13, rest="fp16"),
         Precision("fp8", ir.DataType.FLOAT8E4M3FN, largest=448.0, quantized=True, opset=19),
     )
 }
@@ -41,6 +44,10 @@ PRECISIONS: Final = {
 
 COMPUTE: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Where a network spends its time; these run narrow."""
+
+INT8_DEPTH: Final = 32
+"""Products summed per output from which int8 wins over float16: matrix units take so many int8 numbers at a time. Below
+lie depthwise convolutions and first layers, which int8 makes no faster and which lose the most by rounding."""
 
 NORMS: Final = frozenset(
     {

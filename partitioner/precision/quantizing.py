@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import ml_dtypes
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from partitioner.precision.folding import constant, free_name, weight
-from partitioner.precision.policy import COMPUTE, Precision
+from partitioner.precision.policy import COMPUTE, INT8_DEPTH, Precision
 
 Ranges = Mapping[str, tuple[float, float]]
 """Least and greatest number seen in a tensor, by its name in the model."""
@@ -33,12 +34,24 @@ def quantizable(node: ir.Node) -> int | None:
     return len(tensor.shape) - 1 if node.op_type == "MatMul" else 0
 
 
+def depth(node: ir.Node, axis: int) -> int:
+    """Products that are summed for one output of an op for which `quantizable` says `axis`."""
+    kernel = node.inputs[1]
+    assert kernel is not None
+    assert kernel.const_value is not None
+    sizes = kernel.const_value.shape.numpy()
+    if node.op_type == "ConvTranspose":
+        # [in, out, …]: each output position sums over the inputs.
+        return sizes[0] * math.prod(sizes[2:])
+    return math.prod(size for index, size in enumerate(sizes) if index != axis)
+
+
 def quantize(graph: ir.Graph, precision: Precision, ranges: Ranges) -> list[str]:
     """Write the pairs into a graph.
 
     Args:
         graph: is changed.
-        precision: int8 or fp8.
+        precision: int8 or fp8. Where the rest is cast, ops that int8 makes no faster are left to the rest.
         ranges: of the tensors that the computing ops read; one without a range stays wide.
 
     Returns:
@@ -62,6 +75,8 @@ def quantize(graph: ir.Graph, precision: Precision, ranges: Ranges) -> list[str]
         low, high = ranges[data.name]
         if not np.isfinite([low, high]).all() or low > high:
             notes.append(f"{where} stays wide: the range of {data.name!r} is {low:g} to {high:g}")
+            continue
+        if precision.rest and depth(node, axis) < INT8_DEPTH:
             continue
         node.replace_input_with(0, writer.activation(data, low, high))
         kernel = node.inputs[1]

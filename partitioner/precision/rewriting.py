@@ -62,7 +62,11 @@ def rewrite(
     graph = model.graph
     fold_batch_norms(graph)
     if chosen.quantized:
+        before = set(graph)
         notes = quantize(graph, chosen, ranges or {})
+        if chosen.rest:
+            notes = [note.replace(" stays wide: ", f" stays {chosen.rest}: ") for note in notes]
+            notes += cast(graph, PRECISIONS[chosen.rest], ranges=ranges, apart=_quantised(graph, before))
     else:
         notes = cast(graph, chosen, narrow_boundary=narrow, ranges=ranges)
     for name, value in [*graph.initializers.items()]:
@@ -78,6 +82,12 @@ def rewrite(
         model=model,
     )
     return Rewritten(rewritten, tuple(notes))
+
+
+def _quantised(graph: ir.Graph, before: Collection[ir.Node]) -> set[ir.Node]:
+    """The quantisers and dequantisers that are new in a graph, and the ops that compute on what they make."""
+    made = {node for node in graph if node not in before}
+    return made | {node for node in graph if any(v is not None and v.producer() in made for v in node.inputs)}
 
 
 def _bytes(value: ir.Value) -> int:
