@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from node_agent.engines import engine_named
+from node_agent.engines import engine_named, options_of
 from node_agent.engines.base import Partition, Session
 from node_agent.engines.choice import ChosenSession
 from node_agent.epochs import files_of
@@ -115,7 +115,7 @@ class Loader:
                 hop.inputs,
                 hop.outputs,
                 self._threads,
-                load.options,
+                options_of(name, load.options),
                 {spec.name: spec.shape for spec in bound(hop.warm_up)},
                 lambda what, fraction: report(f"hop {hop.hop}: {what}", fraction),
             )

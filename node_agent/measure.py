@@ -7,7 +7,7 @@ from collections.abc import Callable
 from statistics import median
 
 from node_agent.codecs import CODECS, Array, Codec
-from node_agent.engines import engine_named, unsupported
+from node_agent.engines import engine_named, options_of, unsupported
 from node_agent.engines.base import Arrays, Partition
 from node_agent.errors import CodecError
 from node_agent.frames import WORTH_ENCODING
@@ -73,7 +73,8 @@ class BlockTimer:
         before, began = resident_bytes(), time.perf_counter()
         name = self._loader.engine_name(request.engine)
         graph = self._store.require(request.graph)
-        partition = Partition(graph, request.inputs, (), self._threads, request.options)
+        options = options_of(name, request.options)
+        partition = Partition(graph, request.inputs, (), self._threads, options)
         session = engine_named(name).load(partition)
         load_seconds = time.perf_counter() - began
         try:

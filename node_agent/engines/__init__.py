@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 
 from node_agent.engines.base import Engine, Partition
 from node_agent.errors import EngineMissingError
@@ -66,6 +67,20 @@ def engine_named(name: str) -> Engine:
     return WithFallback(name, engine, REFERENCE, _make(REFERENCE))
 
 
+def options_of(name: str, options: Mapping[str, str]) -> dict[str, str]:
+    """What an engine is told of a device's options, which may be meant for one engine (`ENGINE.OPTION`).
+
+    Args:
+        name: The engine; `auto` is told all, and gives each engine its own.
+        options: By name. Those without an engine are for whichever runs.
+    """
+    if name == AUTO_ENGINE:
+        return dict(options)
+    others = {key for key in options if "." in key and key.partition(".")[0] in _KNOWN}
+    own = {key.removeprefix(f"{name}."): options[key] for key in others if key.startswith(f"{name}.")}
+    return {key: value for key, value in options.items() if key not in others} | own
+
+
 def unsupported(name: str, ran_on: str, partition: Partition) -> str:
     """Why an engine that compiles cannot run a partition, in its own words; empty where it can, or none would.
 
@@ -109,7 +124,8 @@ def _automatic() -> Engine:
     from node_agent.engines.choice import Fastest
 
     # Without the reference the most preferred of the others has to be believed.
-    return Fastest(installed, REFERENCE if REFERENCE in installed else next(iter(installed)))
+    reference = REFERENCE if REFERENCE in installed else next(iter(installed))
+    return Fastest(installed, reference, known=names())
 
 
 def inventory(preferred: str = AUTO_ENGINE) -> tuple[EngineInfo, ...]:

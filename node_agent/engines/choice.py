@@ -7,7 +7,7 @@ sentence of explanation and never the deployment: the CPU takes over.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,6 +105,31 @@ def relative_error(got: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
     return float(difference / size)
 
 
+def options_by_engine(options: Mapping[str, str], known: Collection[str]) -> dict[str, dict[str, str]]:
+    """What each engine is told where `auto` chooses among them.
+
+    Args:
+        options: Named `ENGINE.OPTION`, because what one engine knows another refuses.
+        known: Names of the engines.
+
+    Returns:
+        Options by engine, without the engine's name.
+
+    Raises:
+        LoadFailedError: An option names no engine.
+    """
+    found: dict[str, dict[str, str]] = {name: {} for name in known}
+    for key, value in options.items():
+        engine, dot, option = key.partition(".")
+        if engine not in found or not (dot and option):
+            raise LoadFailedError(
+                f"With engine auto, option {key}={value} names no engine.",
+                hint=f"Write it as ENGINE.OPTION, for example tensorrt.slots; engines are {', '.join(known)}.",
+            )
+        found[engine][option] = value
+    return found
+
+
 class ChosenSession:
     """A session that knows which engine it is on and why.
 
@@ -134,10 +159,18 @@ class Fastest:
     Args:
         engines: By name, in order of preference.
         reference: Name of the one that is right by definition, and needs no trial when it is alone.
+        known: Every engine that options may name, installed or not; those of `engines` by default.
     """
 
-    def __init__(self, engines: Mapping[str, Engine], reference: str, tolerance: float = TOLERANCE) -> None:
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        reference: str,
+        tolerance: float = TOLERANCE,
+        known: Collection[str] = (),
+    ) -> None:
         self._engines = engines
+        self._known = known or tuple(engines)
         self._reference = reference
         self._tolerance = tolerance
 
@@ -147,11 +180,13 @@ class Fastest:
         return next((info for info in found if not info.missing), self._engines[self._reference].info())
 
     def load(self, partition: Partition) -> Session:
-        """See `Engine.load`. Options that only one engine knows go to none: each is tried as it is by default."""
+        """See `Engine.load`. Each engine gets the options that name it, see `options_by_engine`."""
+        options = options_by_engine(partition.options, self._known)
         missing = {name: engine.info().missing for name, engine in self._engines.items()}
         installed = {name: engine for name, engine in self._engines.items() if not missing[name]}
         if set(installed) <= {self._reference}:
-            return ChosenSession(self._engines[self._reference].load(partition), self._reference)
+            alone = replace(partition, options=options[self._reference])
+            return ChosenSession(self._engines[self._reference].load(alone), self._reference)
         feeds = samples(_bound(partition))
         sessions: dict[str, Session] = {}
         trials: list[Trial] = []
@@ -159,7 +194,8 @@ class Fastest:
             expected: Arrays | None = None
             # The reference runs first, and is listed where it was preferred.
             for name in sorted(installed, key=lambda name: name != self._reference):
-                trial, outputs = _try(name, installed[name], partition, feeds, expected, sessions)
+                tried = replace(partition, options=options[name])
+                trial, outputs = _try(name, installed[name], tried, feeds, expected, sessions)
                 trials.append(trial)
                 if name == self._reference:
                     expected = outputs
@@ -233,7 +269,7 @@ def _try(
 ) -> tuple[Trial, Arrays | None]:
     """Loads and times one engine; what is loaded lands in `sessions`."""
     try:
-        session = sessions[name] = engine.load(replace(partition, options={}))
+        session = sessions[name] = engine.load(partition)
         outputs = session.run(feeds)
         seconds = _best_time(session, feeds)
     except Exception as failure:

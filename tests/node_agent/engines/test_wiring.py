@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from node_agent import messages as m
 from node_agent.agent import AgentConfig, default_engine, make_offer
 from node_agent.engines.choice import Fastest, WithFallback
 from node_agent.engines.onnxruntime_cpu import OnnxRuntimeCpu
-from node_agent.errors import EngineMissingError
+from node_agent.errors import EngineMissingError, LoadFailedError
 from node_agent.loader import Loader
+from node_agent.measure import BlockTimer
 from node_agent.store import FileStore
 from tests.node_agent.harness import AgentProcess, arrays_of, identity, ref, spec, spin
 
@@ -300,3 +302,56 @@ def test_a_service_manager_is_told(tmp_path, monkeypatch):
     assert code == 0
     assert any(text.startswith("READY=1\nSTATUS=Agent one is ready") for text in said)
     assert said.count("WATCHDOG=1") >= 2
+
+
+def test_options_name_the_engine_that_they_are_for():
+    options = {
+        "tensorrt.slots": "4",
+        "tensorrt.dim.batch": "1:2:3",
+        "onnxruntime-cuda.device_id": "1",
+        "dim.n": "2",
+    }
+    assert engines.options_of("tensorrt", options) == {"slots": "4", "dim.batch": "1:2:3", "dim.n": "2"}
+    assert engines.options_of("onnxruntime-cpu", options) == {"dim.n": "2"}
+    assert engines.options_of("auto", options) == options
+
+
+def test_auto_gives_each_engine_its_own_options(another, partition):
+    told = {}
+
+    class Telling(Another):
+        def load(self, partition):
+            told.update(partition.options)
+            return super().load(partition)
+
+    sys.modules["another_engine"].Another = Telling
+    options = {"another.fast": "yes", "onnxruntime-cpu.optimization": "none", "tensorrt.slots": "4"}
+    engines.engine_named("auto").load(replace(partition, options=options)).close()
+    assert told == {"fast": "yes"}
+
+
+def test_auto_takes_no_option_of_nobody(another, partition):
+    for key in ("fast", "abacus.fast", "another.", "dim.batch"):
+        with pytest.raises(LoadFailedError, match="names no engine") as caught:
+            engines.engine_named("auto").load(replace(partition, options={key: "yes"}))
+        assert "ENGINE.OPTION" in caught.value.hint
+
+
+def test_an_engine_that_refuses_its_options_is_not_taken(another, partition):
+    options = {"onnxruntime-cpu.optimization": "wrong"}
+    session = engines.engine_named("auto").load(replace(partition, options=options))
+    assert session.engine == "another"
+    assert "no option optimization=wrong" in session.notes[0]
+    session.close()
+
+
+def test_options_for_other_engines_are_no_error_where_only_the_cpu_is(partition, tmp_path):
+    store = FileStore.open(tmp_path / "store")
+    data = partition.graph.read_bytes()
+    graph = ref(data)
+    store.write(graph, 0, data)
+    options = {"tensorrt.workspace": "1024", "onnxruntime-cpu.optimization": "basic"}
+    inputs = (m.TensorSpec("x", "float32", (2, 6)),)
+    loader = Loader(store, "onnxruntime-cpu", 1)
+    got = BlockTimer(store, loader, 1).measure(m.Measure(1, "s", graph, (), inputs, (), 1, options=options))
+    assert got.seconds
