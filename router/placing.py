@@ -27,7 +27,10 @@ def _pinned(problem: Problem, stages: Sequence[Stage]) -> Problem:
     if edge != problem.blocks:
         raise InvalidProblem(f"the placement covers blocks [0, {edge}) of {problem.blocks}")
     blocks = {block: stage.device for stage in stages for block in range(stage.start, stage.stop)}
-    return replace(problem, pins=Pins(blocks=blocks, banned=problem.pins.banned), max_stages=len(stages))
+    # Where no device is given two stages none has two; said so, the faster methods apply (see `router.solver`).
+    once = 1 if len({stage.device for stage in stages}) == len(stages) else problem.stages_per_device
+    pins = Pins(blocks=blocks, banned=problem.pins.banned)
+    return replace(problem, pins=pins, max_stages=len(stages), stages_per_device=once)
 
 
 def place(

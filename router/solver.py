@@ -5,14 +5,15 @@
 2. With one stage per device, the stage-by-stage program (`router.pipeline`) gives a bound and a route for the period
    and for sums under memory limits and a period; if the route attains the bound it is the optimum.
 3. For the period on clusters too large for that, a beam search with a bound (`router.threshold`).
-4. Otherwise an exact search over labelled routes, as long as its label budget lasts.
+4. Where nothing is known yet, the fastest route of one request is a first answer for the period too.
+5. Otherwise an exact search over labelled routes, as long as its label budget lasts.
 """
 
 from __future__ import annotations
 
 import math
 
-from router.additive import Additive
+from router.additive import Additive, latency
 from router.diagnosis import check_blocks, nothing_found
 from router.errors import NoRoute
 from router.evaluation import measure, objective_value
@@ -92,6 +93,9 @@ class _Attempt:
                 self.offer(route)
         if not self.proved and self.instance.problem.stages_per_device == 1 and not self._pipeline():
             return None
+        if self.route is None and self.goal.primary is None:
+            # The fastest route for one request may keep every limit, and any plan is better than none.
+            self.offer(shortest(self.instance, latency(self.instance))[1])
         if not self.proved and (self.route is None or self.searchable):
             found = search(self.instance, self.goal, budget=labels, incumbent=self.value)
             self.offer(found.route)

@@ -234,3 +234,30 @@ def test_giving_up_is_not_called_impossible() -> None:
     with pytest.raises(NoRoute, match="none is proved impossible") as caught:
         solve(base(stages_per_device=None), "throughput", labels=0)
     assert caught.value.limit == "effort"
+
+
+def _many(blocks: int) -> Problem:
+    """Eight equal devices, every two joined: more ways through them than a search can look at."""
+    names = [f"box{number}" for number in range(8)]
+    return Problem(
+        cluster=mesh([Device("server", computes=False), *map(Device, names)]),
+        source="server",
+        sink="server",
+        block_seconds={name: [0.01] * blocks for name in names},
+        block_memory=[1] * blocks,
+        boundary_bytes=[300_000] * (blocks + 1),
+    )
+
+
+def test_a_placement_on_many_devices_is_completed_and_proved() -> None:
+    stages = [Stage(f"box{number}", number, number + 1) for number in range(6)]
+    found = place(_many(6), stages, "throughput")
+    assert found.optimal
+    assert list(found.route.stages) == stages
+
+
+def test_a_search_that_gives_up_still_has_the_fastest_route() -> None:
+    stages = [Stage("box0", 0, 2), Stage("box1", 2, 4), Stage("box0", 4, 6)]
+    found = place(replace(_many(6), stages_per_device=None), stages, "throughput", labels=10)
+    assert list(found.route.stages) == stages
+    assert found.bound <= found.value
