@@ -47,7 +47,7 @@ COMPUTE: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 INT8_DEPTH: Final = 32
 """Products summed per output from which int8 wins over float16: matrix units take so many int8 numbers at a time. Below
-lie depthwise convolutions and first layers, which int8 makes no faster and which lose the most by rounding."""
+lie depthwise convolutions and first ones of 3×3 on 3 channels, which do not fill them and lose the most by rounding."""
 
 NORMS: Final = frozenset(
     {
