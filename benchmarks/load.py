@@ -29,13 +29,14 @@ Results = list[tuple[float, Any]]
 Run = Callable[[Sequence[Mapping[str, Any]], int], Results]
 
 
-def ours(address: str) -> Run:
-    """Through a dispatcher."""
+def ours(address: str, model: str = "") -> Run:
+    """Through a dispatcher, to the model of this name."""
     client = Client(address, timeout=300.0)
 
     def run(inputs: Sequence[Mapping[str, Any]], window: int) -> Results:
         return [
-            (time.perf_counter(), next(iter(result.values()))) for result in client.map(inputs, window=window)
+            (time.perf_counter(), next(iter(result.values())))
+            for result in client.map(inputs, model=model, window=window)
         ]
 
     return run
@@ -74,6 +75,9 @@ def main() -> None:
     parser.add_argument("--window", type=int, required=True)
     parser.add_argument("--pairs", type=int, required=True)
     parser.add_argument("--defer", metavar="ADDRESS")
+    parser.add_argument(
+        "--names", nargs="*", metavar="MODEL", help="models of the dispatcher, one pipeline each"
+    )
     parser.add_argument("--bare", nargs=2, metavar=("FIRST", "LAST"))
     parser.add_argument("--style", nargs=3, metavar=("FIRST", "LAST", "INPUT"))
     parser.add_argument("--output", type=Path, help="directory for first results")
@@ -81,7 +85,9 @@ def main() -> None:
     with np.load(arguments.input) as loaded:
         one = {name: loaded[name] for name in loaded.files}
     runs: dict[str, Run] = {}
-    if arguments.defer:
+    if arguments.defer and arguments.names:
+        runs |= {name: ours(arguments.defer, name) for name in arguments.names}
+    elif arguments.defer:
         runs["defer"] = ours(arguments.defer)
     if arguments.bare:
         runs["bare"] = plain(*arguments.bare)

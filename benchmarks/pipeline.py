@@ -10,11 +10,10 @@ root, see docs/testbed.md.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +23,15 @@ import numpy as np
 
 import models
 import partitioner
-from benchmarks import defer_style
-from benchmarks.processes import ended, serving, wait_line
+from benchmarks import defer_style, slow_links
+from benchmarks.chains import alone, run_load, start_bare, start_style
+from benchmarks.processes import ended, serving
 from benchmarks.runner import Options, Outcome, Row, Target, main
 from benchmarks.testbed import Options as BedOptions
 from benchmarks.testbed import Testbed, uniform
 from defer.baseline import whole_model
 from defer.documents.plan import Plan
-from defer.parts import WrittenPart, write_parts
-from node_agent.messages import TensorSpec
+from defer.parts import write_parts
 
 SHARE = 0.2
 NETWORKS = ("resnet50", "vgg16", "vgg19")
@@ -40,8 +39,6 @@ DEVICES = (1, 2, 4, 8)
 BURST_S = 4.0
 """About how long one turn of one pipeline takes."""
 ALONE_S = 2.0
-StartOn = Callable[[str | None, Sequence[str]], "subprocess.Popen[str]"]
-BARE_PORT, STYLE_PORT, LAST_PORT = 7640, 7660, 7680
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--blocks", type=int, default=64, help="blocks to measure and plan with (default 64)")
     parser.add_argument("--no-style", action="store_true", help="leave the chain of DEFER's kind out")
+    parser.add_argument(
+        "--links",
+        type=slow_links.rate,
+        metavar="RATE",
+        help="every link that slow, as 100mbit: codecs against raw",
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep plans and profiles there")
 
 
@@ -74,8 +77,10 @@ class Run:
 
 
 def measure(options: Options) -> Outcome:
-    """A row per network and number of devices."""
+    """A row per network and number of devices, or, with slow links, per kind of plan."""
     arguments = options.arguments
+    if arguments.links:
+        return slow_links.measure(options, arguments.links)
     names, counts = arguments.models, arguments.devices
     if options.quick:
         names, counts = names[:1], [n for n in counts if n in (1, 2)]
@@ -168,18 +173,18 @@ def _run(name: str, count: int, arguments: argparse.Namespace, *, quick: bool) -
                 kept = arguments.keep / f"{name}-{count}-{kind}.json"
                 kept.write_bytes((work / f"{kind}.json").read_bytes())
         parts = write_parts(model, chain, plan.cuts, work / "parts")
-        alone = [
-            _alone(bed, stage.device, part, ALONE_S if not quick else 0.5)
+        by_itself = [
+            alone(bed, stage.device, part, ALONE_S if not quick else 0.5)
             for stage, part in zip(plan.stages, parts, strict=True)
         ]
         processes: list[subprocess.Popen[str]] = []
         stack.enter_context(ended(processes))
         used = [stage.device for stage in plan.stages]
-        ends = _start_bare(
+        ends = start_bare(
             bed, used, parts, [tuple(t.tensors) for t in plan.transfers[1:]], start_on, processes
         )
         # Ours and the bare chain first: the other one's processes are not there yet.
-        period = max(max(alone), plan.period_s)
+        period = max(max(by_itself), plan.period_s)
         turns = 1 if quick else arguments.pairs
         load = [
             sys.executable,
@@ -191,94 +196,19 @@ def _run(name: str, count: int, arguments: argparse.Namespace, *, quick: bool) -
             str(work),
         ]
         load += ["--count", str(max(6, round(BURST_S / period))), "--window", str(2 * len(used) + 2)]
-        rates = _load([*load, "--pairs", str(turns), "--defer", ready["ready"], "--bare", *ends], bed)
+        rates = run_load([*load, "--pairs", str(turns), "--defer", ready["ready"], "--bare", *ends], bed)
         if not arguments.no_style:
             style = write_parts(model, chain, defer_style.cuts(chain, count), work / "parts")
-            first, last = _start_style(bed, devices, style, start_on, processes)
+            first, last = start_style(bed, devices, style, start_on, processes)
             source = chain.inputs[0].name
-            rates |= _load([*load, "--pairs", str(min(turns, 3)), "--style", first, last, source], bed)
+            rates |= run_load([*load, "--pairs", str(min(turns, 3)), "--style", first, last, source], bed)
         found = {kind: np.load(work / f"{kind}.npy") for kind in rates}
         expected = next(iter(whole_model(model, [inputs], threads=1).outputs[0].values()))
         for kind, array in found.items():
             if not np.allclose(array, expected, rtol=1e-2, atol=1e-3):
                 raise SystemExit(f"the results of {kind} are not the whole model's")
         difference = float(np.max(np.abs(found["defer"] - expected)) / np.max(np.abs(expected)))
-        return Run(rates, alone, plan, difference)
-
-
-def _alone(bed: Testbed, device: str, part: WrittenPart, seconds: float) -> float:
-    graph = _graph(part)
-    described = [_described(spec) for spec in part.part.warm_up]
-    command = [sys.executable, "-m", "benchmarks.stage_alone", str(graph), str(seconds), *described]
-    done = bed.run(command, device, capture=True)
-    if done.returncode:
-        raise SystemExit(f"a stage alone failed: {done.stderr.strip()[-300:]}")
-    return float(done.stdout)
-
-
-def _described(spec: TensorSpec) -> str:
-    return f"{spec.name}={spec.dtype}:{','.join(map(str, spec.shape))}"
-
-
-def _graph(part: WrittenPart) -> Path:
-    return part.files[part.part.graph]
-
-
-def _start_bare(
-    bed: Testbed,
-    devices: Sequence[str],
-    parts: Sequence[WrittenPart],
-    handed: Sequence[tuple[str, ...]],
-    start_on: StartOn,
-    processes: list[subprocess.Popen[str]],
-) -> tuple[str, str]:
-    """The bare chain on the stages' devices; the endpoints of its two ends."""
-    places = [f"tcp://{bed.address(device)}:{BARE_PORT + n}" for n, device in enumerate(devices)]
-    last = f"tcp://{bed.address(bed.spec.dispatcher)}:{LAST_PORT}"
-    for number, (device, part) in enumerate(zip(devices, parts, strict=True)):
-        command = [sys.executable, "-m", "benchmarks.bare", places[number], [*places, last][number + 1]]
-        command += ["--model", str(_graph(part)), "--send", *handed[number]]
-        processes.append(start_on(device, command))
-    for process in processes:
-        wait_line(process, "ready", 120.0)
-    return places[0], last
-
-
-def _start_style(
-    bed: Testbed,
-    devices: Sequence[str],
-    parts: Sequence[WrittenPart],
-    start_on: StartOn,
-    processes: list[subprocess.Popen[str]],
-) -> tuple[str, str]:
-    places = [(bed.address(device), STYLE_PORT + n) for n, device in enumerate(devices)]
-    places.append((bed.address(bed.spec.dispatcher), LAST_PORT + 1))
-    started = []
-    for number, (device, part) in enumerate(zip(devices, parts, strict=True)):
-        here, there = places[number], places[number + 1]
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.defer_style",
-            here[0],
-            str(here[1]),
-            there[0],
-            str(there[1]),
-        ]
-        started.append(start_on(device, [*command, "--model", str(_graph(part))]))
-    processes += started
-    for process in started:
-        wait_line(process, "ready", 120.0)
-    first, last = places[0], places[-1]
-    return f"{first[0]}:{first[1]}", f"{last[0]}:{last[1]}"
-
-
-def _load(command: Sequence[str], bed: Testbed) -> dict[str, list[float]]:
-    done = bed.run(command, capture=True, timeout=1800.0)
-    if done.returncode:
-        raise SystemExit(f"the load failed: {done.stderr.strip()[-2000:]}")
-    found: dict[str, list[float]] = json.loads(done.stdout)
-    return found
+        return Run(rates, by_itself, plan, difference)
 
 
 if __name__ == "__main__":
