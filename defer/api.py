@@ -111,6 +111,8 @@ class DeploymentInfo(msgspec.Struct, frozen=True):
     worst_error: float = 0.0
     """Largest deviation among them, in the budget's metric."""
     mean_error: float = 0.0
+    fraction: float = 1.0
+    """Part of the model's requests that the plan deals to it; less than 1 where stages have replicas."""
 
 
 class DeviceInfo(msgspec.Struct, frozen=True):

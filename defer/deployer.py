@@ -13,7 +13,7 @@ from defer.agents import AgentPool
 from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
-from defer.errors import AgentFault, Cancelled, UnknownDevice, UsageError
+from defer.errors import AgentFault, Cancelled, UnknownDevice
 from defer.hops import Layout, Place, lay_out
 from defer.parts import WrittenPart
 from defer.shipping import ship
@@ -92,7 +92,7 @@ def deploy(
     Args:
         pool: Connections to the agents, all connected.
         cluster: Where the devices are.
-        plan: Which blocks run where.
+        plan: Which blocks run where; of its shares nothing is looked at, see `Plan.legs`.
         parts: The stages' partitions on disk, in order.
         signature: The model's inputs, outputs, and inputs with every dimension bound.
         dispatcher: Where the dispatcher's data sockets are reached.
@@ -104,13 +104,7 @@ def deploy(
         AgentFault: An agent could not store or load its part. Whatever is raised, the caller tells them to unload.
         AgentUnreachable: An agent stopped answering.
         UnknownDevice: The plan names a device without an agent.
-        UsageError: The plan deals requests to several routes.
     """
-    if plan.shares:
-        raise UsageError(
-            f"this plan deals requests to {len(plan.shares)} routes, and a deployment serves one",
-            hint="plan without --replicas, or start several dispatchers on disjoint devices",
-        )
     devices = sorted({device for transfer in plan.transfers for device in transfer.path} & _agents(plan))
     places = {device: place_of(pool, cluster, device) for device in devices}
     layout = lay_out(plan, [part.part for part in parts], places, dispatcher)

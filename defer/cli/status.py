@@ -91,7 +91,8 @@ def _show(status: ServerStatus, address: str) -> None:
 def _show_deployment(deployment: DeploymentInfo) -> None:
     click.echo()
     why = f" ({deployment.reason})" if deployment.reason else ""
-    click.echo(f"{deployment.model}: {deployment.state}{why}, deployment {deployment.epoch}")
+    part = f", {deployment.fraction:.0%} of the requests" if deployment.fraction < 1 else ""
+    click.echo(f"{deployment.model}: {deployment.state}{why}, deployment {deployment.epoch}{part}")
     line = (
         f"  {deployment.answered} answered, {deployment.failed} failed, {deployment.in_flight} in flight, "
         f"{deployment.waiting} waiting, {deployment.rate:.1f}/s"

@@ -95,6 +95,8 @@ class DispatcherCore:
                 return self._results_broke(peer, now)
             case e.Tick():
                 return self._expire(now)
+            case e.DeviceLost():
+                return self._device_lost(event, now)
             case _:
                 return self._route_event(event)
 
@@ -314,11 +316,38 @@ class DispatcherCore:
             state.waiting.appendleft(number)
         state.sent.clear()
 
-    def _device_lost(self, event: e.DeviceLost) -> list[e.Instruction]:
+    def _device_lost(self, event: e.DeviceLost, now: float) -> list[e.Instruction]:
         out: list[e.Instruction] = []
         for state in self.routes.lose(event.device, event.reason, restarted=event.restarted):
+            out += self._move(state, now)
             out += self._end_all(state, "agent-lost", f"device {event.device!r} was lost: {event.reason}")
         return out
+
+    def _move(self, state: RouteState, now: float) -> list[e.Instruction]:
+        """Take what is under way on a lost route to the other routes of its model, as far as there are any.
+
+        What still comes back on the lost route carries its epoch, and is not taken for the answer any more.
+        """
+        model = state.route.model
+        if state.route.epoch not in self.routes.serving.get(model, ()):
+            return []
+        links: dict[str, None] = {}
+        for number in sorted({*state.waiting, *state.sent}):
+            other = self.routes.least_loaded(model)
+            if other is None:
+                break
+            request = self.requests[number]
+            if request.sent:
+                state.sent.discard(number)
+                self.counters.replayed += 1
+            else:
+                state.waiting.remove(number)
+            request.epoch, request.sent = other.route.epoch, False
+            other.waiting.append(number)
+            state.traffic.accepted -= 1
+            other.traffic.accepted += 1
+            links[other.route.link] = None
+        return [said for link in links for said in self._pump(link, now)]
 
     def _end_all(self, state: RouteState, code: str, text: str) -> list[e.Instruction]:
         out: list[e.Instruction] = []
@@ -330,8 +359,6 @@ class DispatcherCore:
 
     def _route_event(self, event: e.Event) -> list[e.Instruction]:
         match event:
-            case e.DeviceLost():
-                return self._device_lost(event)
             case e.DeviceBack(device):
                 self.routes.regain(device)
             case e.ModelAnnounced(model, reason):
@@ -340,9 +367,9 @@ class DispatcherCore:
                 self.routes.announced.pop(model, None)
             case e.RouteLoaded(route):
                 self.routes.load(route)
-            case e.RouteReady(epoch):
-                before = self.routes.ready(epoch)
-                return [] if before is None else self._retire(before)
+            case e.RouteReady(epoch, beside):
+                before = self.routes.ready((epoch, *beside))
+                return [said for old in before for said in self._retire(old)]
             case e.RouteRetired(epoch):
                 return self._retire(epoch)
             case e.RouteDropped(epoch, reason):

@@ -119,31 +119,48 @@ class Deployments:
     def _bring_up(self, order: Order, on_progress: OnProgress, begin: float) -> Outcome:
         places = self._places()
         chain, plan, profile = make_ready(self._pool, self.cluster, order, places, on_progress)
-        passed = [device for transfer in plan.transfers for device in transfer.path[1:-1]]
-        devices = tuple(dict.fromkeys([*(stage.device for stage in plan.stages), *passed]))
+        # Sampling compares one route with one reference, so it is for plans without replicas.
+        exact = reference_of(plan) if order.sample > 0 and not plan.shares else None
+        every = max(1, round(1 / order.sample)) if exact is not None else 0
+        opened: list[Deployment] = []
+        canary_s = 0.0
+        try:
+            # Routes that share a stage share its partition on the device: agents load it once.
+            for fraction, leg in plan.legs:
+                made = self._load_route(order, chain, leg, places, on_progress)
+                opened.append(made)
+                self._shell.open_route(
+                    replace(_route(made), sample_every=every, fraction=fraction), made.layout.first
+                )
+                on_progress("sending a canary through the pipeline", 0.0)
+                canary_s = max(canary_s, self._canary(made))
+        except BaseException as error:
+            for made in opened:
+                self._shell.post(e.RouteDropped(made.epoch, f"the deployment failed: {error}"))
+            raise
+        first, *beside = opened
+        if exact is not None:
+            self._load_reference(order, chain, exact, first, on_progress)
+        self._shell.post(e.RouteReady(first.epoch, tuple(made.epoch for made in beside)))
+        deployment = replace(first, plan=plan, sent_bytes=sum(made.sent_bytes for made in opened))
+        return Outcome(deployment, profile, time.monotonic() - begin, canary_s)
+
+    def _load_route(
+        self, order: Order, chain: BlockChain, leg: Plan, places: Places, on_progress: OnProgress
+    ) -> Deployment:
+        """Load one route's stages under an epoch of its own."""
+        passed = [device for transfer in leg.transfers for device in transfer.path[1:-1]]
+        devices = tuple(dict.fromkeys([*(stage.device for stage in leg.stages), *passed]))
         epoch = self._epochs.begin(devices)
         try:
-            deployment = load(
-                self._pool, self.cluster, order, chain, plan, places, epoch=epoch, on_progress=on_progress
+            made = load(
+                self._pool, self.cluster, order, chain, leg, places, epoch=epoch, on_progress=on_progress
             )
         except BaseException:
             self.unload(epoch, devices)
             raise
-        self.served[epoch] = Served(deployment, order.objective)
-        exact = reference_of(plan) if order.sample > 0 else None
-        every = max(1, round(1 / order.sample)) if exact is not None else 0
-        route = replace(_route(deployment), sample_every=every)
-        self._shell.open_route(route, deployment.layout.first)
-        on_progress("sending a canary through the pipeline", 0.0)
-        try:
-            canary_s = self._canary(deployment)
-        except BaseException as error:
-            self._shell.post(e.RouteDropped(epoch, f"its canary failed: {error}"))
-            raise
-        if exact is not None:
-            self._load_reference(order, chain, exact, deployment, on_progress)
-        self._shell.post(e.RouteReady(epoch))
-        return Outcome(deployment, profile, time.monotonic() - begin, canary_s)
+        self.served[epoch] = Served(made, order.objective)
+        return made
 
     def _load_reference(
         self, order: Order, chain: BlockChain, exact: Plan, of: Deployment, on_progress: OnProgress

@@ -57,6 +57,8 @@ class Route:
         sample_every: Each so-manieth result is also handed out as `Sampled`; 0 for none.
         reference_of: Epoch of the route that this one is compared with; 0 for a route that clients use.
         last: Name of the peer that hands over the results.
+        fraction: Part of the model's requests that the plan deals to this route; less than 1 where stages have
+            replicas.
     """
 
     model: str
@@ -70,6 +72,7 @@ class Route:
     sample_every: int = 0
     reference_of: int = 0
     last: str = ""
+    fraction: float = 1.0
 
 
 # ---------------------------------------------------------------------------------------------------- events
@@ -165,9 +168,10 @@ class RouteLoaded:
 
 @dataclass(frozen=True, slots=True)
 class RouteReady:
-    """From now on the requests for the route's model run on it; an older route of the model drains."""
+    """From now on the requests for the route's model run on it and on those `beside` it; older ones drain."""
 
     epoch: int
+    beside: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

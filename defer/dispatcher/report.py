@@ -40,11 +40,11 @@ def models_of(core: DispatcherCore, _: float) -> tuple[api.ModelInfo, ...]:
     routes = core.routes
     infos = []
     for name in sorted(routes.serving.keys() | routes.announced.keys()):
-        epoch = routes.serving.get(name)
-        if epoch is None:
+        if name not in routes.serving:
             infos.append(api.ModelInfo(name, "announced", routes.announced[name]))
             continue
-        state = routes[epoch]
+        state = routes.least_loaded(name) or routes[routes.serving[name][0]]
+        epoch = routes.serving[name][0]
         reason = "" if state.state == "ready" else routes.announced.get(name) or state.reason
         route = state.route
         infos.append(
@@ -99,6 +99,7 @@ def _traffic(state: RouteState, now: float) -> api.DeploymentInfo:
         rate=traffic.rate(now),
         p50_s=traffic.latency(0.5),
         p99_s=traffic.latency(0.99),
+        fraction=state.route.fraction,
     )
 
 

@@ -1,4 +1,9 @@
-"""The routes that a dispatcher serves on, by epoch and by model name, and their states. Pure."""
+"""The routes that a dispatcher serves on, by epoch and by model name, and their states. Pure.
+
+A model whose stages have replicas is served on several routes at once. Each request goes to the route with the fewest
+unanswered requests for its part of them, so that the parts come out as planned under load, and a replica that is slower
+than predicted gets fewer.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +54,7 @@ class Routes:
 
     def __init__(self) -> None:
         self.by_epoch: dict[int, RouteState] = {}
-        self.serving: dict[str, int] = {}
+        self.serving: dict[str, tuple[int, ...]] = {}
         self.announced: dict[str, str] = {}
         self._turns: dict[str, deque[int]] = {}
 
@@ -75,14 +80,25 @@ class Routes:
             (model,) = names
         if model not in names:
             return "unknown-model", f"no model {model!r} is deployed; deployed: {', '.join(sorted(names))}"
-        epoch = self.serving.get(model)
-        if epoch is None:
+        if model not in self.serving:
             return "not-ready", f"model {model!r} is not ready: {self.announced[model]}"
-        state = self.by_epoch[epoch]
-        if state.state != "ready":
-            reason = self.announced.get(model) or state.reason
+        state = self.least_loaded(model)
+        if state is None:
+            reason = self.announced.get(model) or self.by_epoch[self.serving[model][0]].reason
             return "not-ready", f"model {model!r} is not ready: {reason}"
         return state
+
+    def least_loaded(self, model: str) -> RouteState | None:
+        """The ready route of a model that a request would burden least; None where none is ready."""
+        ready = [
+            state for epoch in self.serving.get(model, ()) if (state := self.by_epoch[epoch]).state == "ready"
+        ]
+        # Where nothing waits anywhere, the one that is behind its part of all requests.
+        return min(
+            ready,
+            key=lambda s: ((s.busy + 1) / s.route.fraction, s.traffic.accepted / s.route.fraction),
+            default=None,
+        )
 
     def through(self, device: str) -> list[RouteState]:
         """The routes that pass a device."""
@@ -101,23 +117,26 @@ class Routes:
         self.by_epoch[route.epoch] = RouteState(route)
         self._turns.setdefault(route.link, deque()).append(route.epoch)
 
-    def ready(self, epoch: int) -> int | None:
-        """Let a route serve its model; returns the epoch of the route that served it before."""
-        state = self.by_epoch[epoch]
-        model = state.route.model
-        before = self.serving.get(model)
-        self.serving[model] = epoch
+    def ready(self, epochs: tuple[int, ...]) -> tuple[int, ...]:
+        """Let routes serve their model; returns the epochs of the routes that served it before."""
+        model = self.by_epoch[epochs[0]].route.model
+        before = self.serving.get(model, ())
+        self.serving[model] = epochs
         self.announced.pop(model, None)
-        state.state = "lost" if state.lost else "ready"
-        return before if before != epoch else None
+        for state in map(self.by_epoch.__getitem__, epochs):
+            state.state = "lost" if state.lost else "ready"
+        return tuple(epoch for epoch in before if epoch not in epochs)
 
     def retire(self, epoch: int) -> RouteState | None:
         """Let a route serve no more; what is in flight on it goes on."""
         state = self.by_epoch.get(epoch)
         if state is None:
             return None
-        if self.serving.get(state.route.model) == epoch:
-            del self.serving[state.route.model]
+        model = state.route.model
+        if epoch in self.serving.get(model, ()):
+            self.serving[model] = tuple(other for other in self.serving[model] if other != epoch)
+            if not self.serving[model]:
+                del self.serving[model]
         state.state = "retired"
         return state
 

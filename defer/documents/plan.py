@@ -247,6 +247,19 @@ class Plan(Document, frozen=True, kw_only=True):
         return found["period" if self.objective == "throughput" else self.objective]
 
     @property
+    def legs(self) -> tuple[tuple[float, Plan], ...]:
+        """Each route as a plan of its own, with its part of the requests; the plan itself where there is one."""
+        if not self.shares:
+            return ((1.0, self),)
+        return tuple(
+            (
+                share.fraction,
+                msgspec.structs.replace(self, stages=share.stages, transfers=share.transfers, shares=()),
+            )
+            for share in self.shares
+        )
+
+    @property
     def cuts(self) -> tuple[int, ...]:
         """Op positions to split the model at."""
         return tuple(stage.ops[0] for stage in self.stages[1:])

@@ -1,13 +1,11 @@
 """Objectives, bounds, weights and rules: what is asked for is kept, and what cannot be is one clear sentence."""
 
 import math
-from typing import Any
 
 import msgspec
 import pytest
 
 from defer import errors, units
-from defer.deployer import deploy
 from defer.documents import Plan, decode, encode
 from defer.documents.plan import PlanShare
 from defer.planning import make_plan
@@ -190,14 +188,11 @@ def test_value_cannot_contradict_the_predictions() -> None:
     assert plan.value == plan.period_s
 
 
-def test_a_plan_of_several_routes_is_not_deployed() -> None:
+def test_a_plan_of_several_routes_is_a_plan_per_route() -> None:
     plan = a_plan()
+    assert plan.legs == ((1.0, plan),)
     half = PlanShare(fraction=0.5, stages=plan.stages, transfers=plan.transfers)
-    plan = msgspec.structs.replace(plan, shares=(half, half))
-    nobody: Any = None
-    with pytest.raises(errors.UsageError, match="deals requests to 2 routes") as caught:
-        deploy(nobody, a_cluster(), plan, (), ((), (), ()), nobody, epoch=1, name="m")
-    assert "--replicas" in caught.value.hint
+    assert msgspec.structs.replace(plan, shares=(half, half)).legs == ((0.5, plan), (0.5, plan))
 
 
 # -------------------------------------------------------------------------------------------------------- as text

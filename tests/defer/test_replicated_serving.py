@@ -1,0 +1,100 @@
+"""A stage on two of three real agents: equal results, both work, and the loss of one of them loses no request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime
+import pytest
+
+import models
+import partitioner
+from defer.client import Client
+from defer.dispatcher.bringup import Order
+from defer.dispatcher.daemon import Daemon
+from defer.documents.cluster import Cluster, loads_cluster
+from defer.documents.plan import Plan, PlanShare
+from defer.local_agents import LocalAgent, local_agents
+from defer.planning import make_plan, parse_placement
+
+pytestmark = pytest.mark.integration
+
+MODEL = "tiny_residual"
+
+
+@pytest.fixture
+def agents(tmp_path: Path) -> Iterator[tuple[LocalAgent, ...]]:
+    with local_agents(["a", "b", "c"], tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(agents: tuple[LocalAgent, ...]) -> Cluster:
+    lines = ['[dispatcher]\nlisten = "127.0.0.1:0"']
+    lines += [f'[[device]]\nname = "{agent.name}"\naddress = "{agent.address}"' for agent in agents]
+    return loads_cluster("\n".join(lines))
+
+
+def replicated(model: Path, cluster: Cluster) -> Plan:
+    """The first half on a; the second on b for two thirds of the requests, and on c for the rest."""
+    chain = partitioner.analyze(model)
+    half = len(chain.blocks) // 2
+    legs = [
+        make_plan(
+            chain,
+            cluster,
+            placement=parse_placement(f"a=0:{half},{last}={half}:", cluster, len(chain.blocks)),
+            objective="throughput",
+        )
+        for last in ("b", "c")
+    ]
+    shares = tuple(
+        PlanShare(fraction=part, stages=leg.stages, transfers=leg.transfers)
+        for part, leg in zip((2 / 3, 1 / 3), legs, strict=True)
+    )
+    return msgspec.structs.replace(legs[0], shares=shares)
+
+
+def test_replicas_share_the_requests_and_stand_in_for_one_another(
+    agents: tuple[LocalAgent, ...], cluster: Cluster, tmp_path: Path
+) -> None:
+    model = models.save(MODEL, tmp_path / f"{MODEL}.onnx")
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    requests = [models.example_inputs(MODEL, seed=seed) for seed in range(60)]
+    expected = [dict(zip(names, session.run(None, each), strict=True)) for each in requests]
+
+    def check(outputs: list[Any]) -> None:
+        assert len(outputs) == len(expected)
+        for found, wanted in zip(outputs, expected, strict=True):
+            for name, array in wanted.items():
+                np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5)
+
+    with Daemon(cluster, tmp_path / "state") as daemon:
+        daemon.connect(20)
+        plan = replicated(model, cluster)
+        outcome = daemon.deployments.bring_up(Order(MODEL, model, plan=plan), lambda _what, _fraction: None)
+        assert outcome.deployment.plan == plan
+        with Client(str(daemon.address), timeout=30) as client:
+            check(list(client.map(requests, window=12)))
+            (info,) = client.models()
+            assert info.state == "ready"
+            status = client.status()
+            by_device = {
+                stage.device: stage.items for each in status.deployments for stage in each.stages[1:]
+            }
+            # Of 60 requests and a canary through each; slower machines deal a little off the plan's parts.
+            assert by_device["b"] >= 20
+            assert by_device["c"] >= 10
+            assert [each.failed for each in status.deployments] == [0, 0]
+
+            results = client.map(requests, window=12)
+            first = [next(results)]
+            agents[1].process.kill()
+            check(first + list(results))
+            assert client.models()[0].state == "ready"
+            check(list(client.map(requests, window=12)))
