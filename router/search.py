@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,9 @@ from router.paths import Path, ShortestPaths, SimplePaths, load_of
 from router.route import Route, Stage, Transfer
 
 PATHS_PER_SOURCE = 2000
+FEW_CODECS, FEW_PATHS = 4, 100  # paths per source where each is tried with many codecs
 EFFORT_PER_LABEL = 1000  # children looked at, whether kept or not
+EFFORT_PER_WAY = 50  # of a codec on a path, listed once per device and boundary
 _TOLERANCE = 1e-12
 
 
@@ -90,7 +93,7 @@ class _Search:
         self.loads = goal.loads_matter
         self.per_device = problem.stages_per_device or blocks
         self.max_stages = problem.max_stages or blocks
-        self.simple = SimplePaths(instance, PATHS_PER_SOURCE)
+        self.simple = SimplePaths(instance, PATHS_PER_SOURCE if instance.codecs <= FEW_CODECS else FEW_PATHS)
         self.crypt = bool(instance.crypt.any())
         self.options_cache: dict[tuple[int, int], _Options] = {}
         self.stage_cache: dict[tuple[int, int], tuple[Floats, Floats]] = {}
@@ -121,10 +124,8 @@ class _Search:
         ways: list[tuple[int, int, Path, Floats, Floats]] = []
         if device in able and (last or boundary == 0):
             ways.append((device, 0, (), np.zeros(len(rows)), np.zeros(instance.resources)))
-        for c in range(instance.codecs):
+        for c in self._codecs(device, boundary, able):
             wire = float(instance.wire[c, boundary])
-            if not math.isfinite(instance.encode[c, device, boundary]):
-                continue
             hops = [row.hops(np.asarray(wire)) for row in rows]
             one = not self.loads and len(rows) == 1
             paths = ShortestPaths(instance, hops[0], device) if one else self.simple
@@ -140,6 +141,7 @@ class _Search:
                         busy[device] += instance.encode[c, device, boundary] / instance.free[device]
                         busy[v] += instance.decode[c, v, boundary] / instance.free[v]
                     ways.append((v, c, path, np.array(ends) + np.array(along), busy))
+        self.effort += EFFORT_PER_WAY * len(ways)
         if not ways:
             return _Options(
                 np.zeros(0, np.int64), np.zeros(0, np.int64), (), np.zeros((0, 0)), np.zeros((0, 0))
@@ -155,6 +157,25 @@ class _Search:
         )
         codec = np.array([way[1] for way in ways])
         return _Options(target[keep], codec[keep], tuple(ways[k][2] for k in keep), added[keep], load[keep])
+
+    def _codecs(self, device: int, boundary: int, able: Sequence[int]) -> list[int]:
+        """Codecs worth trying on a boundary: none of the others sends less, errs less and costs every device less.
+
+        Whatever a path costs grows with the bytes on it, so one that is worse in all of these is never part of a
+        better plan.
+        """
+        instance = self.instance
+        usable = np.flatnonzero(np.isfinite(instance.encode[:, device, boundary]))
+        costs = np.concatenate(
+            [
+                instance.wire[usable, boundary, None],
+                instance.error[usable, boundary, None],
+                instance.encode[usable, device, boundary, None],
+                instance.decode[usable][:, list(able), boundary],
+            ],
+            axis=1,
+        )
+        return [int(codec) for codec in usable[undominated(np.minimum(costs, 1e300))]]
 
     def stage(self, device: int, start: int) -> tuple[Floats, Floats]:
         """(S, a) quantities and (S,) busy seconds of the stages [start, start + 1 … L) on a device."""

@@ -261,3 +261,15 @@ def test_a_search_that_gives_up_still_has_the_fastest_route() -> None:
     found = place(replace(_many(6), stages_per_device=None), stages, "throughput", labels=10)
     assert list(found.route.stages) == stages
     assert found.bound <= found.value
+
+
+def test_an_error_bound_with_many_codecs_on_many_devices_ends_with_a_plan() -> None:
+    problem = _many(5)
+    names = [device.name for device in problem.cluster.devices]
+    codecs = [CodecCost("raw")]
+    for number in range(1, 13):
+        seconds = {name: [0.001 / number] * 6 for name in names}
+        codecs.append(CodecCost(f"c{number}", 1.0 + number / 4, seconds, seconds, error=number / 10))
+    found = solve(replace(problem, codecs=codecs), Objective("throughput", max_error=0.55), labels=200)
+    assert found.error <= 0.55
+    assert found.bound <= found.value
