@@ -1,6 +1,6 @@
 """Whether a running plan should give way to a better one, now that the cluster or the profile has changed. Pure.
 
-Changing costs time: partitions that a device does not hold must be sent there first. The running plan is kept where
+Changing has a price: partitions that a device does not hold must be sent there first. The running plan is kept where
 what a new one gains does not pay for that within the horizon.
 """
 
@@ -61,7 +61,8 @@ class Replanned:
         plan: The plan to follow: the new one, or the running one as it is predicted now.
         moved_bytes: What devices would have to be sent.
         load_s: Until the last of them has it.
-        gain_s: Seconds saved over the horizon, loading not counted.
+        gain: Seconds, money or joules saved over the horizon, in the objective's unit, loading not counted.
+        price: Of loading, in the same unit.
     """
 
     change: bool
@@ -69,7 +70,8 @@ class Replanned:
     plan: Plan
     moved_bytes: int
     load_s: float
-    gain_s: float
+    gain: float
+    price: float
 
 
 def replan(
@@ -104,10 +106,9 @@ def replan(
         InvalidDocument: The running plan is of another model, or cut where the chain has no boundary.
         UsageError: Wishes that re-planning cannot weigh against the time of loading.
     """
-    if objective not in ("latency", "throughput") or rules.replicas or running.shares or running.accuracy:
+    if rules.replicas or running.shares or running.accuracy:
         raise UsageError(
-            "a running plan is weighed against the seconds of loading another: for latency or throughput, without "
-            "replicas and without an error budget",
+            "a running plan is weighed against another without replicas and without an error budget",
             hint="make a new plan, and see both with --compare",
         )
     if running.order:
@@ -142,6 +143,7 @@ def replan(
         round(found.moved_bytes),
         float(found.load_seconds),
         float(found.gain),
+        float(found.price),
     )
 
 

@@ -24,7 +24,8 @@ class Replan:
         running: the running plan under the changed problem, or None if it can no longer run.
         moved_bytes: of blocks that a device does not hold yet.
         load_seconds: until the last device has them, all loading at once over `load_bandwidth`.
-        gain: seconds (or money, joules) saved over the horizon, loading not counted.
+        gain: seconds (or money, joules, their weighted sum) saved over the horizon, loading not counted.
+        price: of loading, in the same unit.
     """
 
     change: bool
@@ -34,6 +35,7 @@ class Replan:
     moved_bytes: float
     load_seconds: float
     gain: float
+    price: float
 
 
 def _missing(problem: Problem, running: Route, wanted: Route) -> dict[str, float]:
@@ -51,6 +53,22 @@ def _missing(problem: Problem, running: Route, wanted: Route) -> dict[str, float
     return need
 
 
+UNITS = {"latency": " s", "throughput": " s", "cost": " of money", "energy": " J", "weighted": ""}
+"""What gain and price of each objective are counted in."""
+
+
+def _price(problem: Problem, objective: Objective, need: dict[str, float], bandwidth: float) -> float:
+    """What loading takes in the objective's unit: its seconds, or what the devices cost or consume meanwhile."""
+    busy = {name: size / bandwidth for name, size in need.items()}
+    seconds = max(busy.values(), default=0.0)
+    cost = sum(problem.cluster.device(name).price * each for name, each in busy.items())
+    energy = sum(problem.cluster.device(name).power * each for name, each in busy.items())
+    taken = {"latency": seconds, "throughput": seconds, "period": seconds, "cost": cost, "energy": energy}
+    if objective.name == "weighted":
+        return sum(weight * taken[name] for name, weight in objective.weights.items())
+    return taken[objective.name]
+
+
 def replan(
     problem: Problem,
     running: Route,
@@ -65,8 +83,9 @@ def replan(
     """Compare the best plan with the running one and the price of changing.
 
     The change is made when the running plan can no longer run, or when the relative gain is above `threshold`
-    (hysteresis) and the seconds saved over the horizon, at `rate` requests per second, exceed those spent loading.
-    For throughput the gain is the time in which the horizon's requests are served faster.
+    (hysteresis) and what is saved over the horizon, at `rate` requests per second, exceeds what loading takes: seconds
+    for latency and throughput, the money or joules of the devices that load for cost and energy, and the weighted sum
+    of these. For throughput the gain is the time in which the horizon's requests are served faster.
 
     Args:
         problem: as it is now (changed cluster, profile or load).
@@ -99,8 +118,10 @@ def replan(
         reason = refusal
     need = _missing(problem, running, best.route)
     moved, seconds = sum(need.values()), max(need.values(), default=0.0) / load_bandwidth
+    price = _price(problem, wanted, need, load_bandwidth)
     if now is None:
-        return Replan(True, f"the running plan can no longer run: {reason}", best, None, moved, seconds, 0.0)
+        text = f"the running plan can no longer run: {reason}"
+        return Replan(True, text, best, None, moved, seconds, 0.0, price)
     before, after = (objective_value(wanted, measure(instance, each.route)) for each in (now, best))
     gain = (before - after) * rate * horizon
     if wanted.name == "throughput":
@@ -108,11 +129,10 @@ def replan(
     relative = 1 - after / before if before > 0 else 0.0
     if relative <= threshold:
         text = f"kept: a new plan gains {relative:.1%}, less than {threshold:.1%}"
-        return Replan(False, text, best, now, moved, seconds, gain)
-    if gain <= seconds:
-        text = f"kept: a new plan gains {gain:.3g} s in {horizon:.3g} s, loading takes {seconds:.3g} s"
-        return Replan(False, text, best, now, moved, seconds, gain)
-    text = (
-        f"changed: gains {relative:.1%}, and {gain:.3g} s in {horizon:.3g} s for {seconds:.3g} s of loading"
-    )
-    return Replan(True, text, best, now, moved, seconds, gain)
+        return Replan(False, text, best, now, moved, seconds, gain, price)
+    unit = UNITS[wanted.name]
+    if gain <= price:
+        text = f"kept: a new plan gains {gain:.3g}{unit} in {horizon:.3g} s, loading takes {price:.3g}{unit}"
+        return Replan(False, text, best, now, moved, seconds, gain, price)
+    text = f"changed: gains {relative:.1%}, and {gain:.3g}{unit} in {horizon:.3g} s for {price:.3g}{unit} of loading"
+    return Replan(True, text, best, now, moved, seconds, gain, price)

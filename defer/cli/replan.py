@@ -88,8 +88,8 @@ def command(
 ) -> None:
     """Compare the plan that serves MODEL with the best one for the cluster as it is now.
 
-    The new plan is taken where the running one cannot run any more, or where it saves more time within the horizon
-    than loading the partitions takes that devices do not hold yet.
+    The new plan is taken where the running one cannot run any more, or where it saves more time, money or energy
+    within the horizon than loading the partitions takes that devices do not hold yet.
     """
     from defer.replanning import Prospect, replan
 
@@ -127,7 +127,8 @@ def command(
                 "reason": found.reason,
                 "moved_bytes": found.moved_bytes,
                 "load_s": found.load_s,
-                "gain_s": found.gain_s,
+                "gain": found.gain,
+                "price": found.price,
                 "plan": {"kind": "plan", **msgspec.to_builtins(found.plan)},
             }
         )

@@ -19,7 +19,7 @@ class Limits:
     """What the dispatcher holds at most.
 
     Attributes:
-        requests: Accepted and unanswered requests of one deployment.
+        requests: Accepted and unanswered requests of one route.
         nbytes: Input bytes of all accepted and unanswered requests, in bytes; a single request above it runs alone.
         answers: Answers kept for clients that ask again.
         answer_bytes: Bytes of those answers.

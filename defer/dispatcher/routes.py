@@ -1,8 +1,8 @@
 """The routes that a dispatcher serves on, by epoch and by model name, and their states. Pure.
 
 A model whose stages have replicas is served on several routes at once. Each request goes to the route with the fewest
-unanswered requests for its part of them, so that the parts come out as planned under load, and a replica that is slower
-than predicted gets fewer.
+unanswered requests for its part of them, and of equals to the one that is behind its part of all; so the parts come out
+as planned, and a replica that is slower than predicted gets fewer.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Routes:
         # Where nothing waits anywhere, the one that is behind its part of all requests.
         return min(
             ready,
-            key=lambda s: ((s.busy + 1) / s.route.fraction, s.traffic.accepted / s.route.fraction),
+            key=lambda s: (s.busy / s.route.fraction, s.traffic.accepted / s.route.fraction),
             default=None,
         )
 

@@ -44,6 +44,6 @@ def test_a_device_is_gone(folder: Path) -> None:
 
 def test_what_is_refused(folder: Path) -> None:
     given = (*words(folder, "replan"), "--running", folder / "running.json")
-    assert "seconds of loading" in failed(run(*given, "--objective", "energy"), 2)
+    assert "without replicas" in failed(run(*given, "--objective", "throughput", "--replicas"), 2)
     assert "not a duration" in failed(run(*given, "--horizon", "long"), 65)
     assert "nowhere.json" in failed(run(*words(folder, "replan"), "--running", folder / "nowhere.json"), 66)

@@ -24,7 +24,7 @@ def test_an_unchanged_cluster_keeps_its_plan() -> None:
     assert not found.change
     assert "kept" in found.reason
     assert found.plan.stages == plan.stages
-    assert (found.moved_bytes, found.gain_s) == (0, 0.0)
+    assert (found.moved_bytes, found.gain) == (0, 0.0)
 
 
 def test_a_lost_device_changes_the_plan() -> None:
@@ -48,7 +48,7 @@ def test_a_gain_that_does_not_pay_within_the_horizon_keeps_the_plan() -> None:
     slow = Prospect(horizon=10, rate=1, load_bandwidth=1e5)
     kept = replan(plan, a_chain(), a_cluster(), slower_jetson(), prospect=slow)
     assert not kept.change
-    assert kept.load_s > kept.gain_s > 0
+    assert kept.price == kept.load_s > kept.gain > 0
     assert [stage.device for stage in kept.plan.stages] == ["jetson", "nano"]
     assert kept.plan.latency_s > plan.latency_s  # as it is predicted now
     changed = replan(
@@ -56,7 +56,29 @@ def test_a_gain_that_does_not_pay_within_the_horizon_keeps_the_plan() -> None:
     )
     assert changed.change
     assert [stage.device for stage in changed.plan.stages] == ["nano"]
-    assert changed.gain_s > changed.load_s
+    assert changed.gain > changed.price == changed.load_s
+
+
+def priced(**prices: float) -> Cluster:
+    """Money per second of each device."""
+    cluster = a_cluster()
+    devices = tuple(msgspec.structs.replace(d, price=prices.get(d.name, 0.0)) for d in cluster.devices)
+    return msgspec.structs.replace(cluster, devices=devices)
+
+
+def test_money_is_weighed_against_what_the_loading_devices_cost() -> None:
+    plan = make_plan(a_chain(), a_cluster(), a_profile(), rules=Rules(excluded=("nano",)))
+    dear = priced(jetson=36.0, nano=0.36)
+    prospect = Prospect(horizon=100, rate=1, load_bandwidth=1e5)
+    changed = replan(plan, a_chain(), dear, a_profile(), objective="cost", prospect=prospect)
+    assert changed.change
+    assert [stage.device for stage in changed.plan.stages] == ["nano"]
+    assert changed.price == pytest.approx(changed.load_s * dear.device("nano").price_per_s)
+    assert changed.gain > changed.price
+    few = Prospect(horizon=10, rate=1e-3, load_bandwidth=1e3)
+    kept = replan(plan, a_chain(), dear, a_profile(), objective="cost", prospect=few)
+    assert not kept.change
+    assert "of money" in kept.reason
 
 
 def test_a_small_gain_is_not_worth_a_change() -> None:
@@ -87,8 +109,8 @@ def test_finer_chains_know_the_running_plans_cuts() -> None:
 
 def test_what_cannot_be_weighed_is_refused() -> None:
     plan = make_plan(a_chain(), a_cluster())
-    with pytest.raises(errors.UsageError, match="seconds of loading"):
-        replan(plan, a_chain(), a_cluster(), objective="cost")
+    with pytest.raises(errors.UsageError, match="without replicas"):
+        replan(plan, a_chain(), a_cluster(), objective="throughput", rules=Rules(replicas=True))
     other = msgspec.structs.replace(plan, digest="cd" * 32)
     with pytest.raises(errors.InvalidDocument, match="another model"):
         replan(other, a_chain(), a_cluster())
