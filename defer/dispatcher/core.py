@@ -324,18 +324,18 @@ class DispatcherCore:
         return out
 
     def _move(self, state: RouteState, now: float) -> list[e.Instruction]:
-        """Take what is under way on a lost route to the other routes of its model, as far as there are any.
+        """Take what is under way on a lost route to the other routes of its model, where there are any.
 
-        What still comes back on the lost route carries its epoch, and is not taken for the answer any more.
+        The lost route is given up then: unloading it frees what its requests hold of the stages that it shares with the
+        others. What still comes back on it carries its epoch, and is not taken for the answer any more.
         """
         model = state.route.model
-        if state.route.epoch not in self.routes.serving.get(model, ()):
+        if state.route.epoch not in self.routes.serving.get(model, ()) or not self.routes.least_loaded(model):
             return []
         links: dict[str, None] = {}
         for number in sorted({*state.waiting, *state.sent}):
             other = self.routes.least_loaded(model)
-            if other is None:
-                break
+            assert other is not None
             request = self.requests[number]
             if request.sent:
                 state.sent.discard(number)
@@ -347,7 +347,8 @@ class DispatcherCore:
             state.traffic.accepted -= 1
             other.traffic.accepted += 1
             links[other.route.link] = None
-        return [said for link in links for said in self._pump(link, now)]
+        moved = [said for link in links for said in self._pump(link, now)]
+        return [*self._retire(state.route.epoch), *moved]
 
     def _end_all(self, state: RouteState, code: str, text: str) -> list[e.Instruction]:
         out: list[e.Instruction] = []

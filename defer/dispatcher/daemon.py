@@ -192,12 +192,15 @@ class Daemon:
         elif kind == "back":
             self.shell.post(e.DeviceBack(name))
             self._background_do(lambda: self.deployments.clean(name))
+            self._background_do(lambda: self._repair(self.deployments.lessened()))
         elif kind == "restarted":
             # Its process is new: what it had loaded is gone, and with it every route through it. What it could not
             # be told to forget is forgotten.
             self._background_do(lambda: self.deployments.clean(name))
             self.shell.post(e.DeviceLost(name, "its agent restarted", restarted=True))
-            self._background_do(lambda: self._repair(self.deployments.hit_by(name)))
+            self._background_do(
+                lambda: self._repair(self.deployments.hit_by(name) | self.deployments.lessened())
+            )
         level = logging.INFO if kind == "alive" else logging.WARNING
         logger.log(level, "agent %s is %s%s", name, kind, f": {detail}" if detail else "")
 

@@ -311,6 +311,15 @@ class Deployments:
             if device in devices_of(served.deployment)
         } & self.orders.keys()
 
+    def lessened(self) -> set[str]:
+        """Models with replicas of which a route was given up, because a device was lost."""
+        held = [served.deployment.model for served in list(self.served.values())]
+        return {
+            name
+            for name, order in list(self.orders.items())
+            if order.plan is not None and held.count(name) < len(order.plan.shares)
+        }
+
     def load_again(self, name: str) -> bool:
         """Load a model by its plan once more, because an agent restarted; False when that did not work yet."""
         with self._lock:
