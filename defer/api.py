@@ -13,6 +13,7 @@ import msgspec
 
 from defer.documents.plan import Objective
 from defer.errors import InvalidModel, ProtocolMismatch
+from defer.event_log import EventInfo
 from node_agent.messages import (
     Chunk,
     Done,
@@ -178,6 +179,29 @@ class ServerStatus(msgspec.Struct, frozen=True, tag="server_status", tag_field="
     stale: int = 0
 
 
+class GetEvents(msgspec.Struct, frozen=True, tag="get_events", tag_field="t"):
+    """Asks for `Events` with numbers above `after`; the newest `limit` of them where there are more."""
+
+    id: int
+    after: int = 0
+    limit: int = 256
+
+
+class Events(msgspec.Struct, frozen=True, tag="events", tag_field="t"):
+    """Answers `GetEvents`.
+
+    Attributes:
+        events: The oldest first.
+        last: Number of the newest event that there is.
+        boot: Changes when the dispatcher's process does, and with it numbers begin anew.
+    """
+
+    id: int
+    events: tuple[EventInfo, ...] = ()
+    last: int = 0
+    boot: str = ""
+
+
 class ListModels(msgspec.Struct, frozen=True, tag="list_models", tag_field="t"):
     """Asks for `Models`."""
 
@@ -270,6 +294,8 @@ ApiMessage = (
     | Deploy
     | Deployed
     | Undeploy
+    | GetEvents
+    | Events
 )
 
 MAX_MESSAGE = 8 << 20

@@ -41,6 +41,9 @@ class Verbs(Protocol):
     def status(self) -> api.ServerStatus:
         """How everything is."""
 
+    def events(self, ask: api.GetEvents) -> api.Events:
+        """What happened."""
+
     def want(self, want: Want) -> Have:
         """How much of some files is held."""
 
@@ -132,7 +135,7 @@ class ApiServer:
 
     def _answer(
         self, identity: bytes, number: int, message: api.ApiMessage, piece: bytes
-    ) -> api.Models | api.ServerStatus | api.Deployed | Have | Taken | Done:
+    ) -> api.Models | api.ServerStatus | api.Events | api.Deployed | Have | Taken | Done:
         def report(what: str, fraction: float) -> None:
             self._say(identity, Progress(number, what, fraction))
 
@@ -141,6 +144,8 @@ class ApiServer:
                 return self._verbs.models()
             case api.GetStatus():
                 return self._verbs.status()
+            case api.GetEvents():
+                return self._verbs.events(message)
             case Want():
                 return self._verbs.want(message)
             case Chunk():

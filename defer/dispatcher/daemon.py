@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Final, Self
 
 from defer import api
 from defer.accuracy import parse_budget
@@ -25,6 +25,7 @@ from defer.agents import AgentPool
 from defer.dispatcher import events as e
 from defer.dispatcher.api_server import ApiServer, OnProgress
 from defer.dispatcher.bringup import Order
+from defer.dispatcher.chronicle import Chronicle
 from defer.dispatcher.deployments import Deployments, Outcome
 from defer.dispatcher.report import models_of, status_of
 from defer.dispatcher.shell import DataShell
@@ -35,6 +36,7 @@ from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
 from defer.documents.profile import CostProfile
 from defer.errors import NotReady, PortInUse, UsageError, translate
+from defer.event_log import EventLog, Level
 from defer.hops import DISPATCHER
 from node_agent.messages import Chunk, Have, Taken, Want
 
@@ -69,6 +71,7 @@ class Daemon:
     ) -> None:
         self._held = held
         self.cluster = cluster
+        self.log = EventLog(time.time)
         self._listen = parse_address(cluster.dispatcher.listen, "dispatcher.listen")
         self._state = state
         ports = (self._listen.port + 1, self._listen.port + 2) if self._listen.port else (0, 0)
@@ -80,6 +83,7 @@ class Daemon:
             on_drained=self._drained,
             on_sampled=self._sampled,
             on_crash=on_crash,
+            chronicle=Chronicle(self.log),
         )
         self.pool = AgentPool(
             DISPATCHER,
@@ -88,10 +92,13 @@ class Daemon:
             on_event=self._on_agent_event,
             on_crash=on_crash,
         )
-        self.deployments = Deployments(cluster, self.pool, self.shell, state, profiles or state / "profiles")
+        self.deployments = Deployments(
+            cluster, self.pool, self.shell, state, profiles or state / "profiles", self.log
+        )
         self._stale: set[str] = set()
         self._repairing = threading.Lock()
         self._closing = threading.Event()
+        self._boot = secrets.token_hex(8)
 
     # ---------------------------------------------------------------------------------------------- life cycle
 
@@ -112,7 +119,7 @@ class Daemon:
         except Exception as error:
             raise translate(error) from error
         self._background = ThreadPoolExecutor(2, thread_name_prefix="defer-background")
-        self._api = ApiServer(DISPATCHER, secrets.token_hex(8), self, self.pool.reply)
+        self._api = ApiServer(DISPATCHER, self._boot, self, self.pool.reply)
         try:
             self.shell.start()
             self.pool.start()
@@ -161,6 +168,7 @@ class Daemon:
 
     def drain(self, seconds: float) -> None:
         """Take no new requests, and wait for those in flight."""
+        self.log.note("stopping", "the dispatcher takes no new requests, those in flight end first")
         self.shell.post(e.Closing())
         deadline = time.monotonic() + seconds
         while self.shell.call(lambda core, _: len(core.requests)).result(5) and time.monotonic() < deadline:
@@ -201,6 +209,7 @@ class Daemon:
             self._background_do(
                 lambda: self._repair(self.deployments.hit_by(name) | self.deployments.lessened())
             )
+        self.log.note(*agent_words(kind, name, detail), level=AGENT_LEVELS.get(kind, "info"), device=name)
         level = logging.INFO if kind == "alive" else logging.WARNING
         logger.log(level, "agent %s is %s%s", name, kind, f": {detail}" if detail else "")
 
@@ -247,6 +256,10 @@ class Daemon:
     def models(self) -> api.Models:
         """See `Verbs`."""
         return api.Models(0, self.shell.data_port, self.shell.call(models_of).result(5))
+
+    def events(self, ask: api.GetEvents) -> api.Events:
+        """See `Verbs`."""
+        return api.Events(0, self.log.since(ask.after, ask.limit), self.log.last, self._boot)
 
     def status(self) -> api.ServerStatus:
         """See `Verbs`."""
@@ -337,6 +350,23 @@ def _lock(path: Path, listen: str) -> IO[str]:
     file.write(listen)
     file.flush()
     return file
+
+
+AGENT_LEVELS: Final[dict[str, Level]] = {"lost": "error", "restarted": "warning", "refused": "error"}
+"""How bad it is what happens to an agent; the rest is good news."""
+
+
+def agent_words(kind: str, name: str, detail: str) -> tuple[str, str]:
+    """Kind and sentence of what happened to an agent, for the event log."""
+    words = {
+        "alive": ("agent-joined", f"agent {name} has joined"),
+        "lost": ("agent-lost", f"agent {name} is lost"),
+        "back": ("agent-back", f"agent {name} is back with what it had loaded"),
+        "restarted": ("agent-restarted", f"agent {name} has restarted, and holds nothing"),
+        "refused": ("agent-refused", f"agent {name} is not taken"),
+    }
+    known, text = words.get(kind, (f"agent-{kind}", f"agent {name} is {kind}"))
+    return known, text + (f": {detail}" if detail else "")
 
 
 def deployed(outcome: Outcome) -> api.Deployed:

@@ -27,6 +27,7 @@ from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile
 from defer.errors import AgentUnreachable, DeferError, UnknownModel, from_code, translate
 from defer.hops import Place
+from defer.event_log import EventLog
 from node_agent.dtypes import storage
 from node_agent.frames import pack_item
 from node_agent.messages import Unload
@@ -65,12 +66,20 @@ class Deployments:
         state: Directory for epochs, partitions and profiles.
         profiles: Directory of measured profiles.
     """
+        log: Told what is deployed and undeployed.
 
     def __init__(
-        self, cluster: Cluster, pool: AgentPool, shell: DataShell, state: Path, profiles: Path
+        self,
+        cluster: Cluster,
+        pool: AgentPool,
+        shell: DataShell,
+        state: Path,
+        profiles: Path,
+        log: EventLog | None = None,
     ) -> None:
         self.cluster = cluster
         self._pool, self._shell, self._state, self._profiles = pool, shell, state, profiles
+        self.log = log or EventLog(time.time)
         self._epochs = EpochLog(state / "epochs.json")
         self._lock = threading.RLock()
         self.served: dict[int, Served] = {}
@@ -104,14 +113,20 @@ class Deployments:
                 on_progress(what, fraction)
 
             try:
+            self.log.note("deploying", f"deploying {order.name}", model=order.name)
                 outcome = self._bring_up(order, report, begin)
             except BaseException as error:
                 if first:
+                text = f"{order.name} could not be deployed: {error}"
+                self.log.note("deploy-failed", text, level="error", model=order.name)
                     self._shell.post(e.ModelForgotten(order.name))
                 if isinstance(error, Exception):
                     raise translate(error) from error
                 raise
             # The same plan is loaded again when an agent restarts, so the order keeps it.
+            made = outcome.deployment
+            text = f"{order.name} is deployed as {made.epoch} on {', '.join(devices_of(made))}"
+            self.log.note("deployed", text, model=order.name, epoch=made.epoch)
             self.orders[order.name] = replace(order, plan=outcome.deployment.plan, profile=outcome.profile)
             self._tidy()
             return outcome
@@ -225,6 +240,7 @@ class Deployments:
                 known = ", ".join(sorted(self.orders)) or "none"
                 raise UnknownModel(f"no model {name!r} is served; served: {known}")
             mine = [epoch for epoch, served in list(self.served.items()) if served.deployment.model == name]
+            self.log.note("undeployed", f"{name} is no longer served", model=name)
             self._shell.post(e.ModelForgotten(name))
             for epoch in mine:
                 self._shell.post(e.RouteRetired(epoch))

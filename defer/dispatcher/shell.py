@@ -18,6 +18,7 @@ import zmq
 
 from defer.client_core import CLIENT
 from defer.dispatcher import events as e
+from defer.dispatcher.chronicle import QUIET, Chronicle
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.links import QUEUED, Inbound, Outbox
 from defer.dispatcher.neighbours import Neighbours, drain, refuse, take
@@ -68,6 +69,7 @@ class DataShell:
         on_drained: Called in the data thread with the epoch of a route on which nothing is in flight any more.
         on_sampled: Called in the data thread with a request that is to be compared.
         on_crash: Called when the thread ends by an error.
+        chronicle: Told what changes, and what clients are refused; in the data thread.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class DataShell:
         on_drained: Callable[[int], None] | None = None,
         on_sampled: Callable[[e.Sampled], None] | None = None,
         on_crash: Callable[[BaseException], None] | None = None,
+        chronicle: Chronicle | None = None,
     ) -> None:
         self.name = name
         self.data_port = data_port
@@ -88,6 +91,7 @@ class DataShell:
         self._host = host
         self._on_drained = on_drained
         self._on_sampled = on_sampled
+        self._chronicle = chronicle
         self._core = DispatcherCore(limits)
         bounds = self._core.limits
         self._outbox = Outbox(bounds.unread, bounds.client_bytes, bounds.unread_bytes)
@@ -207,7 +211,10 @@ class DataShell:
     def _feed(self, event: e.Event) -> None:
         neighbours = self._neighbours
         assert neighbours is not None
-        for instruction in self._core.handle(event, time.monotonic()):
+        instructions = self._core.handle(event, time.monotonic())
+        if self._chronicle is not None and not isinstance(event, QUIET):
+            self._chronicle.happened(event, self._core.routes)
+        for instruction in instructions:
             match instruction:
                 case e.SendItem(link, item, frames):
                     neighbours.send_item(link, item, frames)
@@ -219,11 +226,15 @@ class DataShell:
                 case e.Reject(client, rejection):
                     self._last_words |= isinstance(event, e.Stopped)
                     if client:
+                        if self._chronicle is not None:
+                            self._chronicle.answered(rejection.code, rejection.message)
                         self._outbox.send(self._data, client, encode_header(rejection), ())
                     elif (future := self._canaries.pop(rejection.request, None)) is not None:
                         future.set_exception(from_code(rejection.code, rejection.message))
                 case e.Drained(epoch):
                     neighbours.close(epoch)
+                    if self._chronicle is not None and isinstance(event, QUIET):
+                        self._chronicle.happened(event, self._core.routes)
                     if self._on_drained is not None:
                         self._on_drained(epoch)
                 case e.CutLink(link, _):

@@ -149,6 +149,9 @@ class FixedVerbs:
     def status(self) -> api.ServerStatus:
         return api.ServerStatus(0, "test", "0", 1.0, models=self.infos)
 
+    def events(self, ask: api.GetEvents) -> api.Events:
+        return api.Events(0, (), 0, "boot")
+
     def want(self, want: Want) -> Have:
         return Have(0, tuple(0 for _ in want.files))
 
