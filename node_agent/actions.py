@@ -14,7 +14,7 @@ from node_agent.link import Context
 from node_agent.loader import Loader
 from node_agent.machine import resident_bytes
 from node_agent.measure import BlockTimer
-from node_agent.messages import AgentStatus, ControlMessage, Fault, Have, Taken
+from node_agent.messages import AgentStatus, ControlMessage, Fault, Have, Taken, TraceReport
 from node_agent.plane import DataPlane
 from node_agent.prober import measure_link
 from node_agent.sensors import Sensors
@@ -79,6 +79,7 @@ class Actions:
             ev.ForgetMeasured: self._forget,
             ev.RunProbe: self._probe,
             ev.ReportStatus: self._status,
+            ev.ReportTraces: self._traces,
             ev.StopCredit: lambda _: plane.stop_credit(),
             ev.Log: lambda said: log.log(said.level, "%s", said.text),
         }
@@ -194,6 +195,11 @@ class Actions:
 
         # In the storing thread: counting the store's bytes reads its directory.
         self._answering("store", job.ticket, report)
+
+    def _traces(self, job: ev.ReportTraces) -> None:
+        # In the control thread itself: a clock that is read late is read wrong.
+        hops = self._plane.traces(job.traces)
+        self._report(ev.Finished(job.ticket, TraceReport(job.ticket.id, time.monotonic_ns(), hops)))
 
 
 def _nowhere(_: ev.Event) -> None:

@@ -30,6 +30,7 @@ from node_agent.messages import (
     Offer,
     Progress,
     StatusRequest,
+    TraceRequest,
     Unload,
     Want,
 )
@@ -93,6 +94,7 @@ class AgentCore:
             Measure: self._measure,
             MeasureLink: self._measure_link,
             StatusRequest: self._status,
+            TraceRequest: self._trace,
             Drain: self._drain,
             Done: self._done,
         }
@@ -281,6 +283,9 @@ class AgentCore:
 
     def _status(self, ticket: ev.Ticket, _: StatusRequest, __: Any) -> list[ev.Instruction]:
         return [ev.ReportStatus(ticket, self.state)]
+
+    def _trace(self, ticket: ev.Ticket, message: TraceRequest, _: Any) -> list[ev.Instruction]:
+        return [ev.ReportTraces(ticket, message.traces)]
 
     def _drain(self, ticket: ev.Ticket, _: Drain, __: Any) -> list[ev.Instruction]:
         self._draining.append(ticket)

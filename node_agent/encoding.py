@@ -41,12 +41,17 @@ def decode(work: Work, device: str) -> None:
     """Makes the partition's inputs; raw ones lie on the received frames. A damaged frame fails the item."""
     assert isinstance(work.item, Item)
     tensors, frames = work.item.tensors, work.frames
+    begun = time.monotonic_ns()
     try:
         work.inputs = {
             tensors[index].name: unpack_tensor(tensors[index], frames[index]) for index in work.decode
         }
     except Exception as error:
         _fail(work, error, device)
+    ended = time.monotonic_ns()
+    work.loaded.counters.decode_ns += ended - begun
+    if work.marks is not None:
+        work.marks.decode = (begun, ended)
 
 
 def encode(work: Work, device: str) -> None:
@@ -57,7 +62,10 @@ def encode(work: Work, device: str) -> None:
     except Exception as error:
         _fail(work, error, device)
     work.outputs = None
-    work.loaded.counters.encode_ns += time.monotonic_ns() - begun
+    ended = time.monotonic_ns()
+    work.loaded.counters.encode_ns += ended - begun
+    if work.marks is not None:
+        work.marks.encode = (begun, ended)
 
 
 def _fail(work: Work, error: Exception, device: str) -> None:

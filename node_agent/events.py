@@ -231,6 +231,14 @@ class ReportStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportTraces:
+    """Answer at once with `TraceReport`: the asker reads this clock by it."""
+
+    ticket: Ticket
+    traces: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StopCredit:
     """Grant no more credit: the agent is draining."""
 
@@ -260,6 +268,7 @@ Instruction = (
     | ForgetMeasured
     | RunProbe
     | ReportStatus
+    | ReportTraces
     | StopCredit
     | Stop
     | Log

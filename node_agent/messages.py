@@ -511,6 +511,56 @@ class AgentStatus(msgspec.Struct, frozen=True, tag="agent_status", tag_field="t"
     """The device's clock, seconds since 1970 in UTC; 0 from a build that does not tell."""
 
 
+class HopTrace(msgspec.Struct, frozen=True, array_like=True):
+    """When one traced request was where in one agent; all times are ns on that agent's monotonic clock.
+
+    A pair is (begun, ended), and (0, 0) for what did not happen there: a relay neither decodes nor runs, and raw tensors
+    are decoded and encoded in no time.
+
+    Attributes:
+        trace: The request's trace context.
+        epoch: Its deployment.
+        request: The dispatcher's number for it.
+        hop: Which hop this was.
+        arrived_ns: Its last frame was read from the socket.
+        sent_ns: Its successor was handed to ZeroMQ; before that it may have waited for credit.
+        decode: Making the partition's inputs.
+        run: The partition's run, that of the whole batch where it ran in one.
+        encode: Making the frames to send.
+        bytes_in: Tensor bytes that came.
+        bytes_out: Tensor bytes that went on.
+        failed: Code of the error that ended it here; empty where it went on.
+    """
+
+    trace: str
+    epoch: int
+    request: int
+    hop: int
+    arrived_ns: int
+    sent_ns: int
+    decode: tuple[int, int] = (0, 0)
+    run: tuple[int, int] = (0, 0)
+    encode: tuple[int, int] = (0, 0)
+    bytes_in: int = 0
+    bytes_out: int = 0
+    failed: str = ""
+
+
+class TraceRequest(msgspec.Struct, frozen=True, tag="trace", tag_field="t"):
+    """Asks for what is known of these traces; without any it reads the clock. Answered at once by `TraceReport`."""
+
+    id: int
+    traces: tuple[str, ...] = ()
+
+
+class TraceReport(msgspec.Struct, frozen=True, tag="trace_report", tag_field="t"):
+    """Answers `TraceRequest`: the agent's monotonic clock when it was read, and the traced requests' times."""
+
+    id: int
+    clock_ns: int
+    hops: tuple[HopTrace, ...] = ()
+
+
 class Drain(msgspec.Struct, frozen=True, tag="drain", tag_field="t"):
     """Take no new load, finish what is queued. Answered by `Done` when nothing is left."""
 
@@ -567,4 +617,6 @@ ControlMessage = (
     | AgentStatus
     | Drain
     | Heartbeat
+    | TraceRequest
+    | TraceReport
 )

@@ -15,7 +15,7 @@ from node_agent.events import Gauge
 from node_agent.flow import Window
 from node_agent.link import Context
 from node_agent.machine import resident_bytes
-from node_agent.messages import HopStatus, Load
+from node_agent.messages import HopStatus, HopTrace, Load
 from node_agent.receiver import Receiver
 from node_agent.routing import Route, RoutingTable
 from node_agent.sender import Sender
@@ -146,6 +146,10 @@ class DataPlane:
     def status(self) -> tuple[tuple[HopStatus, ...], int]:
         """The counters of every hop in force, and the number of items that belonged to none."""
         return tuple(loaded.status() for loaded in self._loaded.values()), self._receiver.stale
+
+    def traces(self, wanted: tuple[str, ...]) -> tuple[HopTrace, ...]:
+        """What is still known of traced requests; from any thread."""
+        return self._sender.traces.find(wanted)
 
     # ---------------------------------------------------------------------------------- an item's way through
 

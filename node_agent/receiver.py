@@ -32,6 +32,7 @@ from node_agent.messages import (
     Refusal,
 )
 from node_agent.noise import Seldom
+from node_agent.tracing import Marks
 from node_agent.work import LoadedRoute, Origin, Work
 
 log = logging.getLogger(__name__)
@@ -212,6 +213,8 @@ class Receiver:
         counters.arrived += 1
         counters.bytes_in += nbytes
         work = Work(loaded, header, frames, origin, nbytes, arrived)
+        if type(header) is Item and header.trace:
+            work.marks = Marks()
         if isinstance(header, Failure):
             work.fail(header.code, header.message, header.where)
             self._forward(work)

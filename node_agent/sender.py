@@ -25,6 +25,7 @@ from node_agent.limits import CONNECTIONS, DEFAULT, Limits
 from node_agent.link import Context, Monitor, Sent, Socket, bind, incoming, open_socket, send
 from node_agent.messages import DataHeader, Greeting, Item, PeerRef, Refusal
 from node_agent.noise import Seldom
+from node_agent.tracing import TraceRing
 from node_agent.work import Work
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Sender:
     ) -> None:
         self.port = 0
         self.relayed = 0
+        self.traces = TraceRing()
         self._loop = loop
         self._context = context
         self._name = name
@@ -151,6 +153,8 @@ class Sender:
                 counters.wait_ns += time.monotonic_ns() - work.arrived_ns
         else:
             counters.failures += 1
+        if work.marks is not None:
+            self.traces.note(work, nbytes)
         self._release(work.origin, work.nbytes)
         return True
 

@@ -12,6 +12,7 @@ from node_agent.engines.base import Arrays, Session
 from node_agent.errors import DEADLINE_EXCEEDED
 from node_agent.messages import NO_DEADLINE, Failure, HopStatus, Item, TensorHeader
 from node_agent.routing import Route
+from node_agent.tracing import Marks
 
 
 @dataclass(slots=True)
@@ -23,7 +24,7 @@ class HopCounters:
     arrived: int = 0
     """[data]"""
     decode_ns: int = 0
-    """[decode]"""
+    """[decode, or data where the codec is raw]"""
     wait_ns: int = 0
     """[run, or data for a relay]"""
     run_ns: int = 0
@@ -123,6 +124,7 @@ class Work:
         outputs: The partition's outputs, once it has run.
         failure: Why it has none.
         encoded: Headers and frames to send, once encoded.
+        marks: Where the times of a traced request are noted; None for the others.
     """
 
     loaded: LoadedRoute
@@ -137,6 +139,7 @@ class Work:
     outputs: Arrays | None = None
     failure: Failure | None = None
     encoded: tuple[tuple[Any, ...], list[Any]] | None = None
+    marks: Marks | None = None
 
     def remaining_ns(self) -> int:
         """Time left, less the time spent here; `NO_DEADLINE` for none."""

@@ -92,8 +92,11 @@ class Worker(Shell):
                 # An engine's own exception that it did not translate ends one request, not the agent.
                 log.exception("The engine raised.")
                 work.fail("internal", f"{type(error).__name__}: {error}", self._name)
-            took = time.monotonic_ns() - begun
+            ended = time.monotonic_ns()
+            took = ended - begun
             counters.run_ns += took
+            if work.marks is not None:
+                work.marks.run = (begun, ended)
             # Moves by an eighth towards what was measured, so that one interrupted run counts no more than another.
             step = loaded.run_ns >> 3
             loaded.run_ns = (loaded.run_ns + (step if took > loaded.run_ns else -step)) or took

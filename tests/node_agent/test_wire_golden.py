@@ -53,6 +53,10 @@ MESSAGES: list[Any] = [
     m.AgentStatus(1, "edge", "boot", "serving", 0.5, 1, 2, 3, (m.HopStatus(1, 2, "model", "run"),), 4),
     m.Drain(1),
     m.Heartbeat("boot", 1, 0.5, 2, "serving", 3, (1,)),
+    m.TraceRequest(1, ("00-trace",)),
+    m.TraceReport(
+        1, 10, (m.HopTrace("00-trace", 1, 2, 3, 4, 9, (5, 6), (6, 7), (7, 8), 10, 11, "run-failed"),)
+    ),
 ]
 
 
