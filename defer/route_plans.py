@@ -186,7 +186,7 @@ def _parts(
 ) -> tuple[tuple[PlanStage, ...], tuple[PlanTransfer, ...]]:
     """Stages and transfers of one route."""
     problem, route = costs.problem, leg.route
-    stage_s, transfer_s, wire = _spans(leg.terms, len(route.stages))
+    spans = _spans(leg.terms, len(route.stages))
     positions = tuple(boundary.position for boundary in chain.boundaries)
     stages = tuple(
         PlanStage(
@@ -196,7 +196,7 @@ def _parts(
             ops=(positions[stage.start], positions[stage.stop]),
             weight_bytes=chain.weight_bytes_of(stage.start, stage.stop),
             flops=sum(block.flops for block in chain.blocks[stage.start : stage.stop]),
-            seconds=stage_s[number],
+            seconds=math.fsum(spans.stages[number]),
             memory_bytes=_stage_memory(problem, stage),
         )
         for number, stage in enumerate(route.stages)
@@ -207,33 +207,54 @@ def _parts(
             path=tuple(costs.told(name) for name in transfer.path),
             codec=transfer.codec,
             nbytes=chain.boundaries[transfer.boundary].nbytes,
-            seconds=transfer_s[number],
+            seconds=math.fsum(spans.transfers[number]),
             tensors=chain.boundaries[transfer.boundary].tensors,
-            wire_bytes=wire[number],
+            wire_bytes=spans.wire_bytes[number],
+            encode_s=spans.encode[number],
+            decode_s=spans.decode[number],
         )
         for number, transfer in enumerate(route.transfers)
     )
     return stages, transfers
 
 
-def _spans(terms: Sequence[router.Term], stages: int) -> tuple[list[float], list[float], list[int]]:
-    """Seconds of each stage and of each transfer, and bytes on the wire of each transfer.
+@dataclass(frozen=True, slots=True)
+class _Spans:
+    """Addends of each stage and transfer in seconds; of each transfer, bytes on the wire and seconds at both ends."""
 
-    The router lists the terms in order of time, transfer 0, stage 0, transfer 1, …; a stage ends with its compute.
+    stages: list[list[float]]
+    transfers: list[list[float]]
+    wire_bytes: list[int]
+    encode: list[float]
+    decode: list[float]
+
+
+def _spans(terms: Sequence[router.Term], stages: int) -> _Spans:
+    """The router's terms by stage and transfer.
+
+    They come in order of time, transfer 0, stage 0, transfer 1, …; a stage ends with its compute.
     """
-    stage_s: list[list[float]] = [[] for _ in range(stages)]
-    transfer_s: list[list[float]] = [[] for _ in range(stages + 1)]
-    wire = [0] * (stages + 1)
+    found = _Spans(
+        [[] for _ in range(stages)],
+        [[] for _ in range(stages + 1)],
+        [0] * (stages + 1),
+        [0.0] * (stages + 1),
+        [0.0] * (stages + 1),
+    )
     number = 0
     for term in terms:
-        if term.detail.startswith("boundary"):
-            transfer_s[number].append(term.seconds)
-            if term.kind == "transmission":
-                wire[number] = term.bytes
-        else:
-            stage_s[number].append(term.seconds)
+        if not term.detail.startswith("boundary"):
+            found.stages[number].append(term.seconds)
             number += term.kind == "compute"
-    return [math.fsum(part) for part in stage_s], [math.fsum(part) for part in transfer_s], wire
+            continue
+        found.transfers[number].append(term.seconds)
+        if term.kind == "transmission":
+            found.wire_bytes[number] = term.bytes
+        elif term.kind == "encode":
+            found.encode[number] += term.seconds
+        elif term.kind == "decode":
+            found.decode[number] += term.seconds
+    return found
 
 
 def _stage_memory(problem: router.Problem, stage: router.Stage) -> int:

@@ -11,7 +11,7 @@ from typing import Final
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 
 from partitioner.errors import InvalidModel, UnsupportedOp
 

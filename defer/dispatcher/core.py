@@ -55,7 +55,7 @@ class DispatcherCore:
     def __init__(self, limits: e.Limits | None = None) -> None:
         self.limits = limits or e.Limits()
         self.counters = Counters()
-        self.routes = Routes()
+        self.routes = Routes(self.limits.routing_v)
         self.requests: dict[int, Request] = {}
         self.nbytes = 0
         self.answers = RecentAnswers(self.limits.answers, self.limits.answer_bytes, self.limits.spent)
@@ -120,14 +120,14 @@ class DispatcherCore:
             self.counters.repeated += 1
             return [_say(event.client, answer)]
         nbytes = sum(header.nbytes for header in infer.tensors)
-        chosen = self._choose(event, nbytes)
+        chosen = self._choose(event, nbytes, now)
         if isinstance(chosen, Rejection):
             self.counters.refused[chosen.code] += 1
             return [e.Reject(event.client, chosen)]
         self._accept(event, chosen, nbytes, now)
         return self._pump(chosen.route.link, now)
 
-    def _choose(self, event: e.InferArrived, nbytes: int) -> RouteState | Rejection:
+    def _choose(self, event: e.InferArrived, nbytes: int, now: float) -> RouteState | Rejection:
         """The route that this request runs on, or why there is none."""
         infer = event.infer
 
@@ -145,7 +145,7 @@ class DispatcherCore:
             if state.lost:
                 return refuse("not-ready", state.reason)
         else:
-            found = self.routes.find(infer.model)
+            found = self.routes.find(infer.model, now)
             if isinstance(found, tuple):
                 return refuse(*found)
             state = found
@@ -177,8 +177,7 @@ class DispatcherCore:
         )
         self._by_id[infer.request] = number
         self.nbytes += nbytes
-        state.waiting.append(number)
-        state.traffic.accepted += 1
+        self.routes.accept(state, number, now)
         heapq.heappush(self._deadlines, (now + left, number))
         if len(self._deadlines) > 4 * len(self.requests) + 64:  # mostly of requests that have ended
             self._deadlines = [(request.deadline, n) for n, request in self.requests.items()]
@@ -248,10 +247,7 @@ class DispatcherCore:
 
     def _answer(self, request: Request, answer: Answer) -> list[e.Instruction]:
         state = self.routes[request.epoch]
-        if request.sent:
-            state.sent.discard(request.number)
-        else:
-            state.waiting.remove(request.number)
+        self.routes.leave(state, request.number, sent=request.sent)
         del self.requests[request.number]
         del self._by_id[request.infer.request]
         self.nbytes -= request.nbytes
@@ -330,22 +326,18 @@ class DispatcherCore:
         others. What still comes back on it carries its epoch, and is not taken for the answer any more.
         """
         model = state.route.model
-        if state.route.epoch not in self.routes.serving.get(model, ()) or not self.routes.least_loaded(model):
+        if state.route.epoch not in self.routes.serving.get(model, ()) or not self.routes.ready_for(model):
             return []
         links: dict[str, None] = {}
         for number in sorted({*state.waiting, *state.sent}):
-            other = self.routes.least_loaded(model)
+            other = self.routes.best(model, now)
             assert other is not None
             request = self.requests[number]
-            if request.sent:
-                state.sent.discard(number)
-                self.counters.replayed += 1
-            else:
-                state.waiting.remove(number)
-            request.epoch, request.sent = other.route.epoch, False
-            other.waiting.append(number)
+            self.counters.replayed += request.sent
+            self.routes.leave(state, number, sent=request.sent)
             state.traffic.accepted -= 1
-            other.traffic.accepted += 1
+            self.routes.accept(other, number, now)
+            request.epoch, request.sent = other.route.epoch, False
             links[other.route.link] = None
         moved = [said for link in links for said in self._pump(link, now)]
         return [*self._retire(state.route.epoch), *moved]

@@ -29,6 +29,7 @@ from defer.dispatcher.chronicle import Chronicle
 from defer.dispatcher.deployments import Deployments, Outcome
 from defer.dispatcher.report import models_of, status_of
 from defer.dispatcher.shell import DataShell
+from defer.dispatcher.tracing import traces_of
 from defer.dispatcher.uploads import Uploads
 from defer.documents.address import Address, parse_address
 from defer.documents.base import decode, encode
@@ -79,7 +80,7 @@ class Daemon:
             f"{DISPATCHER} {cluster.dispatcher_host}",
             self._listen.host,
             *ports,
-            limits=limits,
+            limits=limits or e.Limits(routing_v=cluster.dispatcher.routing_v_s),
             on_drained=self._drained,
             on_sampled=self._sampled,
             on_crash=on_crash,
@@ -271,6 +272,10 @@ class Daemon:
             dict(self.deployments.sampler.tallies),
             self._started,
         )
+
+    def traces(self, wanted: api.GetTraces) -> api.Traces:
+        """See `Verbs`."""
+        return traces_of(self.shell, self.pool, [device.name for device in self.cluster.agents], wanted)
 
     def want(self, want: Want) -> Have:
         """See `Verbs`."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from defer.agents import AgentPool
+from defer.burdens import latency_of, work_of
 from defer.dispatcher import events as e
 from defer.dispatcher.bringup import OnProgress, Order, Places, load, make_ready
 from defer.dispatcher.epochs import EpochLog
@@ -26,8 +27,8 @@ from defer.documents.address import Address
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile
 from defer.errors import AgentUnreachable, DeferError, UnknownModel, from_code, translate
-from defer.hops import Place
 from defer.event_log import EventLog
+from defer.hops import Place
 from node_agent.dtypes import storage
 from node_agent.frames import pack_item
 from node_agent.messages import Unload
@@ -65,8 +66,8 @@ class Deployments:
         shell: The data thread.
         state: Directory for epochs, partitions and profiles.
         profiles: Directory of measured profiles.
-    """
         log: Told what is deployed and undeployed.
+    """
 
     def __init__(
         self,
@@ -78,8 +79,8 @@ class Deployments:
         log: EventLog | None = None,
     ) -> None:
         self.cluster = cluster
-        self._pool, self._shell, self._state, self._profiles = pool, shell, state, profiles
         self.log = log or EventLog(time.time)
+        self._pool, self._shell, self._state, self._profiles = pool, shell, state, profiles
         self._epochs = EpochLog(state / "epochs.json")
         self._lock = threading.RLock()
         self.served: dict[int, Served] = {}
@@ -112,21 +113,21 @@ class Deployments:
                     self._shell.post(e.ModelAnnounced(order.name, what))
                 on_progress(what, fraction)
 
-            try:
             self.log.note("deploying", f"deploying {order.name}", model=order.name)
+            try:
                 outcome = self._bring_up(order, report, begin)
             except BaseException as error:
-                if first:
                 text = f"{order.name} could not be deployed: {error}"
                 self.log.note("deploy-failed", text, level="error", model=order.name)
+                if first:
                     self._shell.post(e.ModelForgotten(order.name))
                 if isinstance(error, Exception):
                     raise translate(error) from error
                 raise
-            # The same plan is loaded again when an agent restarts, so the order keeps it.
             made = outcome.deployment
             text = f"{order.name} is deployed as {made.epoch} on {', '.join(devices_of(made))}"
             self.log.note("deployed", text, model=order.name, epoch=made.epoch)
+            # The same plan is loaded again when an agent restarts, so the order keeps it.
             self.orders[order.name] = replace(order, plan=outcome.deployment.plan, profile=outcome.profile)
             self._tidy()
             return outcome
@@ -239,8 +240,8 @@ class Deployments:
             if self.orders.pop(name, None) is None:
                 known = ", ".join(sorted(self.orders)) or "none"
                 raise UnknownModel(f"no model {name!r} is served; served: {known}")
-            mine = [epoch for epoch, served in list(self.served.items()) if served.deployment.model == name]
             self.log.note("undeployed", f"{name} is no longer served", model=name)
+            mine = [epoch for epoch, served in list(self.served.items()) if served.deployment.model == name]
             self._shell.post(e.ModelForgotten(name))
             for epoch in mine:
                 self._shell.post(e.RouteRetired(epoch))
@@ -370,4 +371,6 @@ def _route(deployment: Deployment) -> e.Route:
         devices=devices_of(deployment),
         codec=deployment.plan.transfers[0].codec,
         last=deployment.layout.last.name,
+        latency_s=latency_of(deployment.plan),
+        work=work_of(deployment.plan),
     )

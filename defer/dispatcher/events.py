@@ -28,6 +28,8 @@ class Limits:
         client_bytes: Their bytes.
         unread_bytes: Their bytes for all clients.
         longest_s: A request that names no deadline ends after this many seconds.
+        routing_v: Seconds by which a request's own delay is weighed against the delay that it causes, where it may take
+            several routes; None takes what suits the routes.
     """
 
     requests: int = 1024
@@ -39,6 +41,7 @@ class Limits:
     client_bytes: int = 256 << 20
     unread_bytes: int = 1 << 30
     longest_s: float = 3600.0
+    routing_v: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class Route:
         last: Name of the peer that hands over the results.
         fraction: Part of the model's requests that the plan deals to this route; less than 1 where stages have
             replicas.
+        latency_s: Predicted seconds of one request when nothing waits.
+        work: Predicted busy seconds per request of each device, link and shared medium, by name.
     """
 
     model: str
@@ -73,6 +78,8 @@ class Route:
     reference_of: int = 0
     last: str = ""
     fraction: float = 1.0
+    latency_s: float = 0.0
+    work: tuple[tuple[str, float], ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------- events

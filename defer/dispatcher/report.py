@@ -43,7 +43,7 @@ def models_of(core: DispatcherCore, _: float) -> tuple[api.ModelInfo, ...]:
         if name not in routes.serving:
             infos.append(api.ModelInfo(name, "announced", routes.announced[name]))
             continue
-        state = routes.least_loaded(name) or routes[routes.serving[name][0]]
+        state = next(iter(routes.ready_for(name)), routes[routes.serving[name][0]])
         epoch = routes.serving[name][0]
         reason = "" if state.state == "ready" else routes.announced.get(name) or state.reason
         route = state.route

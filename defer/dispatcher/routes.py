@@ -1,8 +1,8 @@
 """The routes that a dispatcher serves on, by epoch and by model name, and their states. Pure.
 
-A model whose stages have replicas is served on several routes at once. Each request goes to the route with the fewest
-unanswered requests for its part of them, and of equals to the one that is behind its part of all; so the parts come out
-as planned, and a replica that is slower than predicted gets fewer.
+A model whose stages have replicas is served on several routes at once. Each request goes to the route on which drift
+plus penalty is least (`backlog`): its own delay, and the delay that it causes on what other requests need as well, be
+they for this model or another.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from defer.dispatcher.backlog import Backlog
 from defer.dispatcher.counters import Traffic
 from defer.dispatcher.events import Route
 
@@ -49,10 +50,21 @@ class RouteState:
         return len(self.waiting) + len(self.sent)
 
 
-class Routes:
-    """Every route that has been loaded and is not gone, and which of them serves each model."""
+NEARLY = 1.02
+"""Routes whose scores differ by less than this are taken by turns; predictions are not more exact than that."""
 
-    def __init__(self) -> None:
+
+class Routes:
+    """Every route that has been loaded and is not gone, and which of them serves each model.
+
+    Args:
+        v: Seconds by which a request's own delay is weighed against the delay that it causes later ones; None takes what
+            suits the routes (`Backlog.usual_v`).
+    """
+
+    def __init__(self, v: float | None = None) -> None:
+        self._v = v
+        self._backlog = Backlog()
         self.by_epoch: dict[int, RouteState] = {}
         self.serving: dict[str, tuple[int, ...]] = {}
         self.announced: dict[str, str] = {}
@@ -65,11 +77,12 @@ class Routes:
         """The route with this epoch, or None when it is gone."""
         return self.by_epoch.get(epoch)
 
-    def find(self, model: str) -> RouteState | tuple[str, str]:
-        """The route that requests for `model` take now, or the code and sentence that refuse them.
+    def find(self, model: str, now: float) -> RouteState | tuple[str, str]:
+        """The route that a request for `model` takes, or the code and sentence that refuse it.
 
         Args:
             model: Its name; empty where only one is known.
+            now: Seconds on the core's clock.
         """
         names = self.serving.keys() | self.announced.keys()
         if not names:
@@ -82,23 +95,44 @@ class Routes:
             return "unknown-model", f"no model {model!r} is deployed; deployed: {', '.join(sorted(names))}"
         if model not in self.serving:
             return "not-ready", f"model {model!r} is not ready: {self.announced[model]}"
-        state = self.least_loaded(model)
+        state = self.best(model, now)
         if state is None:
             reason = self.announced.get(model) or self.by_epoch[self.serving[model][0]].reason
             return "not-ready", f"model {model!r} is not ready: {reason}"
         return state
 
-    def least_loaded(self, model: str) -> RouteState | None:
-        """The ready route of a model that a request would burden least; None where none is ready."""
-        ready = [
-            state for epoch in self.serving.get(model, ()) if (state := self.by_epoch[epoch]).state == "ready"
-        ]
-        # Where nothing waits anywhere, the one that is behind its part of all requests.
-        return min(
-            ready,
-            key=lambda s: (s.busy / s.route.fraction, s.traffic.accepted / s.route.fraction),
-            default=None,
-        )
+    def ready_for(self, model: str) -> list[RouteState]:
+        """The routes that take a model's requests now."""
+        states = map(self.by_epoch.__getitem__, self.serving.get(model, ()))
+        return [state for state in states if state.state == "ready"]
+
+    def best(self, model: str, now: float) -> RouteState | None:
+        """The ready route of a model that a request should take; None where none is ready."""
+        ready = self.ready_for(model)
+        if len(ready) < 2:
+            return ready[0] if ready else None
+        waits = self._backlog.waits(now)
+        epochs = [state.route.epoch for state in ready]
+        v = self._backlog.usual_v(epochs) if self._v is None else self._v
+        scores = [self._backlog.score(epoch, waits, v) for epoch in epochs]
+        least = NEARLY * min(scores)
+        equal = (state for state, score in zip(ready, scores, strict=True) if score <= least)
+        return min(equal, key=lambda state: state.traffic.accepted / state.route.fraction)
+
+    def accept(self, state: RouteState, number: int, now: float) -> None:
+        """A request waits for this route from now on."""
+        state.waiting.append(number)
+        state.traffic.accepted += 1
+        if len(self.by_epoch) > 1:  # where there is nothing to choose from, nothing needs to be weighed
+            self._backlog.accepted(state.route.epoch, number, now)
+
+    def leave(self, state: RouteState, number: int, *, sent: bool) -> None:
+        """A request is not on this route any more: it was answered, or another one takes it."""
+        if sent:
+            state.sent.discard(number)
+        else:
+            state.waiting.remove(number)
+        self._backlog.ended(state.route.epoch, number)
 
     def through(self, device: str) -> list[RouteState]:
         """The routes that pass a device."""
@@ -115,6 +149,7 @@ class Routes:
     def load(self, route: Route) -> None:
         """Add a route; only requests that name its epoch take it until it is ready."""
         self.by_epoch[route.epoch] = RouteState(route)
+        self._backlog.open(route.epoch, route.latency_s, route.work)
         self._turns.setdefault(route.link, deque()).append(route.epoch)
 
     def ready(self, epochs: tuple[int, ...]) -> tuple[int, ...]:
@@ -143,6 +178,7 @@ class Routes:
     def remove(self, epoch: int) -> None:
         """Forget a route on which nothing is in flight."""
         route = self.by_epoch.pop(epoch).route
+        self._backlog.close(epoch)
         turns = self._turns[route.link]
         turns.remove(epoch)
         if not turns:

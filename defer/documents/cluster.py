@@ -66,11 +66,19 @@ class Dispatcher(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         device: Name of its device: source and sink of every route.
         listen: `host:port` of its first port; it takes that one and the next two.
         advertise: Host that agents reach it at; needed when `listen` names all interfaces.
+        routing_v: Where a request may take several routes: how its own delay is weighed against the delay that it causes
+            later requests (drift plus penalty); without it, half of what the routes' busiest devices or links take.
     """
 
     device: str = DEFAULT_DISPATCHER
     listen: str = "127.0.0.1:7600"
     advertise: str = ""
+    routing_v: Duration | None = None
+
+    @property
+    def routing_v_s(self) -> float | None:
+        """`routing_v` in seconds."""
+        return None if self.routing_v is None else units.parse_duration(self.routing_v)
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

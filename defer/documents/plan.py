@@ -49,6 +49,8 @@ class PlanTransfer(msgspec.Struct, frozen=True, kw_only=True):
         seconds: Expected seconds, encoding and decoding included.
         tensors: Their names.
         wire_bytes: Expected bytes on each hop.
+        encode_s: Of the seconds, those of the device that sends them.
+        decode_s: Of the seconds, those of the device that takes them in.
     """
 
     boundary: int
@@ -58,6 +60,8 @@ class PlanTransfer(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     tensors: tuple[str, ...]
     wire_bytes: int = 0
+    encode_s: float = 0.0
+    decode_s: float = 0.0
 
 
 class PlanTerm(msgspec.Struct, frozen=True, kw_only=True):
