@@ -37,6 +37,8 @@ from node_agent.messages import (
     PeerRef,
     Probe,
     ProbeEcho,
+    Rejection,
+    Result,
     TensorHeader,
 )
 
@@ -51,6 +53,12 @@ ID_BYTES = 16
 Answer = tuple[tuple[TensorHeader, ...], Sequence[Any], float]
 """Headers and frames of a canary's result, and the seconds that it took."""
 
+
+Answered = Callable[[Result | Rejection, Sequence[Any]], None]
+"""Takes the answer to a request of this process, in the data thread."""
+
+HERE = b"@here"
+"""Stands for this process where a client's routing id would; known by identity, so that no client can pass for it."""
 
 FAREWELL_S = 0.25
 """How long connections stay open after the refusals with which a stopping dispatcher ends what it had accepted."""
@@ -96,6 +104,7 @@ class DataShell:
         bounds = self._core.limits
         self._outbox = Outbox(bounds.unread, bounds.client_bytes, bounds.unread_bytes)
         self._canaries: dict[bytes, Future[Answer]] = {}
+        self._callers: dict[bytes, Answered] = {}
         self._neighbours: Neighbours | None = None
         self._last_words = False
         self._loop = SocketLoop(
@@ -168,7 +177,36 @@ class DataShell:
             future.set_exception(_ended())
         return future
 
+    def request(self, infer: Infer, frames: Sequence[Any], answered: Answered) -> Callable[[], object]:
+        """Take a request of this process as if a client had sent it; its frames pass no socket on the way here.
+
+        Args:
+            infer: The request.
+            frames: Its tensor frames, to be left alone until it is answered.
+            answered: Called once, in the data thread, unless the request is given up before; must not block.
+
+        Returns:
+            What gives the request up, from any thread: its answer is then dropped.
+        """
+
+        def run() -> None:
+            self._callers[infer.request] = answered
+            self._feed(e.InferArrived(HERE, infer, frames))
+
+        if not self._loop.enqueue(run):
+            answered(Rejection(infer.request, "not-ready", "the dispatcher is shutting down"), ())
+        return partial(self._loop.enqueue, lambda: self._give_up(infer.request))
+
     # ------------------------------------------------------------------------------------------ data thread's
+
+    def _give_up(self, request: bytes) -> None:
+        """Nobody waits for the answer any more."""
+        self._callers.pop(request, None)
+
+    def _answer_here(self, answer: Result | Rejection, frames: Sequence[Any]) -> None:
+        answered = self._callers.pop(answer.request, None)
+        if answered is not None:
+            answered(answer, frames)
 
     def _open(self) -> None:
         self._data: Socket = open_socket(self._loop.context, zmq.ROUTER, purpose="data")
@@ -191,6 +229,8 @@ class DataShell:
         for future in self._canaries.values():
             future.set_exception(_ended())
         self._canaries.clear()
+        for request in list(self._callers):
+            self._answer_here(Rejection(request, "not-ready", "the dispatcher is shutting down"), ())
         if self._neighbours is not None:
             self._neighbours.close_all()
 
@@ -219,13 +259,17 @@ class DataShell:
                 case e.SendItem(link, item, frames):
                     neighbours.send_item(link, item, frames)
                 case e.Deliver(client, result, frames):
-                    if client:
+                    if client is HERE:
+                        self._answer_here(result, frames)
+                    elif client:
                         self._outbox.send(self._data, client, encode_header(result), frames)
                     elif (future := self._canaries.pop(result.request, None)) is not None:
                         future.set_result((result.tensors, frames, result.seconds))
                 case e.Reject(client, rejection):
                     self._last_words |= isinstance(event, e.Stopped)
-                    if client:
+                    if client is HERE:
+                        self._answer_here(rejection, ())
+                    elif client:
                         if self._chronicle is not None:
                             self._chronicle.answered(rejection.code, rejection.message)
                         self._outbox.send(self._data, client, encode_header(rejection), ())

@@ -1,0 +1,224 @@
+"""Where the gateway's requests go: the dispatcher of this process, or one at an address.
+
+Both take what the Python client sends (`client_core.Submit`), so that a gateway checks, encodes and times requests as
+every other client does. In the dispatcher's own process a request is handed to the data thread as a value, and its
+frames never pass a socket on the way there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from defer import api
+from defer.client_core import Submit
+from defer.errors import DeferError, FileMissing, Overloaded, UnknownModel, from_code, translate
+from node_agent import messages
+from node_agent.messages import NO_DEADLINE, Infer, Rejection, Result, TensorHeader
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from defer.client_requests import Requests
+    from defer.client_session import Outputs
+    from defer.dispatcher.bringup import Order
+    from defer.dispatcher.daemon import Daemon
+
+Outcome = tuple[tuple[TensorHeader, ...], Sequence[Any]] | DeferError
+"""Headers and frames of a result, or why there is none."""
+
+Done = Callable[[Outcome], None]
+Cancel = Callable[[], object]
+
+_S = 1_000_000_000
+
+UNLOAD_S = 30.0
+"""Seconds that requests in flight have when their model is unloaded."""
+
+LOAD_S = 600.0
+"""Longest that one step of a deployment may take without a word."""
+
+
+class Backend(Protocol):
+    """What serves the gateway's requests."""
+
+    def models(self) -> Awaitable[Sequence[api.ModelInfo]]:
+        """The models as they are now."""
+
+    def status(self) -> Awaitable[api.ServerStatus]:
+        """The dispatcher's view of everything; may take a second."""
+
+    def load(self, name: str, file: Path | None) -> Awaitable[None]:
+        """Deploy a model: from a file, or as it was deployed before. Takes as long as that takes."""
+
+    def unload(self, name: str) -> Awaitable[None]:
+        """Serve a model no more; what is in flight ends first."""
+
+    def launch(self, submit: Submit, done: Done) -> Cancel:
+        """Send a request; `done` is called once, in another thread. Returns what gives the request up."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
+
+class LocalBackend:
+    """The dispatcher of this process.
+
+    Args:
+        daemon: It; started before the gateway and closed after it.
+    """
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._orders: dict[str, Order] = {}
+
+    async def models(self) -> Sequence[api.ModelInfo]:
+        """See `Backend`."""
+        from defer.dispatcher.report import models_of
+
+        return await asyncio.wrap_future(self._daemon.shell.call(models_of))
+
+    async def status(self) -> api.ServerStatus:
+        """See `Backend`."""
+        return await asyncio.to_thread(self._daemon.status)
+
+    async def load(self, name: str, file: Path | None) -> None:
+        """See `Backend`."""
+        await asyncio.to_thread(self._load, name, file)
+
+    def _load(self, name: str, file: Path | None) -> None:
+        from defer.dispatcher.bringup import Order
+
+        deployments = self._daemon.deployments
+        before = deployments.orders.get(name) or self._orders.get(name)
+        if before is None and file is None:
+            raise UnknownModel(f"model {name!r} was never deployed")
+        order = before if file is None or (before and before.model == file) else Order(name, file)
+        assert order is not None
+        if not order.model.is_file():
+            raise FileMissing("the model's file is gone", where=str(order.model))
+        deployments.bring_up(order, _quiet)
+
+    async def unload(self, name: str) -> None:
+        """See `Backend`."""
+        order = self._daemon.deployments.orders.get(name)
+        await asyncio.to_thread(self._daemon.undeploy, api.Undeploy(0, name, UNLOAD_S))
+        if order is not None:
+            self._orders[name] = order
+
+    def launch(self, submit: Submit, done: Done) -> Cancel:
+        """See `Backend`."""
+
+        def answered(answer: Result | Rejection, frames: Sequence[Any]) -> None:
+            if isinstance(answer, Result):
+                done((answer.tensors, frames))
+            else:
+                done(from_code(answer.code, answer.message))
+
+        left = submit.deadline - time.monotonic()
+        remaining = NO_DEADLINE if left == math.inf else max(1, int(left * _S))
+        infer = Infer(submit.request, submit.model, remaining, submit.tensors, submit.outputs)
+        return self._daemon.shell.request(infer, submit.frames, answered)
+
+    def close(self) -> None:
+        """See `Backend`; the dispatcher is not ours to close."""
+
+
+class RemoteBackend:
+    """A dispatcher at an address, over the connection that the Python client uses.
+
+    Args:
+        requests: The client's machinery, not yet connected.
+    """
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._infos: dict[str, api.ModelInfo] = {}
+
+    async def models(self) -> Sequence[api.ModelInfo]:
+        """See `Backend`."""
+        models = await asyncio.to_thread(self._requests.refresh)
+        self._infos = {info.name: info for info in models}
+        return models
+
+    async def status(self) -> api.ServerStatus:
+        """See `Backend`."""
+        return await asyncio.to_thread(self._requests.status)
+
+    async def load(self, name: str, file: Path | None) -> None:
+        """See `Backend`."""
+        await asyncio.to_thread(self._load, name, file)
+
+    def _load(self, name: str, file: Path | None) -> None:
+        from defer.admin import Admin
+        from defer.model_files import model_files
+        from defer.upload import upload
+
+        if file is None:
+            raise UnknownModel(f"model {name!r} is not in the gateway's repository")
+        with Admin(self._requests.address) as admin:
+            files = model_files(file)
+            upload(admin, files)
+            admin.ask(api.Deploy(0, name, tuple(files)), api.Deployed, timeout=LOAD_S)
+
+    async def unload(self, name: str) -> None:
+        """See `Backend`."""
+        await asyncio.to_thread(self._unload, name)
+
+    def _unload(self, name: str) -> None:
+        from defer.admin import Admin
+
+        with Admin(self._requests.address) as admin:
+            admin.ask(api.Undeploy(0, name, UNLOAD_S), messages.Done, timeout=UNLOAD_S + 60)
+
+    def launch(self, submit: Submit, done: Done) -> Cancel:
+        """See `Backend`."""
+        future = self._requests.try_launch(submit)
+        if future is None:
+            done(Overloaded("too many requests of this gateway are under way"))
+            return _nothing
+
+        def ended(future: Future[Outputs]) -> None:
+            if future.cancelled():
+                return
+            error = future.exception()
+            done(translate(error) if error is not None else self._raw(submit.model, future.result()))
+
+        future.add_done_callback(ended)
+        return future.cancel
+
+    def _raw(self, model: str, outputs: Outputs) -> tuple[tuple[TensorHeader, ...], Sequence[Any]]:
+        """The client's arrays as raw frames; those of types that NumPy lacks are their bits."""
+        info = self._infos.get(model)
+        types = {spec.name: spec.dtype for spec in info.outputs} if info is not None else {}
+        headers, frames = [], []
+        for name, array in outputs.items():
+            frame = raw_of(array)
+            dtype = types.get(name, array.dtype.name)
+            headers.append(TensorHeader(name, dtype, array.shape, "raw", len(frame)))
+            frames.append(frame)
+        return tuple(headers), frames
+
+    def close(self) -> None:
+        """See `Backend`."""
+        self._requests.close()
+
+
+def raw_of(array: npt.NDArray[Any]) -> memoryview:
+    """An array's bytes in C order, without a copy where it is contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _quiet(_what: str, _fraction: float) -> None:
+    pass
+
+
+def _nothing() -> None:
+    pass
