@@ -43,10 +43,16 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "deploy": ("defer.cli.deploy:command", "Deploy a model through a running dispatcher."),
     "undeploy": ("defer.cli.undeploy:command", "Take a deployment down."),
     "status": ("defer.cli.status:command", "Show the dispatcher's deployments, agents and requests."),
+    "top": ("defer.cli.top:command", "Watch stages, queues, rates and events in the terminal."),
+    "events": ("defer.cli.events:command", "Show what happened in a dispatcher, and what happens."),
     "infer": ("defer.cli.infer:command", "Send inputs from .npy or .npz files, and save the outputs."),
     "bench": (
         "defer.cli.bench:command",
         "Measure a served model: rate, latencies, each stage's time and energy.",
+    ),
+    "trace": (
+        "defer.cli.trace:command",
+        "Trace requests hop by hop: a chart, a drawing, a file for Perfetto.",
     ),
     "demo": (
         "defer.cli.demo:command",

@@ -38,6 +38,10 @@ class Stop:
         """Serve until told to stop."""
         select.select([self._read], [], [])
 
+    def fileno(self) -> int:
+        """Readable once it is set: for a `select` that waits for other things too."""
+        return self._read
+
     def with_stdin(self) -> None:
         """Stop as if by SIGTERM when standard input ends: the system closes it however the parent process ends."""
 
