@@ -25,6 +25,7 @@ from defer.socket_loop import SocketLoop
 from node_agent import messages as m
 from node_agent.frames import decode_control, encode_control
 from node_agent.link import Monitor, bind, open_socket
+from node_agent.sockets import say
 
 TICK_S = 0.1
 """Longest that the control thread sleeps, and so the grain of every deadline it watches."""
@@ -290,7 +291,7 @@ class AgentPool:
     def _route(self, identity: bytes, frames: list[bytes]) -> None:
         if self._router is not None:
             with contextlib.suppress(zmq.ZMQError):  # the caller has gone
-                self._router.send_multipart([identity, *frames], zmq.NOBLOCK)
+                say(self._router, [identity, *frames])
 
     def _execute(self, instructions: list[Instruction]) -> None:
         for instruction in instructions:
@@ -315,9 +316,9 @@ class AgentPool:
         # EAGAIN: its queue is full because it does not read; the question then ends at its deadline.
         with contextlib.suppress(zmq.ZMQError):
             if name in self._dealers:
-                self._dealers[name].send_multipart(body, zmq.NOBLOCK)
+                say(self._dealers[name], body)
             elif name in self._identities and self._router is not None:
-                self._router.send_multipart([self._identities[name], *body], zmq.NOBLOCK)
+                say(self._router, [self._identities[name], *body])
 
     def _settle(self, number: int, answer: m.ControlMessage | None, problem: str) -> None:
         future, _ = self._waiting.pop(number, (None, None))

@@ -11,11 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
 
 import zmq
 
-from node_agent.link import Context
+from node_agent.link import Context, Socket
+from node_agent.readiness import Readiness
 
 logger = logging.getLogger("defer")
 
@@ -50,7 +50,6 @@ class SocketLoop:
         self._opened, self._next_wake, self._turned, self._closed = opened, next_wake, turned, closed
         self._on_crash = on_crash
         self._commands: deque[Callable[[], None]] = deque()
-        self._handlers: dict[Any, Callable[[], None]] = {}
         self._thread: threading.Thread | None = None
         self._closing = False
         self._ended = False
@@ -111,22 +110,19 @@ class SocketLoop:
 
     # ------------------------------------------------------------------------------------------ in the thread
 
-    def watch(self, socket: Any, handler: Callable[[], None]) -> None:
-        """Call `handler` whenever something waits on `socket`."""
-        # The poller hands back ZeroMQ sockets as they are and others as file descriptors.
-        self._handlers[socket if isinstance(socket, zmq.Socket) else socket.fileno()] = handler
-        self._poller.register(socket, zmq.POLLIN)
+    def watch(self, source: Socket | int, handler: Callable[[], None]) -> None:
+        """Call `handler` whenever something waits on `source`; see `Readiness`."""
+        self._readiness.watch(source, handler)
 
-    def unwatch(self, socket: Any) -> None:
+    def unwatch(self, source: Socket | int) -> None:
         """Watch a socket no more; before it is closed."""
-        self._poller.unregister(socket)
-        del self._handlers[socket]
+        self._readiness.unwatch(source)
 
     def _run(self, started: Future[None]) -> None:
         self.context: Context = zmq.Context()
         try:
-            self._poller = zmq.Poller()
-            self.watch(self._wake_read, self._woken)
+            self._readiness = Readiness()
+            self.watch(self._wake_read.fileno(), self._woken)
             self._opened()
             started.set_result(None)
             while not self._closing:
@@ -152,10 +148,7 @@ class SocketLoop:
         timeout = (
             min(_LONGEST_POLL_MS, max(0, math.ceil(wake * 1000))) if wake < math.inf else _LONGEST_POLL_MS
         )
-        for socket, _ in self._poller.poll(timeout):
-            handler = self._handlers.get(socket)
-            if handler is not None:  # not closed by a handler before it
-                handler()
+        self._readiness.turn(timeout)
         self._run_commands()
         self._turned()
 

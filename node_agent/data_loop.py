@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
-
-import zmq
+from typing import Protocol
 
 from node_agent.inbox import Inbox
+from node_agent.readiness import Readiness
 from node_agent.threads import Shell
 from node_agent.work import Work
 
@@ -50,8 +49,9 @@ class DataLoop(Shell):
         self.parts: tuple[Part, ...] = ()
         self.submit: Callable[[Work], None]
         self._inbox: Inbox[Work | Callable[[], None]] = Inbox()
-        self._handlers: dict[Any, Callable[[], None]] = {}
-        self._poller = zmq.Poller()
+        self._readiness = Readiness()
+        self.watch, self.unwatch = self._readiness.watch, self._readiness.unwatch
+        """See `Readiness`; in the data thread."""
         self._due = _NEVER
 
     # ------------------------------------------------------------------------------------- from other threads
@@ -70,16 +70,6 @@ class DataLoop(Shell):
 
     # -------------------------------------------------------------------------------------------- the thread
 
-    def watch(self, socket: Any, handler: Callable[[], None]) -> None:
-        """Calls `handler` whenever something waits on `socket`."""
-        self._handlers[socket] = handler
-        self._poller.register(socket, zmq.POLLIN)
-
-    def unwatch(self, socket: Any) -> None:
-        """Before a socket is closed."""
-        self._poller.unregister(socket)
-        del self._handlers[socket]
-
     def remind(self) -> None:
         """Has `greet_again` called in a while, however busy the sockets are."""
         self._due = min(self._due, time.monotonic() + GREET_AGAIN_S)
@@ -93,13 +83,11 @@ class DataLoop(Shell):
     def turn(self) -> None:
         """See `Shell.turn`."""
         due = self._due
-        wait = None if due == _NEVER else max(0, int((due - time.monotonic()) * 1000) + 1)
-        ready = self._poller.poll(wait)
-        for socket, _ in ready:
-            handler = self._handlers.get(socket)
-            if handler is not None:  # not closed by a handler before it
-                handler()
-        if wait is not None and time.monotonic() >= due:
+        if due == _NEVER:
+            self._readiness.turn(None)
+            return
+        self._readiness.turn(max(0.0, (due - time.monotonic()) * 1000 + 1))
+        if time.monotonic() >= due:
             self._due = _NEVER
             for part in self.parts:
                 part.greet_again(time.monotonic())

@@ -18,6 +18,7 @@ from node_agent.errors import AddressInUseError, AddressInvalidError, FrameError
 from node_agent.frames import check_lengths, decode_header
 from node_agent.limits import CONTROL_BYTES, COPY_BELOW, DEFAULT, Limits
 from node_agent.messages import DataHeader, Item
+from node_agent.sockets import MORE_NOW, NOW, post, readable, used
 
 __all__ = [
     "Handshake",
@@ -139,8 +140,8 @@ def receive(
     Raises:
         zmq.Again: Nothing waits.
     """
-    identity = socket.recv(zmq.NOBLOCK) if routed else b""
-    first = socket.recv(zmq.NOBLOCK, copy=False)
+    identity = socket.recv(NOW) if routed else b""
+    first = socket.recv(NOW, copy=False)
     if not first.more:
         try:
             header = decode_header(first.buffer, limits)
@@ -163,7 +164,7 @@ def receive(
     count = 0
     while more:
         copy = count < len(tensors) and tensors[count].nbytes < COPY_BELOW
-        frame = socket.recv(zmq.NOBLOCK, copy=copy)
+        frame = socket.recv(NOW, copy=copy)
         more = bool(socket.getsockopt(zmq.RCVMORE)) if copy else frame.more
         count += 1
         if problem is None and count <= allowed:
@@ -189,7 +190,7 @@ def incoming(
             return
         yield message
         # Asking is cheaper than the exception of a socket that has nothing.
-        if socket.closed or not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if socket.closed or not readable(socket):
             return
 
 
@@ -215,19 +216,16 @@ def send(socket: Socket, header: bytes, frames: Sequence[Any] = (), identity: by
         frames: Tensor frames: `bytes`, `memoryview` or `zmq.Frame`.
         identity: Routing id of the peer on a ROUTER.
     """
+    used(socket)
     last = len(frames) - 1
     try:
         if identity is not None:
-            socket.send(identity, zmq.SNDMORE | zmq.NOBLOCK)
-        if last < 0:
-            socket.send(header, zmq.NOBLOCK)
-            return Sent.YES
-        socket.send(header, zmq.SNDMORE | zmq.NOBLOCK)
+            post(socket, identity, MORE_NOW)
+        post(socket, header, MORE_NOW if frames else NOW)
         for index, frame in enumerate(frames):
-            flags = zmq.NOBLOCK if index == last else zmq.SNDMORE | zmq.NOBLOCK
             # A received frame is handed on by reference: no buffer of ours to keep alive, so never a copy.
             copy = len(frame) < COPY_BELOW and not isinstance(frame, zmq.Frame)
-            socket.send(frame, flags, copy=copy)
+            post(socket, frame, NOW if index == last else MORE_NOW, copy)
     except zmq.Again:
         return Sent.LATER
     except zmq.ZMQError as error:
