@@ -21,6 +21,7 @@ from node_agent.messages import (
     FileRef,
     Have,
     Hello,
+    HopTrace,
     Progress,
     Taken,
     TensorSpec,
@@ -269,6 +270,70 @@ class Deployed(msgspec.Struct, frozen=True, tag="deployed", tag_field="t"):
     canary_s: float
 
 
+class GetTraces(msgspec.Struct, frozen=True, tag="get_traces", tag_field="t"):
+    """Asks for what is known of traced requests, answered by `Traces`; without any it reads clocks.
+
+    Attributes:
+        traces: Trace contexts of the requests.
+        rounds: How often each agent's clock is to be read.
+    """
+
+    id: int
+    traces: tuple[str, ...] = ()
+    rounds: int = 0
+
+
+class RequestTrace(msgspec.Struct, frozen=True):
+    """When a traced request was in the dispatcher, ns on its monotonic clock; 0 for what has not happened.
+
+    Attributes:
+        trace: Its trace context.
+        epoch: Its deployment.
+        request: The dispatcher's number for it.
+        arrived_ns: It was read from the client's connection.
+        sent_ns: It was about to be handed to ZeroMQ for the first stage, the last time where it was sent again.
+        returned_ns: Its result was read from the last stage's connection.
+        answered_ns: The result was about to be handed to ZeroMQ for the client.
+        hops: Hops that the result has behind it.
+    """
+
+    trace: str
+    epoch: int = 0
+    request: int = 0
+    arrived_ns: int = 0
+    sent_ns: int = 0
+    returned_ns: int = 0
+    answered_ns: int = 0
+    hops: int = 0
+
+
+class AgentTraces(msgspec.Struct, frozen=True):
+    """What one agent noted of traced requests, and how its clock stands.
+
+    Attributes:
+        device: Which.
+        hops: What it noted, by its own clock.
+        at_ns: When its clock was read, on the dispatcher's.
+        ahead_ns: How far it was ahead.
+        error_ns: The bound on that; -1 where it was not read.
+    """
+
+    device: str
+    hops: tuple[HopTrace, ...] = ()
+    at_ns: int = 0
+    ahead_ns: int = 0
+    error_ns: int = -1
+
+
+class Traces(msgspec.Struct, frozen=True, tag="traces", tag_field="t"):
+    """Answers `GetTraces`; `clock_ns` is the dispatcher's monotonic clock when it answered."""
+
+    id: int
+    clock_ns: int
+    requests: tuple[RequestTrace, ...] = ()
+    agents: tuple[AgentTraces, ...] = ()
+
+
 class Undeploy(msgspec.Struct, frozen=True, tag="undeploy", tag_field="t"):
     """Stop serving a model: finish what is in flight, then free the agents. Answered by `Done`."""
 
@@ -296,6 +361,8 @@ ApiMessage = (
     | Undeploy
     | GetEvents
     | Events
+    | GetTraces
+    | Traces
 )
 
 MAX_MESSAGE = 8 << 20

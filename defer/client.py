@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.async_client import AsyncClient
-from defer.client_core import GRACE_S, Array, Inputs
+from defer.client_core import GRACE_S, Array, Inputs, Submit
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
 from defer.client_session import Outputs
 from defer.errors import DeadlineExceeded, UsageError
@@ -58,7 +59,13 @@ class Client:
         )
 
     def infer(
-        self, inputs: Inputs, *, model: str = "", outputs: Sequence[str] = (), timeout: float | None = None
+        self,
+        inputs: Inputs,
+        *,
+        model: str = "",
+        outputs: Sequence[str] = (),
+        timeout: float | None = None,
+        trace: str = "",
     ) -> Outputs:
         """Run the model once and wait for its outputs.
 
@@ -68,6 +75,7 @@ class Client:
             outputs: Which outputs are wanted; all by default.
             timeout: Seconds until the request ends with `DeadlineExceeded`; the client's own by default, infinity for
                 as long as the dispatcher lets it run.
+            trace: W3C trace context under which every process notes its times; see `defer trace`.
 
         Returns:
             Arrays by output name.
@@ -82,11 +90,17 @@ class Client:
             DispatcherUnreachable: No connection to a dispatcher in time.
         """
         requests = self._requests
-        submit = requests.prepare(inputs, model, outputs, timeout, copy=False)
+        submit = _traced(requests.prepare(inputs, model, outputs, timeout, copy=False), trace)
         return _result(requests.launch(submit), submit.deadline)
 
     def submit(
-        self, inputs: Inputs, *, model: str = "", outputs: Sequence[str] = (), timeout: float | None = None
+        self,
+        inputs: Inputs,
+        *,
+        model: str = "",
+        outputs: Sequence[str] = (),
+        timeout: float | None = None,
+        trace: str = "",
     ) -> Future[Outputs]:
         """Run the model once without waiting for it.
 
@@ -100,7 +114,8 @@ class Client:
             Overloaded: Too many requests of this client were under way for the whole timeout.
         """
         requests = self._requests
-        return requests.launch(requests.prepare(inputs, model, outputs, timeout, copy=True))
+        submit = _traced(requests.prepare(inputs, model, outputs, timeout, copy=True), trace)
+        return requests.launch(submit)
 
     def map(
         self,
@@ -202,6 +217,10 @@ _MARGIN_S = GRACE_S + 5.0
 def _left(deadline: float) -> float | None:
     """Seconds to wait for what ends by a deadline; None for one without."""
     return max(0.0, deadline - time.monotonic()) + _MARGIN_S if deadline < math.inf else None
+
+
+def _traced(submit: Submit, trace: str) -> Submit:
+    return replace(submit, trace=trace) if trace else submit
 
 
 def _result(future: Future[Outputs], deadline: float) -> dict[str, Array]:

@@ -56,6 +56,7 @@ class Submit:
         frames: Their frames.
         deadline: When it must be answered, on the clock of `handle`; infinity for never.
         patient: Try again where the dispatcher is overloaded.
+        trace: W3C trace context, empty where the request is not traced.
     """
 
     request: bytes
@@ -65,6 +66,7 @@ class Submit:
     frames: Sequence[object]
     deadline: float
     patient: bool = False
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +221,8 @@ class ClientCore:
         pending.again_at = math.inf
         left = NO_DEADLINE if submit.deadline == math.inf else max(1, int((submit.deadline - now) * _S))
         return SendInfer(
-            Infer(submit.request, submit.model, left, submit.tensors, submit.outputs), submit.frames
+            Infer(submit.request, submit.model, left, submit.tensors, submit.outputs, submit.trace),
+            submit.frames,
         )
 
     def _rejected(self, rejection: Rejection, now: float) -> list[Instruction]:

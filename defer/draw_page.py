@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from typing import Final
 
@@ -35,6 +35,17 @@ def plan_page(plan: Plan) -> str:
     Returns:
         The text of the file, in UTF-8 when written.
     """
+    return page_around(headline(plan), plan_svg(plan), _tables(plan))
+
+
+def page_around(title: str, drawing: str, below: str) -> str:
+    """A page of a drawing in the colours of `draw_canvas`, in light and dark, with HTML below it.
+
+    Args:
+        title: Of the page, as plain text.
+        drawing: An SVG.
+        below: What follows, as HTML.
+    """
     dark = "".join(
         f'svg [{kind}="{colour}"]{{{kind}:{other}}}'
         for colour, other in DARK.items()
@@ -50,10 +61,10 @@ def plan_page(plan: Plan) -> str:
         f"td,th{{border-color:{DARK[FAINT]}}}{dark}}}"
     )
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(headline(plan))}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" '
-        f'content="light dark"><style>{style}</style></head>\n<body>\n{plan_svg(plan)}<section>\n'
-        f"{_tables(plan)}</section></body></html>\n"
+        f'content="light dark"><style>{style}</style></head>\n<body>\n{drawing}<section>\n'
+        f"{below}</section></body></html>\n"
     )
 
 
@@ -64,7 +75,7 @@ def _tables(plan: Plan) -> str:
         for term in plan.terms
     ]
     parts = (
-        [_table("Where the time of one request goes", ("where", "what", "time", "share"), terms)]
+        [table_html("Where the time of one request goes", ("where", "what", "time", "share"), terms)]
         if terms
         else []
     )
@@ -73,7 +84,7 @@ def _tables(plan: Plan) -> str:
             (each.change, show_value(plan, each.value), gain_words(each.gain))
             for each in plan.advice.what_ifs
         ]
-        parts.append(_table("What a change would gain", ("change", "then", "gain"), tried))
+        parts.append(table_html("What a change would gain", ("change", "then", "gain"), tried))
     if plan.bottleneck:
         parts.append(f"<p>Bottleneck: {escape(bottleneck_words(plan))}.</p>\n")
     if plan.advice is not None and plan.advice.binding:
@@ -81,8 +92,13 @@ def _tables(plan: Plan) -> str:
     return "".join(parts)
 
 
-def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    numbers = {"time", "share", "then", "gain"}
+def table_html(
+    title: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    numbers: Collection[str] = ("time", "share", "then", "gain"),
+) -> str:
+    """A table; columns named in `numbers` stand to the right."""
     classes = [' class="n"' if name in numbers else "" for name in head]
     top = "".join(f"<th{css}>{escape(name)}</th>" for name, css in zip(head, classes, strict=True))
     body = "".join(

@@ -523,7 +523,7 @@ class HopTrace(msgspec.Struct, frozen=True, array_like=True):
         request: The dispatcher's number for it.
         hop: Which hop this was.
         arrived_ns: Its last frame was read from the socket.
-        sent_ns: Its successor was handed to ZeroMQ; before that it may have waited for credit.
+        sent_ns: Its successor was about to be handed to ZeroMQ; before that it may have waited for credit.
         decode: Making the partition's inputs.
         run: The partition's run, that of the whole batch where it ran in one.
         encode: Making the frames to send.

@@ -139,6 +139,7 @@ class Sender:
             nbytes = sum(tensor.nbytes for tensor in tensors)
             item = work.item
             header = Item(item.epoch, item.request, item.hop + 1, work.remaining_ns(), tensors, item.trace)
+        handed_ns = time.monotonic_ns() if work.marks is not None else 0
         sent = send(downstream.socket, encode_header(header), frames, downstream.identity)
         if sent is not Sent.YES:
             if sent is Sent.GONE:
@@ -154,7 +155,7 @@ class Sender:
         else:
             counters.failures += 1
         if work.marks is not None:
-            self.traces.note(work, nbytes)
+            self.traces.note(work, nbytes, handed_ns)
         self._release(work.origin, work.nbytes)
         return True
 

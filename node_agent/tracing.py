@@ -6,7 +6,6 @@ asks each agent for its part when the requests are done (`TraceRequest`).
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,8 +42,8 @@ class TraceRing:
     def __init__(self, kept: int = KEPT) -> None:
         self._ring: deque[HopTrace] = deque(maxlen=kept)
 
-    def note(self, work: Work, bytes_out: int) -> None:
-        """Remembers an item with marks that was handed to ZeroMQ just now, as a result or as a failure."""
+    def note(self, work: Work, bytes_out: int, sent_ns: int) -> None:
+        """Remembers an item with marks that was handed to ZeroMQ at `sent_ns`, as a result or as a failure."""
         item, marks = work.item, work.marks
         assert isinstance(item, Item)
         assert marks is not None
@@ -56,7 +55,7 @@ class TraceRing:
                 item.request,
                 item.hop,
                 work.arrived_ns,
-                time.monotonic_ns(),
+                sent_ns,
                 marks.decode,
                 marks.run,
                 marks.encode,

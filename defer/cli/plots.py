@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +38,31 @@ def write_plot(plan: Plan, path: Path, *, force: bool = False) -> None:
         OutputExists: The file exists and is no such drawing.
         MissingExtra: A PNG needs a package that is not installed.
     """
+
+    def page() -> str:
+        from defer.draw_page import plan_page
+
+        return plan_page(plan)
+
+    def drawing() -> str:
+        from defer.draw import plan_svg
+
+        return plan_svg(plan)
+
+    write_drawing(path, drawing, page, force=force)
+
+
+def write_drawing(
+    path: Path, drawing: Callable[[], str], page: Callable[[], str], *, force: bool = False
+) -> None:
+    """Writes a drawing into a file as an SVG, as a page or as an image; errors as in `write_plot`.
+
+    Args:
+        path: The file.
+        drawing: Makes the SVG.
+        page: Makes the page.
+        force: Replace a file that is no such drawing.
+    """
     check_plot(path)
     kind = path.suffix.lower()
     mark, name = MARKS[kind]
@@ -44,18 +70,13 @@ def write_plot(plan: Plan, path: Path, *, force: bool = False) -> None:
         raise OutputExists(
             f"exists and is not {name}", where=str(path), hint="choose another name, or --force"
         )
-    write_bytes(path, _drawn(plan, kind))
+    if kind == ".png":
+        write_bytes(path, _image(drawing()))
+    else:
+        write_bytes(path, (drawing() if kind == ".svg" else page()).encode())
 
 
-def _drawn(plan: Plan, kind: str) -> bytes:
-    from defer.draw import plan_svg
-
-    if kind == ".svg":
-        return plan_svg(plan).encode()
-    if kind == ".html":
-        from defer.draw_page import plan_page
-
-        return plan_page(plan).encode()
+def _image(svg: str) -> bytes:
     try:
         import resvg_py
     except ImportError as exc:
@@ -63,5 +84,4 @@ def _drawn(plan: Plan, kind: str) -> bytes:
             "a PNG needs the package resvg_py, which is not installed",
             hint="pip install 'defer-edge[png]', or write a .svg or .html file",
         ) from exc
-    image: bytes = bytes(resvg_py.svg_to_bytes(svg_string=plan_svg(plan), zoom=2))
-    return image
+    return bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=2))

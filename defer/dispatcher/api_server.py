@@ -44,6 +44,9 @@ class Verbs(Protocol):
     def events(self, ask: api.GetEvents) -> api.Events:
         """What happened."""
 
+    def traces(self, wanted: api.GetTraces) -> api.Traces:
+        """What is known of traced requests."""
+
     def want(self, want: Want) -> Have:
         """How much of some files is held."""
 
@@ -135,7 +138,7 @@ class ApiServer:
 
     def _answer(
         self, identity: bytes, number: int, message: api.ApiMessage, piece: bytes
-    ) -> api.Models | api.ServerStatus | api.Events | api.Deployed | Have | Taken | Done:
+    ) -> api.Models | api.ServerStatus | api.Events | api.Traces | api.Deployed | Have | Taken | Done:
         def report(what: str, fraction: float) -> None:
             self._say(identity, Progress(number, what, fraction))
 
@@ -146,6 +149,8 @@ class ApiServer:
                 return self._verbs.status()
             case api.GetEvents():
                 return self._verbs.events(message)
+            case api.GetTraces():
+                return self._verbs.traces(message)
             case Want():
                 return self._verbs.want(message)
             case Chunk():

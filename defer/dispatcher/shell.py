@@ -22,6 +22,7 @@ from defer.dispatcher.chronicle import QUIET, Chronicle
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.links import QUEUED, Inbound, Outbox
 from defer.dispatcher.neighbours import Neighbours, drain, refuse, take
+from defer.dispatcher.noted import RequestTraces
 from defer.errors import DeferError, from_code, translate
 from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake
@@ -96,6 +97,8 @@ class DataShell:
         self.name = name
         self.data_port = data_port
         self.fetch_port = fetch_port
+        self.traces = RequestTraces()
+        """For the data thread alone."""
         self._host = host
         self._on_drained = on_drained
         self._on_sampled = on_sampled
@@ -257,8 +260,12 @@ class DataShell:
         for instruction in instructions:
             match instruction:
                 case e.SendItem(link, item, frames):
+                    if item.trace:
+                        self.traces.sent(item, time.monotonic_ns())
                     neighbours.send_item(link, item, frames)
                 case e.Deliver(client, result, frames):
+                    if self.traces.open:
+                        self.traces.answered(result.request, time.monotonic_ns())
                     if client is HERE:
                         self._answer_here(result, frames)
                     elif client:
@@ -289,6 +296,8 @@ class DataShell:
     def _on_data(self, identity: bytes, header: DataHeader | FrameError, frames: list[Any]) -> None:
         match header:
             case Infer() if len(header.request) == ID_BYTES:
+                if header.trace:
+                    self.traces.arrived(header, time.monotonic_ns())
                 self._feed(e.InferArrived(identity, header, frames))
             case Infer():
                 refuse(self._data, identity, "bad-frame", f"a request id has {ID_BYTES} bytes")
@@ -321,6 +330,8 @@ class DataShell:
         if end is None or not end.ready:
             refuse(self._data, identity, "bad-message", "an item came before a greeting")
             return
+        if type(header) is Item and header.trace:
+            self.traces.returned(header, time.monotonic_ns())
         credit = take(end, header, frames, self._feed)
         if isinstance(credit, WireError):
             refuse(self._data, identity, credit.code, str(credit))

@@ -1,0 +1,5 @@
+"""Traced requests: clocks brought together, spans put in order, and drawn.
+
+`clocks` reads how far other clocks are ahead, `timeline` makes one story of what client, dispatcher and agents noted,
+`chrome` writes it for Perfetto, `gantt` and `terminal` draw it, and `run` sends the requests.
+"""
