@@ -40,6 +40,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "defer.cli.serve:command",
         "Run the dispatcher; with a model and a cluster, deploy and serve it.",
     ),
+    "gateway": (
+        "defer.cli.gateway:command",
+        "Serve a dispatcher's models by the Open Inference Protocol v2.",
+    ),
     "deploy": ("defer.cli.deploy:command", "Deploy a model through a running dispatcher."),
     "undeploy": ("defer.cli.undeploy:command", "Take a deployment down."),
     "status": ("defer.cli.status:command", "Show the dispatcher's deployments, agents and requests."),

@@ -7,9 +7,11 @@ import os
 import signal
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -17,6 +19,7 @@ import msgspec
 from defer import units
 from defer.accuracy import Budget
 from defer.cli.chains import Shapes, blocks_option, budget_options, input_option, sample_option
+from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway
 from defer.cli.output import common_options, examples, note, progress
 from defer.cli.plots import check_plot, write_plot
 from defer.cli.stopping import StopNow, stopping
@@ -30,8 +33,14 @@ from defer.documents.profile import CostProfile, Created
 from defer.errors import Cancelled, FileMissing, Internal, PermissionDenied, UsageError
 from defer.paths import profile_cache
 
+if TYPE_CHECKING:
+    from defer.gateway.server import Gateway
+
 DRAIN_S = 30.0
 """Seconds that requests in flight have when the dispatcher is told to stop."""
+
+FLUSH_S = 5.0
+"""Seconds that the gateway has to write their answers."""
 
 
 @click.command(
@@ -39,6 +48,7 @@ DRAIN_S = 30.0
         "defer serve --cluster cluster.toml --model resnet50.onnx",
         "defer serve --cluster cluster.toml --model resnet50.onnx --objective throughput --save-plan plan.json",
         "defer serve --cluster cluster.toml --listen 127.0.0.1:7640",
+        "defer serve --cluster cluster.toml --model resnet50.onnx --http 127.0.0.1:8000",
     )
 )
 @click.option("--cluster", "cluster_file", required=True, metavar="FILE", help="The devices, cluster.toml.")
@@ -67,6 +77,7 @@ DRAIN_S = 30.0
     is_flag=True,
     help="Stop when standard input ends: for a parent process that may be killed.",
 )
+@gateway_options
 @budget_options
 @sample_option
 @input_option
@@ -87,6 +98,7 @@ def command(
     save_profile: str | None,
     plot: Path | None,
     until_stdin_closes: bool,
+    gateway: GatewayWish,
     max_error: Budget | None,
     calibration: Path | None,
     sample: float,
@@ -98,11 +110,12 @@ def command(
 
     With --model it measures (what was measured before is remembered), plans, splits, ships and loads, and sends a
     first request through the whole pipeline before it says that it is ready. Models can be deployed later with
-    `defer deploy`.
+    `defer deploy`. With --http, other clients are served by the Open Inference Protocol v2 too.
     """
     if plot is not None:
         check_plot(plot)
     cluster = _cluster(cluster_file, listen, insecure=insecure, as_json=as_json)
+    check_exposure(gateway, insecure=insecure, as_json=as_json)
     order = None
     if model is not None:
         if not model.is_file():
@@ -137,6 +150,7 @@ def command(
         daemon = stack.enter_context(
             Daemon(cluster, directory, profiles=profile_cache(), on_crash=crash, held=True)
         )
+        http = _gateway(gateway, daemon, stack, crash)
         outcome = None
         try:
             with stop.interrupting():
@@ -149,7 +163,9 @@ def command(
                 if outcome is not None:
                     _save(outcome, save_plan, save_profile, plot)
                 daemon.let_go()
-                _say_ready(daemon.address, outcome, as_json=as_json)
+                if http is not None:
+                    http.service.starting = False
+                _say_ready(daemon.address, outcome, http, as_json=as_json)
         except StopNow:
             if stop.number == signal.SIGINT:
                 raise Cancelled("stopped before it was ready") from None
@@ -159,7 +175,24 @@ def command(
         if crashed:
             raise Internal(f"a thread of the dispatcher ended: {crashed[0]}") from crashed[0]
         _note("stopping: no new requests, those in flight end first", as_json=as_json)
+        if http is not None:
+            http.service.draining = True  # its probe says so from now on
         daemon.drain(DRAIN_S)
+        if http is not None:
+            http.drain(FLUSH_S)
+
+
+def _gateway(
+    wish: GatewayWish, daemon: Daemon, stack: ExitStack, on_crash: Callable[[BaseException], None]
+) -> Gateway | None:
+    """The gateway, live but not ready; closed before the dispatcher is."""
+    if not wish.wanted:
+        return None
+    from defer.gateway.backend import LocalBackend
+
+    made = make_gateway(wish, LocalBackend(daemon), on_crash=on_crash)
+    made.service.starting = True
+    return stack.enter_context(made)
 
 
 def _note(message: str, *, as_json: bool) -> None:
@@ -236,10 +269,12 @@ def _save(outcome: Outcome, save_plan: str | None, save_profile: str | None, plo
         write_plot(outcome.deployment.plan, plot)
 
 
-def _say_ready(address: Address, outcome: Outcome | None, *, as_json: bool) -> None:
+def _say_ready(address: Address, outcome: Outcome | None, http: Gateway | None, *, as_json: bool) -> None:
     made = outcome.deployment if outcome else None
     if as_json:
         ready: dict[str, object] = {"ready": str(address)}
+        if http is not None:
+            ready["http"] = str(http.address)
         if outcome is not None and made is not None:
             ready |= {
                 "model": made.model,
@@ -251,14 +286,15 @@ def _say_ready(address: Address, outcome: Outcome | None, *, as_json: bool) -> N
             }
         click.echo(msgspec.json.encode(ready).decode())
         return
+    also = f", HTTP on {http.address}" if http is not None else ""
     if outcome is None or made is None:
-        click.echo(f"ready: no model yet, listening on {address}")
+        click.echo(f"ready: no model yet, listening on {address}{also}")
         return
     from defer.draw_text import plan_text
 
     click.echo(plan_text(made.plan))
     devices = len({stage.device for stage in made.plan.stages})
     click.echo(
-        f"ready: model {made.model} on {devices} device{'s' if devices > 1 else ''}, listening on {address} "
+        f"ready: model {made.model} on {devices} device{'s' if devices > 1 else ''}, listening on {address}{also} "
         f"(first request {units.show_duration(outcome.canary_s)})"
     )

@@ -92,6 +92,8 @@ class Service:
         self.version: str = defer.__version__
         self.tallies: dict[str, Tally] = {}
         self.under_way = 0
+        self.starting = False
+        """While it is set, the ready probe says no."""
         self.draining = False
         self._held = 0
         self._infos: dict[str, api.ModelInfo] = {}
@@ -122,8 +124,8 @@ class Service:
         return info
 
     async def ready(self) -> bool:
-        """Whether the server takes requests: it is not stopping, and every model it knows of is ready."""
-        if self.draining:
+        """Whether the server takes requests: it has started, is not stopping, and every model that it has is ready."""
+        if self.starting or self.draining:
             return False
         try:
             return all(info.state == "ready" for info in (await self.refresh()).values())
