@@ -208,6 +208,11 @@ class Neighbours:
                 dialled.handshake.refused(header)
                 self._again[key] = time.monotonic() + AGAIN_S
                 self._feed(e.LinkDown(key))
+            case FrameError():
+                # Credit may have been in it: what both sides know of it differs from now on.
+                logger.warning("device %r sent what cannot be read: %s", dialled.peer.name, header)
+                self.redial(key)
+                self._feed(e.LinkDown(key))
             case _:
                 logger.warning("device %r sent what has no place here: %s", dialled.peer.name, header)
 
