@@ -192,6 +192,8 @@ class Sender:
                 if work.item.epoch == epoch:
                     self._drop(work)
             if downstream.peer not in kept and downstream.peer.endpoint:
+                for work in downstream.pending:  # of another epoch that is being taken out of force
+                    self._drop(work)
                 self._let_go(downstream, STOP_LINGER_MS)
 
     def _let_go(self, downstream: _Downstream, linger_ms: int) -> None:
