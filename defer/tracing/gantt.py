@@ -47,7 +47,7 @@ def gantt_svg(timeline: Timeline) -> str:
     _axis(page, timeline, min(tops.values()) - 6, bottom)
     for number, spans in enumerate(timeline.requests):
         _request(page, timeline, spans, tops, DEVICES[number % len(DEVICES)])
-    page.y = bottom + 34
+    page.y = bottom + 48
     _legend(page)
     height = page.y + MARGIN
     return "\n".join(
