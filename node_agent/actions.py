@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from node_agent import events as ev
@@ -176,25 +177,38 @@ class Actions:
         self._answering("probe", job.ticket, lambda: measure_link(self._context, job.measure))
 
     def _status(self, job: ev.ReportStatus) -> None:
-        def report() -> ControlMessage:
-            hops, stale = self._plane.status()
-            return AgentStatus(
-                job.ticket.id,
-                self._name,
-                self._boot,
-                job.state,
-                time.monotonic() - self._began,
-                resident_bytes(),
-                self._memory_bytes,
-                self._store.nbytes(),
-                hops,
-                stale,
-                self._sensors.read(),
-                time.time(),
-            )
-
         # In the storing thread: counting the store's bytes reads its directory.
-        self._answering("store", job.ticket, report)
+        self._answering("store", job.ticket, lambda: self._status_now(job.ticket.id, job.state))
+
+    def _status_now(self, number: int, state: str) -> AgentStatus:
+        hops, stale = self._plane.status()
+        return AgentStatus(
+            number,
+            self._name,
+            self._boot,
+            state,
+            time.monotonic() - self._began,
+            resident_bytes(),
+            self._memory_bytes,
+            self._store.nbytes(),
+            hops,
+            stale,
+            self._sensors.read(),
+            time.time(),
+        )
+
+    def look(self, state: str) -> Future[AgentStatus]:
+        """What a dispatcher would be told now; from any thread."""
+        future: Future[AgentStatus] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(self._status_now(0, state))
+            except Exception as error:
+                future.set_exception(error)
+
+        self._threads["store"].submit(run)
+        return future
 
     def _traces(self, job: ev.ReportTraces) -> None:
         # In the control thread itself: a clock that is read late is read wrong.
