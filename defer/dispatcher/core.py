@@ -4,8 +4,11 @@ An accepted request ends in exactly one answer. Its frames are kept until then, 
 
     Infer ──▶ checked ──▶ waiting ──credit──▶ sent ──result──▶ answered (kept for clients that ask again)
       │ refused              ▲                  │
-      ▼                      └── link broke ────┤ failure, deadline, device lost ──▶ answered with an error
-    Rejection
+      ▼                      ├── link broke ────┤ failure, deadline, cancelled ──▶ answered with an error
+    Rejection                └── overdue ───────┘
+
+A device that is lost ends no request. What is on its routes waits until the device is back, or moves to another route
+of the model: one that is ready, one that stands by, or the one that is loaded in the place of the lost one.
 
 A refused request leaves no trace, and the client may send it again under the same id.
 States of a route: `loaded` (only requests that name its epoch: the canary) → `ready` → `retired` (drains) →
@@ -14,38 +17,20 @@ gone; `lost` stands beside `ready`, while a device of the route is out of reach.
 
 from __future__ import annotations
 
-import heapq
-import math
-from dataclasses import dataclass
-
 from defer.dispatcher import events as e
-from defer.dispatcher.answers import Answer, RecentAnswers
-from defer.dispatcher.counters import Counters
-from defer.dispatcher.routes import Routes, RouteState
-from defer.signature import input_problem, output_problem
+from defer.dispatcher.answers import Answer
+from defer.dispatcher.conveyor import Conveyor, say
+from defer.dispatcher.ledger import Request, obstacle
+from defer.dispatcher.routes import RouteState
 from node_agent.errors import FlowError
 from node_agent.flow import SendWindow
-from node_agent.messages import NO_DEADLINE, Credit, Failure, Infer, Item, Rejection, Result, TensorHeader
+from node_agent.messages import NO_DEADLINE, Credit, Failure, Item, Rejection, Result, TensorHeader
 
-_S = 1_000_000_000
-
-
-@dataclass(slots=True)
-class Request:
-    """An accepted request that is not answered yet."""
-
-    number: int
-    client: bytes
-    infer: Infer
-    frames: e.Frames
-    nbytes: int
-    epoch: int
-    arrived: float
-    deadline: float
-    sent: bool = False
+MOST_LOSSES = 8
+"""A request that was under way at the loss of so many devices is perhaps what they are lost by."""
 
 
-class DispatcherCore:
+class DispatcherCore(Conveyor):
     """The dispatcher's decisions.
 
     Args:
@@ -53,16 +38,7 @@ class DispatcherCore:
     """
 
     def __init__(self, limits: e.Limits | None = None) -> None:
-        self.limits = limits or e.Limits()
-        self.counters = Counters()
-        self.routes = Routes(self.limits.routing_v)
-        self.requests: dict[int, Request] = {}
-        self.nbytes = 0
-        self.answers = RecentAnswers(self.limits.answers, self.limits.answer_bytes, self.limits.spent)
-        self._by_id: dict[bytes, int] = {}
-        self._links: dict[str, SendWindow] = {}
-        self._deadlines: list[tuple[float, int]] = []
-        self._next_number = 1
+        super().__init__(limits)
         self._closing = False
 
     # ------------------------------------------------------------------------------------------------- events
@@ -94,37 +70,43 @@ class DispatcherCore:
             case e.ResultsBroke(peer):
                 return self._results_broke(peer, now)
             case e.Tick():
-                return self._expire(now)
+                return [*self._expire(now), *self._send_lost(now)]
+            case e.CancelArrived(client, request):
+                return self._cancel(client, request)
+            case e.DevicesQuiet(since):
+                self.overdue.quiet = since
+                return []
             case e.DeviceLost():
                 return self._device_lost(event, now)
+            case e.DeviceBack(device):
+                return self._device_back(device, now)
             case _:
-                return self._route_event(event)
+                return self._route_event(event, now)
 
     def next_deadline(self) -> float:
         """When `Tick` is due next, on the clock of `handle`; infinity when nothing waits."""
-        while self._deadlines and self._deadlines[0][1] not in self.requests:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else math.inf
+        return min(self.ledger.next_expiry(), self.overdue.next_look())
 
     # ----------------------------------------------------------------------------------------------- requests
 
     def _infer(self, event: e.InferArrived, now: float) -> list[e.Instruction]:
         infer = event.infer
-        known = self._by_id.get(infer.request)
+        known = self.ledger.named(infer.request)
         if known is not None:  # asked again while in flight: whoever asked last gets the answer
             self.counters.repeated += 1
-            self.requests[known].client = event.client
+            known.client = event.client
             return []
         answer = self.answers.get(infer.request)
         if answer is not None:
             self.counters.repeated += 1
-            return [_say(event.client, answer)]
+            return [say(event.client, answer)]
         nbytes = sum(header.nbytes for header in infer.tensors)
         chosen = self._choose(event, nbytes, now)
         if isinstance(chosen, Rejection):
             self.counters.refused[chosen.code] += 1
             return [e.Reject(event.client, chosen)]
-        self._accept(event, chosen, nbytes, now)
+        request = self.ledger.add(event, nbytes, chosen.route.epoch, now)
+        self.routes.accept(chosen, request.number, now)
         return self._pump(chosen.route.link, now)
 
     def _choose(self, event: e.InferArrived, nbytes: int, now: float) -> RouteState | Rejection:
@@ -149,64 +131,8 @@ class DispatcherCore:
             if isinstance(found, tuple):
                 return refuse(*found)
             state = found
-        route = state.route
-        problem = input_problem(route.inputs, infer.tensors) or output_problem(route.outputs, infer.outputs)
-        if problem is not None:
-            return refuse("wrong-input", f"model {route.model!r}: {problem}")
-        if state.busy >= self.limits.requests:
-            return refuse(
-                "overloaded",
-                f"{state.busy} requests for model {route.model!r} wait already "
-                f"(limit {self.limits.requests})",
-            )
-        if self.nbytes and self.nbytes + nbytes > self.limits.nbytes:
-            return refuse(
-                "overloaded",
-                f"requests of {self.nbytes} bytes wait already, {nbytes} more would pass the limit of "
-                f"{self.limits.nbytes}",
-            )
-        return state
-
-    def _accept(self, event: e.InferArrived, state: RouteState, nbytes: int, now: float) -> None:
-        infer = event.infer
-        longest = self.limits.longest_s
-        left = longest if infer.remaining_ns == NO_DEADLINE else min(longest, infer.remaining_ns / _S)
-        number, self._next_number = self._next_number, self._next_number + 1
-        self.requests[number] = Request(
-            number, event.client, infer, event.frames, nbytes, state.route.epoch, now, now + left
-        )
-        self._by_id[infer.request] = number
-        self.nbytes += nbytes
-        self.routes.accept(state, number, now)
-        heapq.heappush(self._deadlines, (now + left, number))
-        if len(self._deadlines) > 4 * len(self.requests) + 64:  # mostly of requests that have ended
-            self._deadlines = [(request.deadline, n) for n, request in self.requests.items()]
-            heapq.heapify(self._deadlines)
-
-    def _pump(self, link: str, now: float) -> list[e.Instruction]:
-        """Send what waits for `link` as far as its credits go, one request of each route in turn."""
-        window = self._links.get(link)
-        turns = self.routes.turns(link)
-        if window is None or not turns:
-            return []
-        out: list[e.Instruction] = []
-        idle = 0
-        while idle < len(turns):
-            state = self.routes[turns[0]]
-            turns.rotate(-1)
-            if not state.waiting or state.state == "lost":
-                idle += 1
-                continue
-            request = self.requests[state.waiting[0]]
-            if not window.ready:
-                break
-            idle = 0
-            window.take(request.nbytes)
-            state.waiting.popleft()
-            state.sent.add(request.number)
-            request.sent = True
-            out.append(e.SendItem(link, _item(request, now), request.frames))
-        return out
+        why = obstacle(state, infer, nbytes, self.nbytes, self.limits)
+        return state if why is None else refuse(*why)
 
     def _returned(self, item: Item, frames: e.Frames, now: float) -> list[e.Instruction]:
         request = self.requests.get(item.request)
@@ -225,6 +151,7 @@ class DispatcherCore:
         headers: tuple[TensorHeader, ...] = tuple(item.tensors[held[name]] for name in wanted)
         result = Result(request.infer.request, headers, now - request.arrived)
         kept = tuple(frames[held[name]] for name in wanted)
+        self.overdue.back(item.epoch, item.request, now)
         state.traffic.finished(now, now - request.arrived)
         out = self._answer(request, Answer(result, kept, sum(header.nbytes for header in headers)))
         every = state.route.sample_every
@@ -239,35 +166,31 @@ class DispatcherCore:
             return []
         return self._end(request, code, text)
 
-    def _end(self, request: Request, code: str, text: str) -> list[e.Instruction]:
-        """Answer an accepted request with an error."""
-        self.counters.failed[code] += 1
-        self.routes[request.epoch].traffic.failed += 1
-        return self._answer(request, Answer(Rejection(request.infer.request, code, text)))
-
-    def _answer(self, request: Request, answer: Answer) -> list[e.Instruction]:
-        state = self.routes[request.epoch]
-        self.routes.leave(state, request.number, sent=request.sent)
-        del self.requests[request.number]
-        del self._by_id[request.infer.request]
-        self.nbytes -= request.nbytes
-        self.answers.put(request.infer.request, answer)
-        out: list[e.Instruction] = [_say(request.client, answer)]
-        if state.state == "retired" and not state.busy:
-            out += self._remove(request.epoch)
-        return out
-
     def _expire(self, now: float) -> list[e.Instruction]:
         out: list[e.Instruction] = []
-        while self.next_deadline() <= now:
-            request = self.requests[heapq.heappop(self._deadlines)[1]]
-            out += self._end(request, "deadline-exceeded", self._overdue(request, now))
+        for request in self.ledger.expired(now):
+            out += self._give_up(request, "deadline-exceeded", self._late(request, now))
         return out
 
-    def _overdue(self, request: Request, now: float) -> str:
+    def _cancel(self, client: bytes, name: bytes) -> list[e.Instruction]:
+        request = self.ledger.named(name)
+        if request is None or request.client != client:
+            return []  # it was answered already, or is somebody else's
+        return self._give_up(request, "cancelled", "the client cancelled the request")
+
+    def _give_up(self, request: Request, code: str, text: str) -> list[e.Instruction]:
+        """End a request that may be under way, and have what is left of it dropped there."""
+        route = self.routes[request.epoch].route
+        told = [e.CancelItems(route.epoch, route.devices, (request.number,))] if request.sent else []
+        return [*self._end(request, code, text), *told]
+
+    def _late(self, request: Request, now: float) -> str:
         route = self.routes[request.epoch].route
         took = f"no result of model {route.model!r} within {now - request.arrived:.3g} s"
         first = route.devices[0] if route.devices else "its first stage"
+        state = self.routes[request.epoch]
+        if state.lost:
+            return f"{took}; {self.routes.stuck.get(route.model, state.reason)}"
         if request.sent:
             return f"{took}; it was sent through {' → '.join(route.devices)} and did not come back"
         if route.link not in self._links:
@@ -305,64 +228,78 @@ class DispatcherCore:
                 links.append(state.route.link)
         return [said for link in dict.fromkeys(links) for said in self._pump(link, now)]
 
-    def _send_again(self, state: RouteState) -> None:
-        self.counters.replayed += len(state.sent)
-        for number in sorted(state.sent, reverse=True):
-            self.requests[number].sent = False
-            state.waiting.appendleft(number)
-        state.sent.clear()
+    def _send_lost(self, now: float) -> list[e.Instruction]:
+        """Send what must have got lost between two devices once more."""
+        links: dict[str, None] = {}
+        for epoch, numbers in self.overdue.lost(now):
+            state = self.routes[epoch]
+            if not state.lost:
+                self._send_again(state, numbers)
+                links[state.route.link] = None
+        return [said for link in links for said in self._pump(link, now)]
 
     def _device_lost(self, event: e.DeviceLost, now: float) -> list[e.Instruction]:
         out: list[e.Instruction] = []
+        text = f"device {event.device!r} was lost: {event.reason}"
+        known = {
+            state.route.epoch for state in self.routes.through(event.device) if event.device in state.lost
+        }
         for state in self.routes.lose(event.device, event.reason, restarted=event.restarted):
-            out += self._move(state, now)
-            out += self._end_all(state, "agent-lost", f"device {event.device!r} was lost: {event.reason}")
+            for number in sorted({*state.waiting, *state.sent}):
+                request = self.requests[number]
+                request.losses += request.sent and state.route.epoch not in known
+                if request.pinned:
+                    out += self._end(request, "agent-lost", text)
+                elif request.losses >= MOST_LOSSES:
+                    many = f"the request was under way at the loss of {request.losses} devices"
+                    out += self._end(request, "agent-lost", f"{many}, and is not tried again")
+            out += self._elsewhere(state, now)
         return out
 
-    def _move(self, state: RouteState, now: float) -> list[e.Instruction]:
-        """Take what is under way on a lost route to the other routes of its model, where there are any.
+    def _device_back(self, device: str, now: float) -> list[e.Instruction]:
+        self.routes.regain(device)
+        links = dict.fromkeys(state.route.link for state in self.routes.through(device))
+        return [said for link in links for said in self._pump(link, now)]
+
+    def _elsewhere(self, state: RouteState, now: float) -> list[e.Instruction]:
+        """Move what is on a lost route to another route of its model that is ready, or stands by; else it waits.
 
         The lost route is given up then: unloading it frees what its requests hold of the stages that it shares with the
         others. What still comes back on it carries its epoch, and is not taken for the answer any more.
         """
-        model = state.route.model
-        if state.route.epoch not in self.routes.serving.get(model, ()) or not self.routes.ready_for(model):
+        model, epoch = state.route.model, state.route.epoch
+        if state.state not in ("lost", "retired"):
             return []
-        links: dict[str, None] = {}
-        for number in sorted({*state.waiting, *state.sent}):
-            other = self.routes.best(model, now)
-            assert other is not None
-            request = self.requests[number]
-            self.counters.replayed += request.sent
-            self.routes.leave(state, number, sent=request.sent)
-            state.traffic.accepted -= 1
-            self.routes.accept(other, number, now)
-            request.epoch, request.sent = other.route.epoch, False
-            links[other.route.link] = None
-        moved = [said for link in links for said in self._pump(link, now)]
-        return [*self._retire(state.route.epoch), *moved]
-
-    def _end_all(self, state: RouteState, code: str, text: str) -> list[e.Instruction]:
         out: list[e.Instruction] = []
-        for number in sorted({*state.waiting, *state.sent}):
-            out += self._end(self.requests[number], code, text)
+        if model in self.routes.serving and not self.routes.ready_for(model):
+            stand_in = self.routes.stand_in(model)
+            if stand_in is not None:
+                out += self._ready((stand_in.route.epoch,), now)
+                out.append(e.TookOver(model, stand_in.route.epoch))
+        if self.routes.get(epoch) is state and self.routes.ready_for(model):
+            out += [*self._move(state, now), *self._retire(epoch)]
         return out
 
     # ------------------------------------------------------------------------------------------------- routes
 
-    def _route_event(self, event: e.Event) -> list[e.Instruction]:
+    def _route_event(self, event: e.Event, now: float) -> list[e.Instruction]:
         match event:
-            case e.DeviceBack(device):
-                self.routes.regain(device)
+            case e.ModelStuck(model, reason) if model in self.routes.serving:
+                self.routes.stuck[model] = reason
             case e.ModelAnnounced(model, reason):
                 self.routes.announced[model] = reason
             case e.ModelForgotten(model):
                 self.routes.announced.pop(model, None)
             case e.RouteLoaded(route):
                 self.routes.load(route)
+                self.overdue.open(route.epoch, route.devices, route.latency_s)
             case e.RouteReady(epoch, beside):
-                before = self.routes.ready((epoch, *beside))
-                return [said for old in before for said in self._retire(old)]
+                return self._ready((epoch, *beside), now)
+            case e.RouteStands(epoch) if self.routes.get(epoch) is not None:
+                self.routes.stand(epoch)
+            case e.RouteVoid(epoch, reason):
+                state = self.routes.void(epoch, reason)
+                return [] if state is None else self._elsewhere(state, now)
             case e.RouteRetired(epoch):
                 return self._retire(epoch)
             case e.RouteDropped(epoch, reason):
@@ -382,26 +319,6 @@ class DispatcherCore:
                     for said in self._end_all(state, "not-ready", "the dispatcher is shutting down")
                 ]
         return []
-
-    def _retire(self, epoch: int) -> list[e.Instruction]:
-        state = self.routes.retire(epoch)
-        return [] if state is None or state.busy else self._remove(epoch)
-
-    def _remove(self, epoch: int) -> list[e.Instruction]:
-        self.routes.remove(epoch)
-        return [e.Drained(epoch)]
-
-
-def _say(client: bytes, answer: Answer) -> e.Instruction:
-    if isinstance(answer.message, Result):
-        return e.Deliver(client, answer.message, answer.frames)
-    return e.Reject(client, answer.message)
-
-
-def _item(request: Request, now: float) -> Item:
-    infer = request.infer
-    left = NO_DEADLINE if infer.remaining_ns == NO_DEADLINE else max(0, int((request.deadline - now) * _S))
-    return Item(request.epoch, request.number, 0, left, infer.tensors, infer.trace)
 
 
 def _told(failure: Failure) -> str:

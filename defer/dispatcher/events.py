@@ -5,7 +5,7 @@ Frames are opaque here: the core holds a reference to them, and never looks insi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from node_agent.messages import Credit, Failure, Infer, Item, Rejection, Result, TensorSpec
@@ -63,6 +63,7 @@ class Route:
         fraction: Part of the model's requests that the plan deals to this route; less than 1 where stages have
             replicas.
         latency_s: Predicted seconds of one request when nothing waits.
+        typical_bytes: Input bytes of the request that was predicted; 0 where nobody knows.
         work: Predicted busy seconds per request of each device, link and shared medium, by name.
     """
 
@@ -80,6 +81,7 @@ class Route:
     fraction: float = 1.0
     latency_s: float = 0.0
     work: tuple[tuple[str, float], ...] = ()
+    typical_bytes: int = 0
 
 
 # ---------------------------------------------------------------------------------------------------- events
@@ -159,6 +161,32 @@ class DeviceBack:
 
 
 @dataclass(frozen=True, slots=True)
+class DevicesQuiet:
+    """Devices that have nothing to do, each with the time since when, on the clock of `handle`."""
+
+    since: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class CancelArrived:
+    """A client does not want the answer to its request any more."""
+
+    client: bytes
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStuck:
+    """No plan can hold the model on the devices that are left, says `reason`.
+
+    New requests are refused until one of its routes is ready again; those that were accepted wait.
+    """
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelAnnounced:
     """A model is on its way: until it is ready, asking for it is answered with `reason`."""
 
@@ -179,6 +207,21 @@ class RouteReady:
 
     epoch: int
     beside: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RouteStands:
+    """A loaded route stands by: it takes over as soon as no other route of its model is ready."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouteVoid:
+    """The agents do not hold this route any more: it is not ready again, whichever device comes back."""
+
+    epoch: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +271,14 @@ Event = (
     | ResultsBroke
     | DeviceLost
     | DeviceBack
+    | DevicesQuiet
+    | CancelArrived
+    | ModelStuck
     | ModelAnnounced
     | RouteLoaded
     | RouteReady
+    | RouteStands
+    | RouteVoid
     | RouteRetired
     | RouteDropped
     | ModelForgotten
@@ -276,6 +324,23 @@ class Drained:
 
 
 @dataclass(frozen=True, slots=True)
+class CancelItems:
+    """Nobody waits for these requests any more: tell the devices of their route to drop them."""
+
+    epoch: int
+    devices: tuple[str, ...]
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TookOver:
+    """A route that stood by serves its model from now on."""
+
+    model: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class CutLink:
     """The peer behind `link` breaks the rules: close the connection and open another."""
 
@@ -294,4 +359,4 @@ class Sampled:
     outputs: Frames
 
 
-Instruction = SendItem | Deliver | Reject | Drained | CutLink | Sampled
+Instruction = SendItem | Deliver | Reject | Drained | CutLink | CancelItems | TookOver | Sampled

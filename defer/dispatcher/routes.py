@@ -54,6 +54,10 @@ NEARLY = 1.02
 """Routes whose scores differ by less than this are taken by turns; predictions are not more exact than that."""
 
 
+NOBODY = ""
+"""In the place of a lost device: it never comes back."""
+
+
 class Routes:
     """Every route that has been loaded and is not gone, and which of them serves each model.
 
@@ -68,6 +72,8 @@ class Routes:
         self.by_epoch: dict[int, RouteState] = {}
         self.serving: dict[str, tuple[int, ...]] = {}
         self.announced: dict[str, str] = {}
+        self.stuck: dict[str, str] = {}
+        self.standing: dict[str, tuple[int, ...]] = {}
         self._turns: dict[str, deque[int]] = {}
 
     def __getitem__(self, epoch: int) -> RouteState:
@@ -95,11 +101,19 @@ class Routes:
             return "unknown-model", f"no model {model!r} is deployed; deployed: {', '.join(sorted(names))}"
         if model not in self.serving:
             return "not-ready", f"model {model!r} is not ready: {self.announced[model]}"
-        state = self.best(model, now)
-        if state is None:
-            reason = self.announced.get(model) or self.by_epoch[self.serving[model][0]].reason
-            return "not-ready", f"model {model!r} is not ready: {reason}"
-        return state
+        if model in self.stuck:
+            return "not-ready", f"model {model!r} is not ready: {self.stuck[model]}"
+        return self.room(model, now)
+
+    def room(self, model: str, now: float) -> RouteState:
+        """The route that a request takes; while none is ready, one where it waits until one is.
+
+        Args:
+            model: A model that is served.
+            now: Seconds on the core's clock.
+        """
+        lost = (self.by_epoch[epoch] for epoch in self.serving[model])
+        return self.best(model, now) or min(lost, key=lambda state: state.busy)
 
     def ready_for(self, model: str) -> list[RouteState]:
         """The routes that take a model's requests now."""
@@ -158,9 +172,22 @@ class Routes:
         before = self.serving.get(model, ())
         self.serving[model] = epochs
         self.announced.pop(model, None)
+        self.stuck.pop(model, None)
+        for epoch in epochs:
+            self._stand_down(model, epoch)
         for state in map(self.by_epoch.__getitem__, epochs):
             state.state = "lost" if state.lost else "ready"
         return tuple(epoch for epoch in before if epoch not in epochs)
+
+    def stand(self, epoch: int) -> None:
+        """Let a loaded route stand by for its model."""
+        model = self.by_epoch[epoch].route.model
+        self.standing[model] = (*self.standing.get(model, ()), epoch)
+
+    def stand_in(self, model: str) -> RouteState | None:
+        """A route that stands by, all of whose devices are in reach."""
+        standing = (self.by_epoch[epoch] for epoch in self.standing.get(model, ()))
+        return next((state for state in standing if not state.lost), None)
 
     def retire(self, epoch: int) -> RouteState | None:
         """Let a route serve no more; what is in flight on it goes on."""
@@ -172,6 +199,8 @@ class Routes:
             self.serving[model] = tuple(other for other in self.serving[model] if other != epoch)
             if not self.serving[model]:
                 del self.serving[model]
+                self.stuck.pop(model, None)
+        self._stand_down(model, epoch)
         state.state = "retired"
         return state
 
@@ -183,6 +212,22 @@ class Routes:
         turns.remove(epoch)
         if not turns:
             del self._turns[route.link]
+
+    def _stand_down(self, model: str, epoch: int) -> None:
+        left = tuple(other for other in self.standing.pop(model, ()) if other != epoch)
+        if left:
+            self.standing[model] = left
+
+    def void(self, epoch: int, reason: str) -> RouteState | None:
+        """The devices of a route do not hold it any more."""
+        state = self.by_epoch.get(epoch)
+        if state is not None:
+            state.lost.add(NOBODY)
+            state.reason = reason
+            if state.state == "ready":
+                state.state = "lost"
+            self._stand_down(state.route.model, epoch)
+        return state
 
     def lose(self, device: str, reason: str, *, restarted: bool = False) -> list[RouteState]:
         """A device is out of reach, or another process answers there; returns the routes that passed it."""
@@ -204,3 +249,4 @@ class Routes:
             state.lost.discard(device)
             if state.state == "lost" and not state.lost:
                 state.state, state.reason = "ready", ""
+                self.stuck.pop(state.route.model, None)

@@ -253,12 +253,13 @@ def test_deadlines_end_requests_with_what_did_not_answer() -> None:
     core = ready_core(items=1)
     ask(core, "sent", left=2 * S)
     ask(core, "waits", left=1 * S)
-    assert core.next_deadline() == 1
+    assert core.ledger.next_expiry() == 1
     first = refused(core.handle(e.Tick(), 1))
     assert first.code == "deadline-exceeded"
     assert "waited for a" in first.message
-    second = refused(core.handle(e.Tick(), 2.5))
-    assert "a → b" in second.message
+    told, dropped = core.handle(e.Tick(), 2.5)
+    assert "a → b" in refused([told]).message
+    assert dropped == e.CancelItems(1, ("a", "b"), (1,))
     assert core.next_deadline() == math.inf
     assert back(core, 1, 3) == []
     assert core.counters.stale == 1
@@ -269,7 +270,7 @@ def test_a_request_without_deadline_ends_at_the_dispatchers_own() -> None:
     (sent,) = ask(core, "r", left=NO_DEADLINE)
     assert isinstance(sent, e.SendItem)
     assert sent.item.remaining_ns == NO_DEADLINE
-    assert core.next_deadline() == 60
+    assert core.ledger.next_expiry() == 60
 
 
 def test_results_of_another_epoch_twice_or_malformed() -> None:
@@ -295,20 +296,118 @@ def test_failures_name_the_device() -> None:
     assert (rejection.code, rejection.message) == ("run-failed", "no kernel (on device 'b')")
 
 
-def test_a_lost_device_ends_what_is_in_flight_and_refuses_new_requests_until_it_is_back() -> None:
+def test_while_a_device_is_lost_requests_wait_for_it() -> None:
     core = ready_core(items=1)
     ask(core, "sent")
     ask(core, "waits")
-    out = core.handle(e.DeviceLost("b", "no heartbeat"), 1)
-    assert [(i.rejection.code, i.rejection.message) for i in out if isinstance(i, e.Reject)] == [
-        ("agent-lost", "device 'b' was lost: no heartbeat")
-    ] * 2
-    late = refused(ask(core, "new"))
-    assert (late.code, "device 'b' is lost" in late.message) == ("not-ready", True)
+    assert core.handle(e.DeviceLost("b", "no heartbeat"), 1) == []
+    assert ask(core, "new") == []
+    core.handle(e.CreditArrived("L", Credit(9, 999)), 1)
     assert core.handle(e.DeviceLost("z", "unrelated"), 1) == []
-    core.handle(e.DeviceBack("b"), 2)
-    core.handle(e.CreditArrived("L", Credit(1, 0)), 2)
-    assert isinstance(ask(core, "new")[0], e.SendItem)
+    again = core.handle(e.DeviceBack("b"), 2)
+    assert [i.item.request for i in again if isinstance(i, e.SendItem)] == [2, 3]
+    assert len(back(core, 1, 3)) == 1
+
+
+def test_what_nobody_can_hold_ends_at_its_deadline_with_the_reason() -> None:
+    core = ready_core()
+    ask(core, "sent", left=5 * S)
+    core.handle(e.DeviceLost("b", "no heartbeat"), 1)
+    core.handle(e.ModelStuck("m", "no plan holds it without 'b'"), 2)
+    late = refused(ask(core, "new", now=2))
+    assert (late.code, late.message) == ("not-ready", "model 'm' is not ready: no plan holds it without 'b'")
+    told, _ = core.handle(e.Tick(), 5)
+    assert refused([told]).code == "deadline-exceeded"
+    assert "no plan holds it without 'b'" in refused([told]).message
+    core.handle(e.DeviceBack("b"), 6)
+    assert isinstance(ask(core, "new", now=6)[0], e.SendItem)
+
+
+def test_a_plan_for_what_is_left_takes_what_was_in_flight_with_its_deadline() -> None:
+    core = ready_core(items=1)
+    ask(core, "sent", left=9 * S)
+    ask(core, "waits", left=9 * S)
+    core.handle(e.DeviceLost("b", "its connection closed"), 1)
+    core.handle(e.RouteLoaded(route(2, link="M", devices=("a",))), 2)
+    core.handle(e.LinkUp("M"), 2)
+    core.handle(e.CreditArrived("M", Credit(9, 999)), 2)
+    *items, drained = core.handle(e.RouteReady(2), 3)
+    assert [
+        (i.item.epoch, i.item.request, i.item.remaining_ns) for i in items if isinstance(i, e.SendItem)
+    ] == [
+        (2, 1, 6 * S),
+        (2, 2, 6 * S),
+    ]
+    assert drained == e.Drained(1)
+    assert back(core, 1, 4) == []
+    assert len(back(core, 1, 4, epoch=2)) == 1
+    assert back(core, 1, 5, epoch=2) == []
+
+
+def test_a_route_that_stands_by_takes_over_at_once() -> None:
+    core = ready_core()
+    for epoch, devices in ((2, ("a", "c")), (3, ("c",))):
+        core.handle(e.RouteLoaded(route(epoch, link="L", devices=devices)), 0)
+        core.handle(e.RouteStands(epoch), 0)
+    ask(core, "r")
+    sent, drained, took = core.handle(e.DeviceLost("a", "its connection closed"), 1)
+    assert isinstance(sent, e.SendItem)
+    assert (sent.item.epoch, took, drained) == (3, e.TookOver("m", 3), e.Drained(1))
+    # The other one passes the lost device as well; it takes over when that is back and this one is lost.
+    core.handle(e.DeviceBack("a"), 2)
+    out = core.handle(e.DeviceLost("b", "unrelated"), 3)
+    assert out == []
+    assert core.routes.standing == {"m": (2,)}
+    core.handle(e.RouteVoid(2, "unloaded"), 4)
+    assert core.handle(e.DeviceLost("c", "its connection closed"), 5) == []
+    assert [state.busy for state in core.routes.by_epoch.values()] == [0, 1]
+
+
+def test_a_void_route_is_not_ready_again() -> None:
+    core = ready_core()
+    core.handle(e.DeviceLost("b", "silent"), 1)
+    core.handle(e.RouteVoid(1, "unloaded to make room"), 2)
+    core.handle(e.DeviceBack("b"), 3)
+    assert core.routes[1].state == "lost"
+
+
+def test_what_is_replaced_by_a_model_of_another_shape_ends() -> None:
+    core = ready_core()
+    ask(core, "r")
+    core.handle(e.DeviceLost("b", "gone"), 1)
+    core.handle(e.RouteLoaded(replace(route(2), inputs=(TensorSpec("x", "float32", ("N", 5)),))), 2)
+    told, drained = core.handle(e.RouteReady(2), 2)
+    assert refused([told]).code == "request-failed"
+    assert drained == e.Drained(1)
+
+
+def test_a_request_at_which_device_after_device_is_lost_ends() -> None:
+    core = ready_core()
+    ask(core, "poison", left=NO_DEADLINE)
+    for count in range(1, 9):
+        out = core.handle(e.DeviceLost("b", "it hangs"), count)
+        core.handle(e.DeviceBack("b"), count)
+    assert "at the loss of 8 devices" in refused(out).message
+
+
+def test_a_canary_on_a_lost_device_ends_at_once() -> None:
+    core = DispatcherCore()
+    core.handle(e.RouteLoaded(route()), 0)
+    core.handle(e.InferArrived(b"", infer("c"), ("fx",), 1), 0)
+    assert refused(core.handle(e.DeviceLost("a", "gone"), 1)).code == "agent-lost"
+
+
+def test_cancelled_requests_are_dropped_on_the_way_and_only_by_who_asked() -> None:
+    core = ready_core(items=1)
+    ask(core, "sent")
+    ask(core, "waits")
+    assert core.handle(e.CancelArrived(b"other", b"sent".ljust(16)), 1) == []
+    told, dropped = core.handle(e.CancelArrived(b"c", b"sent".ljust(16)), 1)
+    assert refused([told]).code == "cancelled"
+    assert dropped == e.CancelItems(1, ("a", "b"), (1,))
+    assert refused(core.handle(e.CancelArrived(b"c", b"waits".ljust(16)), 1)).code == "cancelled"
+    assert core.handle(e.CancelArrived(b"c", b"sent".ljust(16)), 1) == []
+    assert (core.requests, back(core, 1, 2)) == ({}, [])
 
 
 def test_what_a_restarted_agent_had_loaded_is_not_ready_again_when_it_was_only_out_of_reach_once_more() -> (
@@ -319,12 +418,11 @@ def test_what_a_restarted_agent_had_loaded_is_not_ready_again_when_it_was_only_o
     core.handle(e.DeviceLost("b", "its agent restarted", restarted=True), 2)
     core.handle(e.DeviceLost("b", "its connection closed"), 3)
     core.handle(e.DeviceBack("b"), 4)
-    assert refused(ask(core, "old")).code == "not-ready"
+    assert ask(core, "old") == []
     core.handle(e.RouteLoaded(route(2)), 5)
-    assert core.handle(e.RouteReady(2), 5) == [e.Drained(1)]
-    (sent,) = ask(core, "new")
-    assert isinstance(sent, e.SendItem)
-    assert sent.item.epoch == 2
+    moved, drained = core.handle(e.RouteReady(2), 5)
+    assert isinstance(moved, e.SendItem)
+    assert (moved.item.epoch, drained) == (2, e.Drained(1))
 
 
 def test_after_a_broken_connection_requests_are_sent_again_in_order() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from defer.dispatcher import events as e
-from defer.dispatcher.core import DispatcherCore
+from defer.dispatcher.core import MOST_LOSSES, DispatcherCore
 from node_agent.messages import NO_DEADLINE, Credit, Failure, Infer, Item, TensorHeader, TensorSpec
 
 INPUTS = (TensorSpec("x", "uint8", ("N",)),)
@@ -142,12 +142,9 @@ class Dispatcher(RuleBasedStateMachine):
 
     @rule(device=st.sampled_from(DEVICES))
     def lose(self, device: str) -> None:
+        held = [request for request in self.core.requests.values() if request.losses + 1 < MOST_LOSSES]
         self.feed(e.DeviceLost(device, "gone"))
-        assert not any(
-            request
-            for request in self.core.requests.values()
-            if device in self.core.routes[request.epoch].route.devices
-        )
+        assert all(self.core.requests.get(r.number) is r for r in held), "a loss ended a request"
 
     @rule(device=st.sampled_from(DEVICES))
     def regain(self, device: str) -> None:
@@ -155,20 +152,48 @@ class Dispatcher(RuleBasedStateMachine):
 
     @rule(device=st.sampled_from(DEVICES))
     def restart(self, device: str) -> None:
-        self.feed(e.DeviceLost(device, "its agent restarted", restarted=True))
         self.void |= {state.route.epoch for state in self.core.routes.through(device)}
+        self.feed(e.DeviceLost(device, "its agent restarted", restarted=True))
+
+    @rule(devices=st.sets(st.sampled_from(DEVICES)))
+    def fall_quiet(self, devices: set[str]) -> None:
+        self.feed(e.DevicesQuiet(dict.fromkeys(devices, self.now)))
+
+    @rule(model=st.sampled_from("mn"))
+    def be_stuck(self, model: str) -> None:
+        self.feed(e.ModelStuck(model, "nothing holds it"))
+
+    @precondition(lambda self: self.epoch)
+    @rule(data=st.data())
+    def unload(self, data: st.DataObject) -> None:
+        epoch = data.draw(st.integers(1, self.epoch))
+        self.void.add(epoch)
+        self.feed(e.RouteVoid(epoch, "unloaded"))
+
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data(), client=st.sampled_from([b"c", b"other"]))
+    def cancel(self, data: st.DataObject, client: bytes) -> None:
+        name = data.draw(st.sampled_from(self.ids[-6:]))
+        self.feed(e.CancelArrived(client, name))
+        assert client != b"c" or self.core.ledger.named(name) is None
 
     @rule(device=st.sampled_from(DEVICES))
     def lose_results(self, device: str) -> None:
         self.feed(e.ResultsBroke(device))
 
     @rule(model=st.sampled_from("mn"), first=st.integers(0, 1), serve=st.booleans())
-    def deploy(self, model: str, first: int, serve: bool) -> None:
+    def deploy(self, model: str, first: int, serve: bool, stands: bool = False) -> None:
         self.epoch += 1
         route = e.Route(model, self.epoch, INPUTS, OUTPUTS, f"L{first}", 1, (DEVICES[first], "c"), last="c")
         self.feed(e.RouteLoaded(route))
-        if serve:
+        if stands:
+            self.feed(e.RouteStands(self.epoch))
+        elif serve:
             self.feed(e.RouteReady(self.epoch))
+
+    @rule(model=st.sampled_from("mn"), first=st.integers(0, 1))
+    def stand_by(self, model: str, first: int) -> None:
+        self.deploy(model, first, False, True)
 
     @precondition(lambda self: self.epoch)
     @rule(data=st.data(), drop=st.booleans())
@@ -192,7 +217,8 @@ class Dispatcher(RuleBasedStateMachine):
         assert core.nbytes <= LIMITS.nbytes or len(core.requests) == 1
         assert len(core.answers) <= LIMITS.answers
         assert core.answers.nbytes <= LIMITS.answer_bytes
-        assert all(state.busy <= LIMITS.requests for state in core.routes.by_epoch.values())
+        # What moves from a lost route may come on top of what another holds.
+        assert len(core.requests) <= LIMITS.requests * max(1, len(core.routes.by_epoch))
         assert sum(state.busy for state in core.routes.by_epoch.values()) == len(core.requests)
         assert all(state.busy or state.state != "retired" for state in core.routes.by_epoch.values())
 

@@ -154,15 +154,13 @@ def test_what_waits_for_credit_moves_too() -> None:
     assert sent(core.handle(e.CreditArrived("L2", Credit(9, 1 << 20)), 2)) == [(2, 4), (2, 1), (2, 3)]
 
 
-def test_a_device_that_all_routes_need_ends_the_requests() -> None:
+def test_for_a_device_that_all_routes_need_requests_wait() -> None:
     core = core_of(0.5, 0.5)
     ask(core, "r")
-    (told,) = core.handle(e.DeviceLost("a", "its connection closed"), 1)
-    assert isinstance(told, e.Reject)
-    assert told.rejection.code == "agent-lost"
-    (told,) = ask(core, "s")
-    assert isinstance(told, e.Reject)
-    assert told.rejection.code == "not-ready"
+    assert core.handle(e.DeviceLost("a", "its connection closed"), 1) == []
+    assert ask(core, "s") == []
+    (told,) = sent(core.handle(e.DeviceBack("a"), 2))
+    assert told[1] == 2
 
 
 def test_a_new_deployment_retires_every_route_of_the_old() -> None:

@@ -177,14 +177,15 @@ def test_an_agent_that_is_killed_and_started_again_is_loaded_again(
         waiting = [client.submit(models.example_inputs(MODEL, seed=seed)) for seed in range(3)]
         time.sleep(0.1)
         b.process.kill()
-        for future in waiting:
-            with pytest.raises(errors.AgentLost, match="device 'b' was lost"):
-                future.result(20)
-        with pytest.raises(errors.NotReady, match="'b'"):
-            client.infer(models.example_inputs(MODEL))
+        until(lambda: client.models()[0].state == "lost")
+        waiting.append(client.submit(models.example_inputs(MODEL, seed=3)))
+        with pytest.raises(errors.DeadlineExceeded, match="'b'"):
+            client.infer(models.example_inputs(MODEL), timeout=0.3)
         again = restart(b, tmp_path)
         try:
-            until(lambda: client.models()[0].state == "ready")
+            for seed, future in enumerate(waiting):
+                for name, array in expected(models.example_inputs(MODEL, seed=seed)).items():
+                    np.testing.assert_allclose(future.result(20)[name], array, rtol=1e-4, atol=1e-5)
             check(client, expected, range(20))
         finally:
             stop([again])
