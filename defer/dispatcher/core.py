@@ -152,7 +152,7 @@ class DispatcherCore(Conveyor):
         result = Result(request.infer.request, headers, now - request.arrived)
         kept = tuple(frames[held[name]] for name in wanted)
         self.overdue.back(item.epoch, item.request, now)
-        state.traffic.finished(now, now - request.arrived)
+        state.traffic.finished(now, now - request.arrived, request.infer.tensors)
         out = self._answer(request, Answer(result, kept, sum(header.nbytes for header in headers)))
         every = state.route.sample_every
         if every and request.client and state.traffic.answered % every == 0:

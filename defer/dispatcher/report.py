@@ -13,6 +13,7 @@ import defer
 from defer import api
 from defer.agents import AgentPool
 from defer.dispatcher.core import DispatcherCore
+from defer.dispatcher.counters import LATENCY_BOUNDS, Totals
 from defer.dispatcher.routes import RouteState
 from defer.dispatcher.sampling import Tally
 from defer.dispatcher.shell import DataShell
@@ -65,6 +66,8 @@ class _Seen:
     failed: dict[str, int]
     repeated: int
     stale: int
+    replayed: int
+    totals: tuple[api.ModelTotals, ...]
 
 
 def _look(core: DispatcherCore, now: float) -> _Seen:
@@ -81,6 +84,22 @@ def _look(core: DispatcherCore, now: float) -> _Seen:
         failed=dict(core.counters.failed),
         repeated=core.counters.repeated,
         stale=core.counters.stale,
+        replayed=core.counters.replayed,
+        totals=tuple(_totals(model, totals) for model, totals in sorted(core.routes.totals.items())),
+    )
+
+
+def _totals(model: str, totals: Totals) -> api.ModelTotals:
+    return api.ModelTotals(
+        model,
+        totals.succeeded,
+        dict(totals.failed),
+        totals.inferences,
+        totals.seconds,
+        totals.waited,
+        totals.waited_s,
+        LATENCY_BOUNDS,
+        tuple(totals.latencies),
     )
 
 
@@ -135,6 +154,8 @@ def status_of(
         failed=seen.failed,
         repeated=seen.repeated,
         stale=seen.stale,
+        replayed=seen.replayed,
+        totals=seen.totals,
     )
 
 

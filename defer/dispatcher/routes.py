@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from defer.dispatcher.backlog import Backlog
-from defer.dispatcher.counters import Traffic
+from defer.dispatcher.counters import Totals, Traffic
 from defer.dispatcher.events import Route
 
 State = Literal["loaded", "ready", "lost", "retired"]
@@ -71,6 +71,7 @@ class Routes:
         self._backlog = Backlog()
         self.by_epoch: dict[int, RouteState] = {}
         self.serving: dict[str, tuple[int, ...]] = {}
+        self.totals: dict[str, Totals] = {}
         self.announced: dict[str, str] = {}
         self.stuck: dict[str, str] = {}
         self.standing: dict[str, tuple[int, ...]] = {}
@@ -162,7 +163,11 @@ class Routes:
 
     def load(self, route: Route) -> None:
         """Add a route; only requests that name its epoch take it until it is ready."""
-        self.by_epoch[route.epoch] = RouteState(route)
+        # A reference is no client's: what runs on it is not the model's traffic.
+        totals = Totals() if route.reference_of else self.totals.setdefault(route.model, Totals())
+        first = route.inputs[0].shape if route.inputs else ()
+        batched = bool(first) and isinstance(first[0], str)
+        self.by_epoch[route.epoch] = RouteState(route, traffic=Traffic(totals, batched))
         self._backlog.open(route.epoch, route.latency_s, route.work)
         self._turns.setdefault(route.link, deque()).append(route.epoch)
 
