@@ -123,6 +123,28 @@ def with_own_order(
     return msgspec.structs.replace(best, notes=(*best.notes, told))
 
 
+def own_order(
+    order: Sequence[int],
+    positions: Sequence[int],
+    chain: BlockChain,
+    profile: CostProfile | None,
+    branches: Branches,
+) -> tuple[BlockChain, CostProfile | None]:
+    """The chain, and the profile, in which a plan with an order of its own was made.
+
+    Args:
+        order: The plan's.
+        positions: Its boundaries, in that order.
+        chain: The model's blocks, in the model's own order.
+        profile: What was measured of them.
+        branches: The model.
+    """
+    grouped = regroup(branches.reorder(order), positions)
+    if profile is None:
+        return grouped, None
+    return grouped, _reordered(profile, Shares(chain, branches.flow()), order, grouped)
+
+
 def _floor(costs: Costs) -> float:
     """Seconds between two results if the work could be shared out among the devices without a rest."""
     rows = np.array(list(costs.problem.block_seconds.values()), np.float64)

@@ -38,7 +38,8 @@ def offered_codecs(
         boundaries: L + 1.
         cluster: The devices.
         profile: What was measured; without it nothing is known of a codec, and none is taken but a wanted one.
-        wanted: `raw`, `auto`, or the one codec between stages.
+        wanted: `raw`, `auto`, `every` (also those that bring nothing; to price a plan that is there), or the one codec
+            between stages.
         sink: The router's name for where results go.
         errors: What lossy codecs do.
 
@@ -56,6 +57,8 @@ def offered_codecs(
     names = sorted(profile.codecs) if profile else []
     usable = [name for name in names if name != "raw" and (_harmless(name) or name in (errors or {}))]
     offered = [_measured(profile, name, cluster, sink, errors or {}) for name in usable if profile]
+    if wanted == "every":
+        return (router.RAW, *offered)
     if wanted == "auto":
         return (router.RAW, *_undominated(offered, boundaries))
     return _only(wanted, offered, boundaries, cluster, sink, measured=profile is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from defer import units
-from defer.documents.plan import Plan, PlanStage, PlanTransfer
+from defer.documents.plan import Plan, PlanShare, PlanStage, PlanTransfer
 from defer.draw_words import (
     PER,
     accuracy,
@@ -52,9 +52,18 @@ def _routes(plan: Plan) -> list[str]:
     """Where stages have replicas: every route and its part of the requests; the largest is drawn above."""
     lines = ["", f"Requests are dealt to {len(plan.shares)} routes:"]
     for share in plan.shares:
-        stages = " → ".join(f"{stage.device} {stage.start}–{stage.stop - 1}" for stage in share.stages)
-        lines.append(f"  {share.fraction:6.1%}  {stages}")
+        lines.append(f"  {share.fraction:6.1%}  {_way(share)}")
     return lines
+
+
+def _way(share: PlanShare) -> str:
+    """A route's stages in order, and the devices that only pass tensors on."""
+    stages = [f"{stage.device} {stage.start}–{stage.stop - 1}" for stage in share.stages]
+    way: list[str] = []
+    for number, transfer in enumerate(share.transfers):
+        way += [f"({name})" for name in transfer.path[1:-1]]
+        way += stages[number : number + 1]
+    return " → ".join(way)
 
 
 def _beside(plan: Plan) -> str:

@@ -22,7 +22,7 @@ from defer.calibration import generated, load
 from defer.codec_costs import Errors
 from defer.codec_errors import OnStep, error_table, plan_error
 from defer.documents.cluster import Cluster
-from defer.documents.plan import Objective, Plan, PlanAccuracy
+from defer.documents.plan import Objective, Plan, PlanAccuracy, PlanAdvice
 from defer.documents.profile import CostProfile
 from defer.errors import MissingExtra, NoRoute
 from defer.parts import bound_inputs
@@ -51,6 +51,7 @@ class Wish:
     codec: str | None = None
     limits: Limits = NO_LIMITS
     rules: Rules = NO_RULES
+    advice: bool = False
 
 
 def plan_on_calibration(
@@ -124,7 +125,8 @@ def plan_within(
     search = _Search(runner.chain, cluster, profile, budget, table, wish)
 
     def check(plan: Plan) -> float:
-        return plan_error(runner, inputs, plan, budget, on_step)
+        # With replicas a request takes one of several routes, and each keeps the budget.
+        return max(plan_error(runner, inputs, leg, budget, on_step) for _, leg in plan.legs)
 
     found = search.run(check)
     if found is None:
@@ -133,6 +135,8 @@ def plan_within(
             hint="allow a larger --max-error, or another codec",
         )
     plan, error = found
+    if wish.advice:
+        plan = search.advised(plan)
     accuracy = PlanAccuracy(
         metric=budget.metric,
         budget=budget.limit,
@@ -204,7 +208,7 @@ class _Search:
             believed = self._sum(plan)
             # What the errors add up to when the check finds just the limit, if both shrink alike.
             room = min(room, believed) * MARGIN * min(1.0, limit / error if math.isfinite(error) else 0.5)
-            recoded = None if self._forced else self._recode(plan, room)
+            recoded = None if self._forced or plan.shares else self._recode(plan, room)
             if recoded is None or (self._best is not None and recoded.value >= self._best[0].value):
                 return
             plan = recoded
@@ -230,6 +234,15 @@ class _Search:
 
     def _plan(self, share: float) -> Plan:
         """The fastest plan in which no transfer takes more than `share` of the budget."""
+        return self._made(self._errors(share))
+
+    def advised(self, plan: Plan) -> Plan:
+        """The plan with what limits it, as far as planning knows: errors as they add up, not as the check finds them."""
+        most = math.inf if self._forced else self._budget.limit**self._budget.power
+        known = self._made(self._errors(math.inf), max_error=most, advice=True)
+        return msgspec.structs.replace(plan, advice=scaled_advice(known, plan))
+
+    def _made(self, errors: Errors, *, max_error: float = math.inf, advice: bool = False) -> Plan:
         wish = self._wish
         return make_plan(
             self._chain,
@@ -239,9 +252,11 @@ class _Search:
             max_stages=wish.max_stages,
             placement=wish.placement,
             codec=wish.codec,
-            errors=self._errors(share),
+            errors=errors,
+            max_error=max_error,
             limits=wish.limits,
             rules=wish.rules,
+            advice=advice,
         )
 
     def _sum(self, plan: Plan) -> float:
@@ -253,3 +268,13 @@ class _Search:
             if transfer.codec in self._table
         ]
         return float(math.fsum(error**power for error in errors) ** (1 / power))
+
+
+def scaled_advice(known: Plan, plan: Plan) -> PlanAdvice | None:
+    """The advice for `known`, its gains told of `plan`, which does the same a little slower or faster."""
+    if known.advice is None:
+        return None
+    what_ifs = tuple(
+        msgspec.structs.replace(each, value=plan.value * (1 - each.gain)) for each in known.advice.what_ifs
+    )
+    return msgspec.structs.replace(known.advice, what_ifs=what_ifs)

@@ -43,6 +43,7 @@ def make_plan(
     placement: Placement | None = None,
     codec: str | None = None,
     errors: Errors | None = None,
+    max_error: float = math.inf,
     limits: Limits = NO_LIMITS,
     rules: Rules = NO_RULES,
     advice: bool = False,
@@ -59,6 +60,7 @@ def make_plan(
         placement: Blocks of each device, chosen by hand; planning then only finds the way between them.
         codec: The one codec between stages, or `auto`; None takes the cluster file's.
         errors: What lossy codecs add at each boundary; without it no codec changes a value.
+        max_error: The most that these may add up to.
         limits: Bounds that the plan must keep, and the weights of a weighted objective.
         rules: Blocks and devices that are tied, forbidden or shared.
         advice: Also find out what limits the plan, and what changes of the cluster would gain.
@@ -85,27 +87,26 @@ def make_plan(
         )
 
     costs = costs_with("avoid" if placement is None else "ignore")
-    goal = goal_of(objective, limits)
+    goal = goal_of(objective, limits, max_error)
     with in_our_words(costs):
         problem = costs.problem
         if placement is not None:
             _check_placement(placement, chain, cluster)
             problem = replace(problem, stages_per_device=None)
             solution = router.place(problem, placement, goal)
-        elif rules.replicas:
-            solution = router.solve_replicated(problem)
         else:
+            solver = router.solve_replicated if rules.replicas else router.solve
             try:
-                solution = router.solve(problem, goal)
+                solution = solver(problem, goal)
             except router.NoRoute:
                 # A stage that falls back is better than no plan; the operator's own bounds refuse it again.
                 costs = costs_with("bear")
                 if costs.problem.pins == problem.pins:
                     raise
                 problem = costs.problem
-                solution = router.solve(problem, goal)
+                solution = solver(problem, goal)
         plan = to_plan(chain, cluster, costs, solution, objective, limits, by_hand=placement is not None)
-        if advice and not plan.shares:
+        if advice:
             plan = msgspec.structs.replace(plan, advice=_advise(problem, solution, goal, costs, placement))
     free = placement is None and errors is None and rules == NO_RULES
     if branches is None or objective != "throughput" or not free:
@@ -160,7 +161,7 @@ def _advise(
     if placement is not None:  # what a change gains with the blocks where the operator wants them
         blocks = {block: stage.device for stage in placement for block in range(stage.start, stage.stop)}
         problem = replace(problem, pins=router.Pins(blocks=blocks), max_stages=len(placement))
-    found = router.advise(problem, solution, goal)
+    found = router.advise(problem, solution, goal, solver=_solve_replicated if solution.shares else None)
     return PlanAdvice(
         binding=found.binding,
         what_ifs=tuple(
@@ -168,6 +169,10 @@ def _advise(
             for each in found.what_ifs
         ),
     )
+
+
+def _solve_replicated(problem: router.Problem, goal: router.Objective, labels: int) -> router.Solution:
+    return router.solve_replicated(problem, goal, labels=labels)
 
 
 def recode_plan(

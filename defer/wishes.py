@@ -219,8 +219,8 @@ def check_wishes(objective: str, limits: Limits, rules: Rules, *, placed: bool =
         )
     if rules.replicas and objective != "throughput":
         raise UsageError("replicas only raise the throughput", hint="add --objective throughput")
-    if rules.replicas and (placed or tied or limits.given):
+    if rules.replicas and placed:
         raise UsageError(
-            "replicas are planned without bounds, ties and placements",
-            hint="leave out --max-latency and its like, --pin, --forbid and --place",
+            "blocks are placed by hand, and replicas are for the planner to place",
+            hint="give --place, or --replicas with --pin and --forbid",
         )

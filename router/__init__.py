@@ -36,7 +36,7 @@ from router.jobs import JointPlan, admit, plan_jobs
 from router.opgraph import DeviceKind, OpGraph, Tensor
 from router.placing import place
 from router.problem import OBJECTIVES, RAW, Buffers, CodecCost, Load, Objective, Pins, Problem
-from router.replanning import Replan, replan
+from router.replanning import Change, predict, weigh
 from router.replicas import solve_replicated
 from router.route import Evaluation, Route, Share, Solution, Stage, Term, Transfer
 from router.solver import solve
@@ -47,6 +47,7 @@ __all__ = [
     "Advice",
     "Buffers",
     "Capacity",
+    "Change",
     "Cluster",
     "CodecCost",
     "Device",
@@ -64,7 +65,6 @@ __all__ = [
     "OpGraph",
     "Pins",
     "Problem",
-    "Replan",
     "Route",
     "RouterError",
     "Share",
@@ -81,8 +81,9 @@ __all__ = [
     "explain",
     "place",
     "plan_jobs",
-    "replan",
+    "predict",
     "solve",
     "solve_replicated",
     "split_graph",
+    "weigh",
 ]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from router.cluster import Device, Link
 from router.diagnosis import without_bound
 from router.errors import NoRoute
 from router.evaluation import evaluate
+from router.instance import compile_problem
 from router.problem import Objective, Problem
-from router.route import Solution
+from router.route import Share, Solution
 from router.solver import LABELS, solve
+from router.workload import mix_load
+
+BUSIEST = 3
+"""Devices and links that are changed where every trial mixes routes anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +106,29 @@ def _lifted(problem: Problem, objective: Objective) -> list[tuple[str, Problem, 
     return found
 
 
-def advise(problem: Problem, found: Solution, objective: str | Objective, *, labels: int = LABELS) -> Advice:
+def advise(
+    problem: Problem,
+    found: Solution,
+    objective: str | Objective,
+    *,
+    labels: int = LABELS,
+    solver: Callable[[Problem, Objective, int], Solution] | None = None,
+) -> Advice:
     """Explain a plan and try changes: each used device twice, each used link twice as fast, each other codec alone.
 
     Args:
         problem: as it was solved.
-        found: the plan.
+        found: the plan; of one with replicas, only the busiest devices and links are changed, which takes long enough.
         objective: as it was solved.
         labels: effort of the solve; a trial gets a tenth of it.
+        solver: what solved it, of problem, objective and labels; `solve` by default.
     """
     wanted = Objective(objective) if isinstance(objective, str) else objective
 
     def trial(changed: Problem, goal: Objective = wanted) -> float:
         try:
+            if solver is not None:
+                return solver(changed, goal, labels // 10).value
             return solve(changed, goal, labels=labels // 10).value
         except NoRoute:
             return math.inf
@@ -120,14 +137,16 @@ def advise(problem: Problem, found: Solution, objective: str | Objective, *, lab
         return 1 - value / found.value if found.value > 0 else 0.0
 
     binding = [name for name, changed, goal in _lifted(problem, wanted) if gain(trial(changed, goal)) > 1e-9]
-    used = dict.fromkeys(stage.device for stage in found.route.stages)
+    shares = found.shares or (Share(1.0, found.route),)
+    devices, hops = _used(problem, shares)
+    if len(shares) > 1:
+        devices, hops = devices[:BUSIEST], hops[:BUSIEST]
     trials = [
-        (f"one more device like {n}", _twin(problem, n))
-        for n in used
-        if n not in (problem.source, problem.sink)
+        (f"one more device like {name}", _twin(problem, name))
+        for name in devices
+        if name not in (problem.source, problem.sink)
     ]
-    hops = [pair for t in found.route.transfers for pair in zip(t.path, t.path[1:], strict=False)]
-    for a, b in dict.fromkeys(hops):
+    for a, b in hops:
         link = problem.cluster.link(a, b)
         if math.isfinite(link.bandwidth):
             trials.append((f"link {a} -> {b} twice as fast", _faster(problem, link)))
@@ -137,4 +156,29 @@ def advise(problem: Problem, found: Solution, objective: str | Objective, *, lab
         WhatIf(text, value, gain(value)) for text, changed in trials if math.isfinite(value := trial(changed))
     ]
     results.sort(key=lambda each: -each.gain)
-    return Advice(evaluate(problem, found.route).bottleneck, tuple(binding), tuple(results))
+    return Advice(_bottleneck(problem, shares), tuple(binding), tuple(results))
+
+
+def _used(problem: Problem, shares: Sequence[Share]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Devices that compute and links that are crossed, the busiest first."""
+    devices: dict[str, float] = {}
+    hops: dict[tuple[str, str], float] = {}
+    for share in shares:
+        measured = evaluate(problem, share.route)
+        for stage in share.route.stages:
+            devices.setdefault(stage.device, 0.0)
+        for name in {stage.device for stage in share.route.stages}:
+            devices[name] += share.fraction * measured.devices.get(name, 0.0)
+        for transfer in share.route.transfers:
+            for pair in itertools.pairwise(transfer.path):
+                hops.setdefault(pair, 0.0)
+        for pair, seconds in measured.links.items():
+            hops[pair] = hops.get(pair, 0.0) + share.fraction * seconds
+    return sorted(devices, key=lambda n: -devices[n]), sorted(hops, key=lambda pair: -hops[pair])
+
+
+def _bottleneck(problem: Problem, shares: Sequence[Share]) -> str:
+    if len(shares) == 1:
+        return evaluate(problem, shares[0].route).bottleneck
+    instance = compile_problem(problem)
+    return instance.resource_name(int(mix_load(instance, shares).argmax()))

@@ -16,13 +16,17 @@ from scipy.optimize import linprog
 
 from router.additive import priced
 from router.errors import InvalidProblem, NoRoute
+from router.goal import Goal, make_goal
 from router.instance import Floats, compile_problem
 from router.layers import Network, potentials, trace
-from router.problem import Problem
+from router.problem import Objective, Problem
 from router.route import Route, Share
+from router.search import search
 from router.workload import work_of
 
 ROUNDS = 300
+LABELS = 20_000
+"""Effort of finding the next route where routes have bounds to keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +35,13 @@ class Job:
 
     Attributes:
         name: for people. problem: its costs; all jobs share one cluster. rate: requests per second.
+        limits: whose bounds on latency, money, energy and error every single route keeps; None for no bounds.
     """
 
     name: str
     problem: Problem
     rate: float = 1.0
+    limits: Objective | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,9 @@ def _check(jobs: Sequence[Job]) -> None:
 
 
 def capacity(jobs: Sequence[Job]) -> Capacity:
-    """Largest common factor of the jobs' rates that the cluster can carry, memory and stage limits aside.
+    """Largest common factor of the jobs' rates that the cluster can carry.
+
+    Memory and stage limits are left aside, but for jobs with bounds, each of whose routes keeps them.
 
     Raises:
         InvalidProblem: no jobs, a rate that is not positive, or different clusters.
@@ -84,17 +92,26 @@ def capacity(jobs: Sequence[Job]) -> Capacity:
     columns: list[tuple[int, Route, Floats]] = []
     n, m = instances[0].n, len(instances[0].src)
 
-    def price(j: int, busy: Floats) -> tuple[float, Route | None]:
+    bounds = [
+        make_goal(instance, job.limits).bounds if job.limits else ()
+        for job, instance in zip(jobs, instances, strict=True)
+    ]
+
+    def price(j: int, busy: Floats) -> tuple[float, float, Route | None]:
+        """The cheapest route at these prices: its price, a lower bound of any route's, and the route."""
         instance = instances[j]
         per_byte = busy[n : n + m] * instance.seconds_per_byte
         cost = priced(instance, busy[:n], per_byte, busy[n + m :])
+        if bounds[j]:
+            found = search(instance, Goal(Objective(), cost, 0.0, bounds[j], math.inf), budget=LABELS)
+            return found.value, found.bound, found.route
         table = potentials(instance, cost, networks[j])
         if not math.isfinite(table.start):
-            return math.inf, None
-        return table.start, trace(instance, cost, networks[j], table)
+            return math.inf, math.inf, None
+        return table.start, table.start, trace(instance, cost, networks[j], table)
 
     for j, job in enumerate(jobs):
-        route = price(j, np.ones(len(free)))[1]
+        route = price(j, np.ones(len(free)))[2]
         if route is None:
             raise NoRoute(f"job {job.name!r} has no route", limit="reachability")
         columns.append((j, route, work_of(instances[j], route)))
@@ -103,19 +120,20 @@ def capacity(jobs: Sequence[Job]) -> Capacity:
     solution = _master(columns, jobs, free)
     for _ in range(ROUNDS):
         factor, flows, busy, worth = solution
-        added, paid = False, 0.0
+        added, paid, proved = False, 0.0, True
         for j, job in enumerate(jobs):
-            least, route = price(j, busy)
-            paid += job.rate * least
+            least, surely, route = price(j, busy)
+            paid += job.rate * surely
+            proved = proved and surely >= least * (1 - 1e-9)
             if route is not None and (j, route) not in known and least < worth[j] * (1 - 1e-9):
                 known.add((j, route))
                 columns.append((j, route, work_of(instances[j], route)))
                 added = True
         if paid > 0:  # weak duality: prices scaled so that the cheapest routes are worth their factor
             limit = min(limit, float(busy @ free) / paid)
-        if not added or factor >= limit * (1 - 1e-9):
-            exact = True
-            limit = factor
+        exact = factor >= limit * (1 - 1e-9) or (proved and not added)
+        if exact or not added:
+            limit = factor if exact else limit
             break
         solution = _master(columns, jobs, free)
     factor, flows, busy, _ = solution  # columns found after it was solved are of no use any more

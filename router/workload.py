@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
 from router.instance import Floats, Instance
 from router.paths import load_of
-from router.route import Route
+from router.route import Route, Share
 
 
 def work_of(instance: Instance, route: Route) -> Floats:
@@ -30,3 +31,14 @@ def work_of(instance: Instance, route: Route) -> Floats:
         seconds = instance.overhead[u] + instance.block[u, stage.start : stage.stop].sum()
         load[u] += seconds / instance.free[u]
     return load * instance.free
+
+
+def mix_load(instance: Instance, shares: Sequence[Share]) -> Floats:
+    """(R,) busy seconds per request and free share of each resource, when requests are dealt in these shares.
+
+    The largest is the period.
+    """
+    load = sum(
+        (share.fraction * work_of(instance, share.route) for share in shares), np.zeros(instance.resources)
+    )
+    return load / instance.free

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from defer.accuracy import parse_budget
+from defer.accuracy import Budget, parse_budget
 from defer.blocks import PLANNING_BLOCKS, planning_chain
 from defer.cli.output import progress
 from defer.documents.blocks import BlocksDocument
@@ -63,6 +63,16 @@ def budget_options(command: F) -> F:
         callback=lambda _ctx, _param, value: parse_budget(value) if value else None,
         help="Allow lossy codecs as far as the output moves by this part of its length, or of its classes: top1:0.01.",
     )(command)
+
+
+def check_calibration(calibration: Path | None, max_error: Budget | None) -> None:
+    """Refuses calibration requests that nothing would be measured on.
+
+    Raises:
+        UsageError: `--calibration` was given without `--max-error`.
+    """
+    if calibration is not None and max_error is None:
+        raise UsageError("--calibration has no meaning without --max-error")
 
 
 def sample_option(command: F) -> F:

@@ -10,7 +10,7 @@ import msgspec
 from defer import api, units
 from defer.accuracy import Budget
 from defer.admin import Admin
-from defer.cli.chains import Shapes, budget_options, input_option, sample_option
+from defer.cli.chains import Shapes, budget_options, check_calibration, input_option, sample_option
 from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, examples, print_json, progress
 from defer.documents.base import decode, encode
@@ -65,9 +65,7 @@ def command(
     """
     from defer.model_files import calibration_file, model_files
 
-    if calibration is not None and max_error is None:
-        raise UsageError("--calibration has no meaning without --max-error")
-
+    check_calibration(calibration, max_error)
     plan = encode(Plan.load(plan_file)).decode() if plan_file else ""
     profile = encode(CostProfile.load(profile_file)).decode() if profile_file else ""
     with progress("deploy", as_json=as_json) as show, Admin(address) as admin:

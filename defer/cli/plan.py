@@ -12,7 +12,14 @@ import click
 
 from defer.accuracy import Budget
 from defer.blocks import planning_chain
-from defer.cli.chains import Shapes, blocks_option, budget_options, input_option, read_chain
+from defer.cli.chains import (
+    Shapes,
+    blocks_option,
+    budget_options,
+    check_calibration,
+    input_option,
+    read_chain,
+)
 from defer.cli.output import common_options, examples, note, progress
 from defer.cli.plan_options import OBJECTIVES, Asked, wish_options
 from defer.cli.plots import check_plot, write_plot
@@ -108,8 +115,7 @@ def command(
     from defer.guarded_planning import Wish
     from defer.planning import make_plan, parse_placement
 
-    if calibration is not None and max_error is None:
-        raise UsageError("--calibration has no meaning without --max-error")
+    check_calibration(calibration, max_error)
     if plot is not None:
         check_plot(plot)
     cluster = Cluster.load(cluster_file)
@@ -118,9 +124,9 @@ def command(
     chain = planning_chain(read_chain(model, blocks_file, inputs, as_json=as_json), blocks, profile)
     placement = parse_placement(place, cluster, len(chain.blocks)) if place else None
 
-    def planned(wish: Wish, advice: bool = False) -> Plan:
+    def planned(wish: Wish) -> Plan:
         if max_error is not None:
-            return _guarded(model, chain, cluster, profile, max_error, wish, calibration, step)
+            return guarded(model, chain, cluster, profile, max_error, wish, calibration, step)
         return make_plan(
             chain,
             cluster,
@@ -131,14 +137,14 @@ def command(
             codec=wish.codec,
             limits=wish.limits,
             rules=wish.rules,
-            advice=advice,
+            advice=wish.advice,
             branches=None if model is None else branches_of(model, inputs),
         )
 
     with progress("planning", as_json=as_json) as step:
         step(f"{len(chain.blocks)} blocks, {len(cluster.devices)} devices", 0.5)
-        wish = Wish(asked.objective, max_stages, placement, codec, limits, rules)
-        plan = planned(wish, explain)
+        wish = Wish(asked.objective, max_stages, placement, codec, limits, rules, explain)
+        plan = planned(wish)
         others = [(name, _other(name, wish, planned)) for name in compare]
     if plot is not None:
         write_plot(plan, plot, force=force)
@@ -171,10 +177,11 @@ def _other(name: str, wish: Wish, planned: Callable[[Wish], Plan]) -> Plan:
         return Plan.load(name)
     limits = wish.limits if name == wish.objective else replace(wish.limits, weights={})
     rules = replace(wish.rules, replicas=False)  # only throughput knows them
-    return planned(replace(wish, objective=name, limits=limits, rules=rules))  # type: ignore[arg-type]
+    other = replace(wish, objective=name, limits=limits, rules=rules, advice=False)  # type: ignore[arg-type]
+    return planned(other)
 
 
-def _guarded(
+def guarded(
     model: Path | None,
     chain: BlockChain,
     cluster: Cluster,

@@ -8,9 +8,18 @@ import click
 import msgspec
 
 from defer import units
+from defer.accuracy import Budget
 from defer.blocks import planning_chain
-from defer.cli.chains import Shapes, blocks_option, input_option, read_chain
+from defer.cli.chains import (
+    Shapes,
+    blocks_option,
+    budget_options,
+    check_calibration,
+    input_option,
+    read_chain,
+)
 from defer.cli.output import common_options, examples, note, print_json, progress
+from defer.cli.plan import guarded, known_codec
 from defer.cli.plan_options import Asked, wish_options
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
@@ -61,7 +70,13 @@ from defer.documents.profile import CostProfile
 )
 @wish_options
 @click.option("--max-stages", type=click.IntRange(min=1), help="Use at most so many stages.")
-@click.option("--codec", metavar="NAME", help="The one codec between stages: raw, lz4, … or auto.")
+@click.option(
+    "--codec",
+    metavar="NAME",
+    callback=lambda _ctx, _param, name: known_codec(name),
+    help="The one codec between stages of a new plan: raw, lz4, … or auto.",
+)
+@budget_options
 @input_option
 @blocks_option("--max-blocks")
 @click.option("-o", "--output", metavar="FILE", help="Write the plan to follow, plan.json.")
@@ -80,6 +95,8 @@ def command(
     asked: Asked,
     max_stages: int | None,
     codec: str | None,
+    max_error: Budget | None,
+    calibration: Path | None,
     inputs: Shapes,
     blocks: int,
     output: str | None,
@@ -91,8 +108,11 @@ def command(
     The new plan is taken where the running one cannot run any more, or where it saves more time, money or energy
     within the horizon than loading the partitions takes that devices do not hold yet.
     """
+    from defer.branches import branches_of
+    from defer.guarded_planning import Wish
     from defer.replanning import Prospect, replan
 
+    check_calibration(calibration, max_error)
     cluster = Cluster.load(cluster_file)
     profile = CostProfile.load(profile_file) if profile_file else None
     running = Plan.load(running_file)
@@ -106,6 +126,10 @@ def command(
     chain = planning_chain(read_chain(model, blocks_file, inputs, as_json=as_json), blocks, profile)
     with progress("planning", as_json=as_json) as step:
         step(f"{len(chain.blocks)} blocks, {len(cluster.devices)} devices", 0.5)
+        best = None
+        if max_error is not None:
+            wish = Wish(asked.objective, max_stages, None, codec, limits, rules)
+            best = guarded(model, chain, cluster, profile, max_error, wish, calibration, step)
         found = replan(
             running,
             chain,
@@ -117,6 +141,8 @@ def command(
             limits=limits,
             rules=rules,
             prospect=prospect,
+            branches=None if model is None else branches_of(model, inputs),
+            best=best,
         )
     if output:
         found.plan.save(output, force=force)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from defer import units
 from defer.documents.address import Address, parse_address
 from defer.errors import DeferError, InvalidCluster
+from node_agent.codecs import CODECS
 from node_agent.quantities import NAME_RULE, is_name
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def _check_address(cluster: Cluster, device: Device, place: str) -> None:
 
 
 def _check_dispatcher(cluster: Cluster) -> None:
+    _parsed(units.DURATION, cluster.dispatcher.routing_v, "dispatcher.routing_v")
     if cluster.dispatcher.device not in cluster.names:
         raise InvalidCluster(
             f"no [[device]] is named {cluster.dispatcher.device!r}",
@@ -234,9 +236,10 @@ def _check_pair(cluster: Cluster, pair: tuple[str, str], place: str) -> None:
 def _check_network(cluster: Cluster) -> None:
     _parsed(units.BANDWIDTH, cluster.network.bandwidth, "network.bandwidth", least=1)
     _parsed(units.DURATION, cluster.network.delay, "network.delay")
-    if not cluster.network.codec:
+    name = cluster.network.codec
+    if name != "auto" and name not in CODECS:
         raise InvalidCluster(
-            "the codec has no name", where="network.codec", hint="for example 'auto' or 'raw'"
+            f"codec {name!r} is unknown", where="network.codec", hint=f"known: auto, {', '.join(CODECS)}"
         )
 
 

@@ -323,9 +323,22 @@ def test_the_command_line_plans_with_an_order(model: Path, own: Plan, tmp_path: 
     assert Plan.load(tmp_path / "plan.json").order == own.order
 
 
-def test_a_plan_with_an_order_is_not_weighed_in_other_blocks(model: Path, own: Plan) -> None:
+def test_a_plan_with_an_order_is_weighed_in_its_own_blocks(model: Path, own: Plan) -> None:
+    chain = partitioner.analyze(model)
     with pytest.raises(UsageError, match="order of the ops of its own"):
-        replan(own, partitioner.analyze(model), PAIR, objective="throughput")
+        replan(own, chain, PAIR, objective="throughput")
+    known = branches_of(model, {})
+    kept = replan(own, chain, PAIR, objective="throughput", branches=known)
+    assert not kept.change
+    assert kept.plan.order == own.order
+    assert kept.plan.period_s == pytest.approx(own.period_s)
+    # From the model's own order, what other ops a device needs is counted op by op.
+    straight = make_plan(chain, PAIR, objective="throughput")
+    found = replan(straight, chain, PAIR, objective="throughput", branches=known)
+    assert found.change
+    assert found.plan.order == own.order
+    sizes = partitioner.flow(model).weight_bytes
+    assert 0 < found.moved_bytes < sum(sizes)
 
 
 @pytest.mark.integration

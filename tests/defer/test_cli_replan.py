@@ -44,6 +44,9 @@ def test_a_device_is_gone(folder: Path) -> None:
 
 def test_what_is_refused(folder: Path) -> None:
     given = (*words(folder, "replan"), "--running", folder / "running.json")
-    assert "without replicas" in failed(run(*given, "--objective", "throughput", "--replicas"), 2)
+    assert "only raise the throughput" in failed(run(*given, "--replicas"), 2)
+    assert "needs the model" in failed(run(*given, "--max-error", "0.01"), 2)
+    assert "no meaning without" in failed(run(*given, "--calibration", "x.npz"), 2)
+    assert "'zip' is unknown" in failed(run(*given, "--codec", "zip"), 2)
     assert "not a duration" in failed(run(*given, "--horizon", "long"), 65)
     assert "nowhere.json" in failed(run(*words(folder, "replan"), "--running", folder / "nowhere.json"), 66)

@@ -129,7 +129,8 @@ WRONG_CLUSTERS = [
         "both dial",
     ),
     ('[network]\nbandwidth = "x"\n' + A, "network.bandwidth", "is not a bandwidth"),
-    ('[network]\ncodec = ""\n' + A, "network.codec", "no name"),
+    ('[network]\ncodec = "zip"\n' + A, "network.codec", "'zip' is unknown"),
+    ('[dispatcher]\nrouting_v = "20"\n' + A, "dispatcher.routing_v", "no unit"),
 ]
 
 

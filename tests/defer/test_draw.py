@@ -211,7 +211,7 @@ def test_routes_of_replicas_are_listed() -> None:
     other = PlanShare(fraction=0.75, stages=plan.stages, transfers=plan.transfers)
     text = plan_text(msgspec.structs.replace(plan, shares=(other, share)))
     assert "dealt to 2 routes" in text
-    assert "75.0%  jetson 0–1 → nano 2–2" in text
+    assert "75.0%  jetson 0–1 → (desk) → nano 2–2" in text
 
 
 def test_values_are_in_the_unit_of_what_was_made_least() -> None:

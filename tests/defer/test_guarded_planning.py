@@ -23,6 +23,7 @@ from defer.errors import NoRoute, UsageError
 from defer.guarded_planning import Wish, plan_within
 from defer.parts import bound_inputs
 from defer.planning import make_plan
+from defer.wishes import Rules
 from node_agent.codecs import CODECS, is_lossless
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -176,6 +177,32 @@ def test_the_end_to_end_check_decides_not_the_sum_of_the_errors(
         worst = max(worst, deviation("relative", runner.states(request)[-1], held))
     assert plan.accuracy is not None
     assert worst == pytest.approx(plan.accuracy.error, rel=1e-3)
+
+
+def test_advice_under_a_budget_names_it_where_it_binds(runner: BlockRunner, requests_: list[Arrays]) -> None:
+    wish = Wish("throughput", advice=True)
+    plan = plan_within(
+        runner, CLUSTER, a_profile(runner.chain), Budget("relative", 0.01), requests_, "generated", wish
+    )
+    assert plan.advice is not None
+    assert "error bound" in plan.advice.binding
+    assert plan.advice.what_ifs
+    best = plan.advice.what_ifs[0]
+    assert best.value == pytest.approx(plan.value * (1 - best.gain))
+    raw = next(each for each in plan.advice.what_ifs if each.change == "codec raw everywhere")
+    assert raw.gain < 0
+
+
+def test_every_route_of_a_plan_with_replicas_keeps_the_budget(
+    runner: BlockRunner, requests_: list[Arrays]
+) -> None:
+    budget = Budget("relative", 0.05)
+    wish = Wish("throughput", rules=Rules(replicas=True))
+    plan = plan_within(runner, CLUSTER, a_profile(runner.chain), budget, requests_, "generated", wish)
+    assert len(plan.shares) > 1
+    errors = [plan_error(runner, requests_, leg, budget) for _, leg in plan.legs]
+    assert plan.accuracy is not None
+    assert plan.accuracy.error == max(errors) <= 0.05
 
 
 def test_top1_budget(runner: BlockRunner, requests_: list[Arrays]) -> None:

@@ -1,5 +1,7 @@
 """Re-planning: kept when nothing or too little is gained, changed when it pays or when the plan cannot run any more."""
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -8,7 +10,7 @@ from defer.documents import Cluster, CostProfile
 from defer.planning import make_plan, parse_placement
 from defer.replanning import Prospect, replan
 from defer.wishes import Limits, Rules
-from tests.defer.plan_fixtures import a_chain, a_cluster, a_device, a_profile
+from tests.defer.plan_fixtures import CLUSTER_TOML, a_chain, a_cluster, a_device, a_profile
 
 
 def without(name: str) -> Cluster:
@@ -35,8 +37,8 @@ def test_a_lost_device_changes_the_plan() -> None:
     assert "can no longer run" in found.reason
     assert [stage.device for stage in found.plan.stages] == ["jetson"]
     # Jetson holds blocks 0 and 1; block 2 with its weights is sent over the dispatcher's 100 Mbit/s.
-    assert found.moved_bytes == 2_000_000
-    assert found.load_s == pytest.approx(2_000_000 / 12.5e6)
+    assert found.moved_bytes == 1_010_000
+    assert found.load_s == pytest.approx(1_010_000 / 12.5e6)
 
 
 def slower_jetson() -> CostProfile:
@@ -107,10 +109,64 @@ def test_finer_chains_know_the_running_plans_cuts() -> None:
         replan(cut, a_chain(), a_cluster())
 
 
+def equal_devices() -> tuple[Cluster, CostProfile]:
+    """Three of a kind, and a middle block that takes nearly all the time."""
+    cluster = a_cluster(CLUSTER_TOML + '\n[[device]]\nname = "third"\naddress = "127.0.0.1:7630"\n')
+    return cluster, a_profile(**{name: a_device((0.001, 0.4, 0.001)) for name in ("jetson", "nano", "third")})
+
+
+def test_replicas_are_weighed_as_a_whole() -> None:
+    cluster, profile = equal_devices()
+    asked: dict[str, Any] = {"objective": "throughput", "codec": "raw"}
+    single = make_plan(a_chain(), cluster, profile, **asked)
+    mixed = make_plan(a_chain(), cluster, profile, **asked, rules=Rules(replicas=True))
+    found = replan(single, a_chain(), cluster, profile, **asked, rules=Rules(replicas=True))
+    assert found.change
+    assert found.plan == mixed
+    kept = replan(mixed, a_chain(), cluster, profile, **asked)
+    assert not kept.change
+    assert kept.plan.shares == mixed.shares
+    assert kept.plan.period_s == pytest.approx(mixed.period_s)
+    # What the replicas hold is held, whatever route it belongs to.
+    slower = a_profile(**{name: a_device((0.001, 4.0, 0.001)) for name in ("jetson", "nano", "third")})
+    again = replan(mixed, a_chain(), cluster, slower, **asked, rules=Rules(replicas=True))
+    assert not again.change
+
+
+def test_a_lost_replica_changes_the_plan() -> None:
+    cluster, profile = equal_devices()
+    asked: dict[str, Any] = {"objective": "throughput", "codec": "raw", "rules": Rules(replicas=True)}
+    mixed = make_plan(a_chain(), cluster, profile, **asked)
+    left = tuple(device for device in cluster.devices if device.name != "third")
+    found = replan(mixed, a_chain(), msgspec.structs.replace(cluster, devices=left), profile, **asked)
+    assert found.change
+    assert "third" in found.reason
+    assert "third" not in {name for _, leg in found.plan.legs for name in leg.devices}
+
+
+def test_a_plan_with_a_codec_of_its_own_is_priced_with_it() -> None:
+    plan = make_plan(a_chain(), a_cluster(), a_profile())
+    lossy = tuple(msgspec.structs.replace(each, codec="float16") for each in plan.transfers)
+    running = msgspec.structs.replace(plan, transfers=(plan.transfers[0], lossy[1], plan.transfers[2]))
+    found = replan(running, a_chain(), a_cluster(), a_profile())
+    assert found.change
+    assert "'float16' was not measured" in found.reason
+    static = make_plan(a_chain(), a_cluster(), codec="lz4")
+    assert not replan(static, a_chain(), a_cluster(), codec="lz4").change
+
+
+def test_the_plan_to_weigh_against_may_be_made_already() -> None:
+    plan = make_plan(a_chain(), a_cluster(), slower_jetson())
+    best = make_plan(a_chain(), a_cluster(), a_profile())
+    found = replan(plan, a_chain(), a_cluster(), a_profile(), best=best)
+    assert found.change
+    assert found.plan is best
+
+
 def test_what_cannot_be_weighed_is_refused() -> None:
     plan = make_plan(a_chain(), a_cluster())
-    with pytest.raises(errors.UsageError, match="without replicas"):
-        replan(plan, a_chain(), a_cluster(), objective="throughput", rules=Rules(replicas=True))
+    with pytest.raises(errors.UsageError, match="order of the ops"):
+        replan(msgspec.structs.replace(plan, order=tuple(range(9))), a_chain(), a_cluster())
     other = msgspec.structs.replace(plan, digest="cd" * 32)
     with pytest.raises(errors.InvalidDocument, match="another model"):
         replan(other, a_chain(), a_cluster())

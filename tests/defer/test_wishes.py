@@ -1,6 +1,7 @@
 """Objectives, bounds, weights and rules: what is asked for is kept, and what cannot be is one clear sentence."""
 
 import math
+from typing import Any
 
 import msgspec
 import pytest
@@ -105,6 +106,29 @@ def test_a_weighted_objective_needs_weights_and_no_other_takes_them() -> None:
         make_plan(a_chain(), a_cluster(), objective="weighted")
     with pytest.raises(errors.UsageError, match="needs weights"):
         make_plan(a_chain(), a_cluster(), limits=Limits(weights={"cost": 1.0}))
+
+
+def test_replicas_keep_ties_and_bounds_and_are_explained() -> None:
+    text = CLUSTER_TOML + '\n[[device]]\nname = "third"\naddress = "127.0.0.1:7630"\n'
+    equal = {name: a_device((0.001, 0.4, 0.001)) for name in ("jetson", "nano", "third")}
+    cluster, profile = a_cluster(text), a_profile(**equal)
+    asked: dict[str, Any] = {"objective": "throughput", "codec": "raw"}
+    free = make_plan(a_chain(), cluster, profile, **asked, rules=Rules(replicas=True), advice=True)
+    assert free.advice is not None
+    assert free.advice.what_ifs[0].gain > 0
+    assert free.advice.binding == ()
+    rules = Rules(replicas=True, forbidden=(Tie(0, None, "third"),))
+    tied = make_plan(a_chain(), cluster, profile, **asked, rules=rules, advice=True)
+    assert all(stage.device != "third" for _, leg in tied.legs for stage in leg.stages)
+    assert tied.period_s > free.period_s
+    assert tied.advice is not None
+    assert tied.advice.binding == ("pins",)
+    latency = 1.001 * make_plan(a_chain(), cluster, profile, codec="raw").latency_s
+    fast = make_plan(
+        a_chain(), cluster, profile, **asked, rules=Rules(replicas=True), limits=Limits(latency=latency)
+    )
+    assert fast.latency_s <= latency
+    assert fast.period_s >= free.period_s
 
 
 def test_replicas_lower_the_period_and_the_plan_carries_every_route() -> None:

@@ -22,19 +22,22 @@ from router import (
     Link,
     Load,
     NoRoute,
+    Objective,
     Pins,
     Problem,
+    Route,
     admit,
     capacity,
     plan_jobs,
     solve,
     solve_replicated,
 )
+from router.evaluation import measure
 from router.instance import compile_problem
+from router.limits import broken
 from router.online import at_random, drift_plus_penalty, make_table, shortest_path
-from router.replicas import mix_period
 from router.simulation import Traffic, arrivals, simulate
-from router.workload import work_of
+from router.workload import mix_load, work_of
 
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
@@ -83,7 +86,7 @@ def test_capacity_equals_the_program_over_every_route(problem: Problem) -> None:
     assert found.exact
     assert found.factor == pytest.approx(-best.fun, rel=1e-6)
     assert math.fsum(share.fraction for share in found.mixes[0]) == pytest.approx(1.0)
-    assert mix_period(instance, found.mixes[0]) == pytest.approx(1 / found.factor, rel=1e-6)
+    assert mix_load(instance, found.mixes[0]).max() == pytest.approx(1 / found.factor, rel=1e-6)
 
 
 def test_replica_lowers_the_period() -> None:
@@ -115,12 +118,89 @@ def test_replicas_are_never_worse_and_keep_memory(problem: Problem) -> None:
         return
     assert found.bound <= found.value <= single.value * (1 + 1e-9)
     instance = compile_problem(problem)
-    assert mix_period(instance, found.shares) == pytest.approx(found.value)
+    assert mix_load(instance, found.shares).max() == pytest.approx(found.value)
     held: dict[str, set[tuple[int, int]]] = {}
     for stage in itertools.chain.from_iterable(share.route.stages for share in found.shares):
         held.setdefault(stage.device, set()).add((stage.start, stage.stop))
         assert instance.stage_bytes[stage.start, stage.stop] <= instance.memory[instance.index[stage.device]]
     assert all(len(stages) == 1 for stages in held.values())
+
+
+def least_mix(problem: Problem, objective: Objective) -> float:
+    """The least period of any mix: every cut, every stage of every device, every route that keeps the bounds."""
+    instance = compile_problem(problem)
+    each_alone = replace(objective, max_period=math.inf)
+    by_cuts: dict[tuple[int, ...], list[Route]] = {}
+    for route in brute.routes(problem):
+        measured = measure(instance, route)
+        if math.isfinite(measured.latency) and broken(instance, each_alone, route, measured) is None:
+            by_cuts.setdefault(tuple(stage.start for stage in route.stages), []).append(route)
+    least = math.inf
+    names = [device.name for device in problem.cluster.devices]
+    for cuts, routes in by_cuts.items():
+        for choice in itertools.product(cuts, repeat=len(names)):
+            held = dict(zip(names, choice, strict=True))
+            mine = [r for r in routes if all(held[stage.device] == stage.start for stage in r.stages)]
+            if mine:
+                work = np.stack([work_of(instance, route) for route in mine], axis=1)
+                best = linprog(
+                    -np.ones(len(mine)), A_ub=work, b_ub=instance.free, bounds=(0, 1e9), method="highs"
+                )
+                least = min(least, 1 / -best.fun)
+    return least
+
+
+BOUNDS = st.sampled_from([math.inf, math.inf, 4.0, 12.0, 30.0])
+
+
+@settings(FEW, max_examples=120)
+@given(
+    problems(devices=3, blocks=3), BOUNDS, BOUNDS, st.sampled_from([math.inf, 0.0, 1.0]), st.integers(0, 3)
+)
+def test_replicas_within_bounds_equal_the_best_of_all_mixes(
+    problem: Problem, latency: float, cost: float, error: float, tied: int
+) -> None:
+    objective = Objective("throughput", max_latency=latency, max_cost=10 * cost, max_error=error)
+    computing = [device.name for device in problem.cluster.devices if device.computes]
+    if tied == 1 and computing:
+        problem = replace(problem, pins=Pins(blocks={0: computing[-1]}))
+    elif tied == 2 and computing:
+        problem = replace(problem, pins=Pins(forbidden=((problem.blocks - 1, computing[0]),)))
+    try:
+        least = least_mix(problem, objective)
+    except InvalidProblem:
+        return
+    if least < 1e-6:  # nothing is ever busy
+        return
+    try:
+        found = solve_replicated(problem, objective)
+    except InvalidProblem:
+        return
+    except NoRoute:
+        found = None
+    if found is None or math.isinf(least):
+        assert found is None
+        assert math.isinf(least)
+        return
+    assert found.value == pytest.approx(least, rel=1e-6)
+    assert found.bound == pytest.approx(least, rel=1e-6)
+    instance = compile_problem(problem)
+    for share in found.shares:
+        assert broken(instance, objective, share.route, measure(instance, share.route)) is None
+
+
+def test_a_mix_may_be_fast_enough_where_no_route_is() -> None:
+    problem = replace(three(), block_seconds={name: [0.01, 0.08] for name in "abc"})
+    with pytest.raises(NoRoute):
+        solve(problem, Objective("throughput", max_period=0.05))
+    found = solve_replicated(problem, Objective("throughput", max_period=0.05))
+    assert found.period == pytest.approx(0.03)
+    with pytest.raises(NoRoute, match="period") as caught:
+        solve_replicated(problem, Objective("throughput", max_period=0.02))
+    assert caught.value.limit == "period"
+    with pytest.raises(NoRoute) as caught:
+        solve_replicated(problem, Objective("throughput", max_period=0.05, max_latency=1e-6))
+    assert caught.value.limit == "latency"
 
 
 def test_two_jobs_share_a_cluster() -> None:

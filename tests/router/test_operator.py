@@ -6,7 +6,24 @@ from dataclasses import replace
 
 import pytest
 
-from router import Cluster, CodecCost, Device, InvalidProblem, Link, Objective, Problem, advise, replan, solve
+from router import (
+    Change,
+    Cluster,
+    CodecCost,
+    Device,
+    InvalidProblem,
+    Link,
+    NoRoute,
+    Objective,
+    Pins,
+    Problem,
+    RouterError,
+    Share,
+    advise,
+    predict,
+    solve,
+    weigh,
+)
 
 
 def problem(slow: float = 0.1, memory: int | None = None) -> Problem:
@@ -23,36 +40,56 @@ def problem(slow: float = 0.1, memory: int | None = None) -> Problem:
     )
 
 
-def test_replan_waits_for_a_gain_that_pays() -> None:
-    running = solve(problem(), "throughput").route
+def test_a_change_waits_for_a_gain_that_pays() -> None:
+    goal = Objective("throughput")
+    running = Share(1.0, solve(problem(), goal).route)
     faster = replace(problem(), block_seconds={"a": [0.1, 0.1], "b": [0.01, 0.02]})
-    kwargs = {"load_bandwidth": 100.0, "objective": "throughput"}
-    short = replan(faster, running, horizon=1.0, **kwargs)
+
+    def decide(changed: Problem, need: dict[str, float], horizon: float) -> Change:
+        before, after = predict(changed, [running], goal).value, solve(changed, goal).value
+        return weigh(changed.cluster, goal, before, after, need, load_bandwidth=100.0, horizon=horizon)
+
+    short = decide(faster, {"b": 1000.0}, 1.0)
     assert not short.change
     assert "loading takes" in short.reason
-    long = replan(faster, running, horizon=1000.0, **kwargs)
+    long = decide(faster, {"b": 1000.0}, 1000.0)
     assert long.change
-    assert long.load_seconds == 10.0  # one block of 1000 bytes is new on b, at 100 bytes per second
+    assert long.load_seconds == 10.0
     assert long.moved_bytes == 1000.0
     assert long.gain == pytest.approx(1000 * (1 - 0.03 / 0.1))
     barely = replace(problem(), block_seconds={"a": [0.1, 0.098], "b": [0.1, 0.098]})
-    kept = replan(barely, running, horizon=1e9, **kwargs)
+    kept = decide(barely, {}, 1e9)
     assert not kept.change
     assert "less than" in kept.reason
+    with pytest.raises(InvalidProblem):
+        weigh(barely.cluster, goal, 1.0, 1.0, {}, load_bandwidth=0.0, horizon=1.0)
 
 
-def test_replan_when_a_device_is_gone() -> None:
-    running = solve(problem(), "throughput").route
+def test_loading_is_charged_once_whatever_times_are_weighed() -> None:
+    both = Objective("weighted", {"latency": 1.0, "period": 1.0})
+    found = weigh(problem().cluster, both, 2.0, 1.0, {"b": 500.0}, load_bandwidth=100.0, horizon=60.0)
+    assert found.price == pytest.approx(5.0)
+
+
+def test_a_plan_whose_device_is_gone_cannot_be_predicted() -> None:
+    running = Share(1.0, solve(problem(), "throughput").route)
     lost = problem()
     left = [d for d in lost.cluster.devices if d.name != "b"]
     links = [k for k in lost.cluster.links if "b" not in (k.source, k.target)]
     after = replace(lost, cluster=Cluster(left, links), block_seconds={"a": [0.1, 0.1]})
-    found = replan(after, running, "throughput", load_bandwidth=1e3, horizon=0.0)
-    assert found.change
-    assert found.running is None
-    assert "can no longer run" in found.reason
-    with pytest.raises(InvalidProblem):
-        replan(after, running, load_bandwidth=0.0, horizon=1.0)
+    with pytest.raises(RouterError):
+        predict(after, [running], Objective("throughput"))
+
+
+def test_a_mix_is_predicted_as_a_whole() -> None:
+    found = solve(problem(), "throughput")
+    other = replace(problem(), pins=Pins(blocks={0: "b", 1: "a"}))
+    shares = [Share(0.5, found.route), Share(0.5, solve(other, "throughput").route)]
+    mixed = predict(problem(), shares, Objective("throughput"))
+    assert mixed.shares == tuple(shares)
+    assert mixed.period == pytest.approx(0.1)
+    with pytest.raises(NoRoute, match="period"):
+        predict(problem(), shares, Objective("throughput", max_period=0.05))
 
 
 def test_advice_names_bottleneck_limit_and_gain() -> None:
