@@ -159,7 +159,8 @@ class Actions:
         self._threads["load"].submit(run)
 
     def _install(self, job: ev.Install) -> None:
-        self._plane.install(job.load, self._loader.sessions(job.load.epoch))
+        epoch = job.load.epoch
+        self._plane.install(job.load, self._loader.sessions(epoch), self._loader.batching(epoch))
 
     def _retire(self, job: ev.Retire) -> None:
         self._plane.retire(job.epoch, lambda: self._report(ev.Retired(job.epoch)))

@@ -58,6 +58,13 @@ MOST_CREDIT = 1024
 """Items that one hop may ask to have under way."""
 
 
+MOST_BATCH = 256
+"""Requests that may run as one."""
+
+MOST_DELAY_S = 10.0
+"""How long a request may be made to wait for others."""
+
+
 def check_load(load: Load, engines: Sequence[EngineInfo]) -> None:
     """Checks what a `Load` asks for as far as that needs no disk and no engine.
 
@@ -104,6 +111,16 @@ def _check_hop(hop: HopSpec) -> None:
     if not 0 <= hop.credit <= MOST_CREDIT:
         raise RequestError(
             "bad-load", f"Hop {hop.hop} asks for a credit of {hop.credit} items, not 0 to {MOST_CREDIT}."
+        )
+    if list(hop.batch) != sorted({*hop.batch}) or any(not 2 <= size <= MOST_BATCH for size in hop.batch):
+        raise RequestError(
+            "bad-load",
+            f"Hop {hop.hop} asks for batches of {', '.join(map(str, hop.batch))}.",
+            hint=f"Sizes increase, from 2 to {MOST_BATCH}.",
+        )
+    if not 0 <= hop.batch_delay_s <= MOST_DELAY_S:
+        raise RequestError(
+            "bad-load", f"Hop {hop.hop} asks for a delay of {hop.batch_delay_s} s, not 0 to {MOST_DELAY_S} s."
         )
     if hop.graph is None:
         return

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from node_agent.batching import Batching, prove
 from node_agent.engines import engine_named, options_of
 from node_agent.engines.base import Partition, Session
 from node_agent.engines.choice import ChosenSession
@@ -57,6 +58,7 @@ class Loader:
         self._threads = threads
         self._shared: dict[Key, _Shared] = {}
         self._epochs: dict[int, tuple[Load, dict[int, Key]]] = {}
+        self._batching: dict[int, dict[int, tuple[Batching | None, str]]] = {}
 
     def engine_name(self, asked: str) -> str:
         """The engine that a request for `asked` gets."""
@@ -89,12 +91,16 @@ class Loader:
             for done, hop in enumerate(hops):
                 report(f"loading partition of hop {hop.hop}", done / len(hops))
                 keys[hop.hop] = self._acquire(load, hop, name, report)
+            self._batching[load.epoch] = {
+                hop.hop: prove(self._shared[keys[hop.hop]].session, hop) for hop in hops if hop.batch
+            }
         except BaseException:
             self.release(load.epoch)
             raise
         sessions = [self._shared[key].session for key in keys.values()]
         engines = dict.fromkeys(getattr(session, "engine", name) for session in sessions)
         notes = dict.fromkeys(note for session in sessions for note in getattr(session, "notes", ()))
+        notes |= dict.fromkeys(note for _, note in self.batching(load.epoch).values())
         for note in notes:
             log.warning("%s", note) if " failed: " in note else log.info("%s", note)
         took = time.monotonic() - began
@@ -134,8 +140,13 @@ class Loader:
         """The sessions of a loaded epoch by hop."""
         return {hop: self._shared[key].session for hop, key in self._epochs[epoch][1].items()}
 
+    def batching(self, epoch: int) -> dict[int, tuple[Batching | None, str]]:
+        """How the requests of a loaded epoch's hops run as batches, and what was found about it, where it was wanted."""
+        return self._batching.get(epoch, {})
+
     def release(self, epoch: int) -> None:
         """Gives an epoch's partitions back; those that no other epoch uses are freed."""
+        self._batching.pop(epoch, None)
         load, keys = self._epochs.pop(epoch)
         self._store.unpin(files_of(load.hops))
         for key in keys.values():

@@ -247,6 +247,9 @@ class HopSpec(msgspec.Struct, frozen=True):
         warm_up: Shapes for the warm-up run, inputs' free dimensions bound.
         credit: Items that the hop before may have under way to this one; 0 for the agent's default. Few keep memory
             small and caches warm, too few let the stage wait for the link.
+        batch: Numbers of requests that may run as one, increasing; empty to run each alone. The agent uses those that
+            turn out cheaper.
+        batch_delay_s: How long the first request of a batch waits for others, s.
     """
 
     hop: int
@@ -260,6 +263,8 @@ class HopSpec(msgspec.Struct, frozen=True):
     codec: str = "raw"
     warm_up: tuple[TensorSpec, ...] = ()
     credit: int = 0
+    batch: tuple[int, ...] = ()
+    batch_delay_s: float = 0.0
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="t"):
@@ -487,7 +492,9 @@ class HopStatus(msgspec.Struct, frozen=True):
     engine: str = ""
     """What runs the partition; empty for a relay."""
     notes: tuple[str, ...] = ()
-    """Why other engines were not taken, one sentence each."""
+    """Why other engines were not taken and what batching gains, one sentence each."""
+    runs: int = 0
+    """Runs of the partition: fewer than items where requests ran as batches."""
 
 
 class AgentStatus(msgspec.Struct, frozen=True, tag="agent_status", tag_field="t"):
@@ -530,6 +537,7 @@ class HopTrace(msgspec.Struct, frozen=True, array_like=True):
         bytes_in: Tensor bytes that came.
         bytes_out: Tensor bytes that went on.
         failed: Code of the error that ended it here; empty where it went on.
+        batch: Requests in the run.
     """
 
     trace: str
@@ -544,6 +552,7 @@ class HopTrace(msgspec.Struct, frozen=True, array_like=True):
     bytes_in: int = 0
     bytes_out: int = 0
     failed: str = ""
+    batch: int = 1
 
 
 class TraceRequest(msgspec.Struct, frozen=True, tag="trace", tag_field="t"):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from node_agent.batching import Batching
 from node_agent.coder import Coder
 from node_agent.data_loop import DataLoop
 from node_agent.encoding import admit, decode, encode
@@ -93,11 +94,19 @@ class DataPlane:
             self._loop.close()
         return all(ended)
 
-    def install(self, load: Load, sessions: Mapping[int, Session]) -> None:
+    def install(
+        self,
+        load: Load,
+        sessions: Mapping[int, Session],
+        batching: Mapping[int, tuple[Batching | None, str]] | None = None,
+    ) -> None:
         """Puts the hops of `load` in force and connects to their neighbours."""
         routes = [Route(load.epoch, load.model, hop) for hop in load.hops]
         self._table = self._table.with_routes(routes)
         added = {route.key: LoadedRoute(route, sessions.get(route.spec.hop)) for route in routes}
+        for hop, (batches, note) in (batching or {}).items():
+            loaded = added[(load.epoch, hop)]
+            loaded.batching, loaded.batch_note = batches, note
         self._loaded = {**self._loaded, **added}
         self._receiver.routes = self._loaded
 

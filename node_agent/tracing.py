@@ -28,6 +28,7 @@ class Marks:
     decode: tuple[int, int] = NEVER
     run: tuple[int, int] = NEVER
     encode: tuple[int, int] = NEVER
+    batch: int = 1
 
 
 class TraceRing:
@@ -62,6 +63,7 @@ class TraceRing:
                 work.nbytes,
                 bytes_out,
                 failed,
+                marks.batch,
             )
         )
 

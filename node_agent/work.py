@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from node_agent.batching import Batching
 from node_agent.connection import ReceivingEnd
 from node_agent.engines.base import Arrays, Session
 from node_agent.errors import DEADLINE_EXCEEDED
@@ -29,6 +30,8 @@ class HopCounters:
     """[run, or data for a relay]"""
     run_ns: int = 0
     """[run]"""
+    runs: int = 0
+    """[run, or data where that runs it]"""
     dropped: int = 0
     """[run]"""
     items: int = 0
@@ -57,6 +60,8 @@ class LoadedRoute:
         seen: Headers of the latest item that was admitted.
         admitted: Which of them the partition takes and which go on.
         coded: Whether the partition takes one that is not raw.
+        batching: How its requests run as batches; None where each runs alone.
+        batch_note: What was found about that, one sentence.
     """
 
     route: Route
@@ -67,6 +72,8 @@ class LoadedRoute:
     seen: tuple[TensorHeader, ...] | None = None
     admitted: tuple[Sequence[int], Sequence[int]] = ((), ())
     coded: bool = False
+    batching: Batching | None = None
+    batch_note: str = ""
     sent: dict[str, TensorHeader] = field(default_factory=dict)
 
     def status(self) -> HopStatus:
@@ -88,7 +95,8 @@ class LoadedRoute:
             bytes_in=c.bytes_in,
             bytes_out=c.bytes_out,
             engine=getattr(self.session, "engine", ""),
-            notes=getattr(self.session, "notes", ()),
+            notes=(*getattr(self.session, "notes", ()), *([self.batch_note] if self.batch_note else [])),
+            runs=c.runs,
         )
 
 
@@ -140,6 +148,11 @@ class Work:
     failure: Failure | None = None
     encoded: tuple[tuple[Any, ...], list[Any]] | None = None
     marks: Marks | None = None
+
+    def deadline_ns(self) -> int | None:
+        """When it must have ended, on the monotonic clock; None for never."""
+        granted = self.item.remaining_ns if type(self.item) is Item else NO_DEADLINE
+        return None if granted == NO_DEADLINE else self.arrived_ns + granted
 
     def remaining_ns(self) -> int:
         """Time left, less the time spent here; `NO_DEADLINE` for none."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
+from node_agent.batching import Batching, joined, parted
 from node_agent.errors import AgentError, code_of
 from node_agent.threads import Shell
 from node_agent.work import Work
@@ -35,6 +37,8 @@ class Worker(Shell):
         self._name = name
         # Its length is bounded by the credit granted upstream.
         self._runs: SimpleQueue[Work | Callable[[], None]] = SimpleQueue()
+        # What was taken from there while a batch was gathered, and is for later; for the run thread alone.
+        self._ahead: deque[Work | Callable[[], None]] = deque()
         self._busy = threading.Lock()
         self._done = done
         self._drop = drop
@@ -47,6 +51,8 @@ class Worker(Shell):
         """Runs an item in the calling thread if that is short and nothing else runs or waits; whether it did."""
         if (
             not 0 < work.loaded.run_ns < SHORT_NS
+            or work.loaded.batching is not None
+            or self._ahead
             or not self._runs.empty()
             or not self._busy.acquire(blocking=False)
         ):
@@ -63,16 +69,77 @@ class Worker(Shell):
 
     def turn(self) -> None:
         """See `Shell.turn`."""
-        work = self._runs.get()
+        work = self._ahead.popleft() if self._ahead else self._runs.get()
         if not isinstance(work, Work):
             work()
         elif work.loaded.closed:
             work.loaded.counters.dropped += 1
             self._drop(work)
+        elif work.loaded.batching is not None:
+            batch = self._gather(work, work.loaded.batching)
+            with self._busy:
+                self._run_batch(batch)
+            for each in batch:
+                self._done(each)
         else:
             with self._busy:
                 self._run_one(work)
             self._done(work)
+
+    def _gather(self, first: Work, batching: Batching) -> list[Work]:
+        """Requests that run with `first`: those that wait already, and such as come before it must start."""
+        gathering = _Gathering(first, batching)
+        passed_by: list[Work | Callable[[], None]] = []
+        while self._ahead and not gathering.full:
+            entry = self._ahead.popleft()
+            if not gathering.takes(entry):
+                passed_by.append(entry)
+        self._ahead.extendleft(reversed(passed_by))
+        while not gathering.full:
+            # Nobody else who waits for this thread is kept waiting.
+            wait = 0.0 if self._ahead else gathering.patience_s()
+            try:
+                entry = self._runs.get(timeout=wait) if wait else self._runs.get_nowait()
+            except Empty:
+                break
+            if not gathering.takes(entry):
+                self._ahead.append(entry)
+        return gathering.batch
+
+    def _run_batch(self, batch: list[Work]) -> None:
+        begun = time.monotonic_ns()
+        self.started_ns = begun
+        alive = [work for work in batch if not work.fail_if_expired(self._name)]
+        loaded = batch[0].loaded
+        if len(alive) > 1:
+            try:
+                assert loaded.session is not None
+                outputs = loaded.session.run(joined([work.inputs or {} for work in alive]))
+                parts = parted(outputs, len(alive))
+            except Exception as error:
+                # Each may be right by itself; from now on each has its own run.
+                log.warning("A batch of %d of %s failed: %s", len(alive), loaded.route.model, error)
+                loaded.batching, loaded.batch_note = None, f"a batch failed: {error}"
+                parts = []
+        else:
+            parts = []
+        if not parts:
+            self.progress += len(batch) - len(alive)
+            for work in alive:
+                self._run_one(work)
+            self.started_ns = 0
+            return
+        ended = time.monotonic_ns()
+        counters = loaded.counters
+        counters.runs += 1
+        counters.run_ns += ended - begun
+        for work, part in zip(alive, parts, strict=True):
+            work.outputs, work.inputs = part, None
+            counters.wait_ns += begun - work.arrived_ns
+            if work.marks is not None:
+                work.marks.run, work.marks.batch = (begun, ended), len(alive)
+        self.progress += len(batch)
+        self.started_ns = 0
 
     def _run_one(self, work: Work) -> None:
         begun = time.monotonic_ns()
@@ -95,6 +162,7 @@ class Worker(Shell):
             ended = time.monotonic_ns()
             took = ended - begun
             counters.run_ns += took
+            counters.runs += 1
             if work.marks is not None:
                 work.marks.run = (begun, ended)
             # Moves by an eighth towards what was measured, so that one interrupted run counts no more than another.
@@ -102,6 +170,49 @@ class Worker(Shell):
             loaded.run_ns = (loaded.run_ns + (step if took > loaded.run_ns else -step)) or took
         self.progress += 1
         self.started_ns = 0
+
+
+class _Gathering:
+    """A batch that is being put together."""
+
+    def __init__(self, first: Work, batching: Batching) -> None:
+        self.batch = [first]
+        self._batching = batching
+        self._shapes = _shapes(first)
+        self._deadline = first.deadline_ns()
+
+    @property
+    def full(self) -> bool:
+        return len(self.batch) >= self._batching.most
+
+    def patience_s(self) -> float:
+        """How long another request may be waited for; not at all where the batch has a preferred size already."""
+        if len(self.batch) in self._batching.sizes:
+            return 0.0
+        start_by = self._batching.start_by(self.batch[0].arrived_ns, self._deadline, len(self.batch))
+        return max(0, start_by - time.monotonic_ns()) / 1e9
+
+    def takes(self, entry: Work | Callable[[], None]) -> bool:
+        """Adds what belongs to the batch and makes nobody in it late."""
+        if (
+            not isinstance(entry, Work)
+            or entry.loaded is not self.batch[0].loaded
+            or _shapes(entry) != self._shapes
+        ):
+            return False
+        due = entry.deadline_ns()
+        deadline = min((each for each in (self._deadline, due) if each is not None), default=None)
+        if not self._batching.may_grow(len(self.batch), deadline, time.monotonic_ns()):
+            return False
+        self.batch.append(entry)
+        self._deadline = deadline
+        return True
+
+
+def _shapes(work: Work) -> list[tuple[str, tuple[int, ...], object]]:
+    """What two requests must have in common to run as one."""
+    inputs = work.inputs or {}
+    return [(name, inputs[name].shape, inputs[name].dtype) for name in sorted(inputs)]
 
 
 def _nothing() -> None:
