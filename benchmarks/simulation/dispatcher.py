@@ -1,0 +1,316 @@
+"""A simulated dispatcher process: its data thread, its view of the agents, and somebody who deploys.
+
+`AgentsCore` and `DataShell` are the product's. What deploys stands in for `defer.dispatcher.deployments` and `daemon`,
+whose threads wait for answers: it does the same steps in the same order, as callbacks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import zmq
+
+from benchmarks.simulation import wire
+from benchmarks.simulation.model import Version, layout, spec
+from benchmarks.simulation.seams import Loop, Stage
+from benchmarks.simulation.world import Process
+from defer.agents_core import AgentsCore, Notify, Send, Settle, with_id
+from defer.dispatcher import events as e
+from defer.dispatcher.neighbours import link_of
+from defer.dispatcher.shell import DataShell
+from defer.hops import DISPATCHER, Layout, Place
+from node_agent import messages as m
+from node_agent.frames import pack_item
+
+HOST = "disp"
+TICK_S = 0.25
+ASK_S = 5.0
+AGAIN_S = 1.0
+CANARY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """One route of a deployment.
+
+    Attributes:
+        stages: Device, first layer and end of each.
+        relays: Devices on the way to stage number so-and-so.
+        fraction: Share of the requests.
+        codec: Of what travels between stages.
+    """
+
+    stages: tuple[tuple[str, int, int], ...]
+    relays: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    fraction: float = 1.0
+    codec: str = "raw"
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Every device."""
+        passed = [name for _, names in self.relays for name in names]
+        return tuple(dict.fromkeys([*(device for device, _, _ in self.stages), *passed]))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be served under the one name that there is."""
+
+    version: Version
+    legs: tuple[Leg, ...]
+
+
+@dataclass(slots=True)
+class _Bringing:
+    """A deployment on its way."""
+
+    order: Order
+    epochs: list[int]
+    waiting: int = 0
+    failed: bool = False
+
+
+class Dispatcher:
+    """The process.
+
+    Args:
+        places: Where each device is reached.
+        credit_bytes: Assumed bytes of an activation, from which credits follow.
+        limits: What is held at most.
+    """
+
+    def __init__(self, places: dict[str, Place], credit_bytes: int, limits: e.Limits) -> None:
+        self.process = Stage.process = Process(Stage.world, HOST)
+        self.context = wire.Context(Stage.net, self.process)
+        self.agents = AgentsCore(DISPATCHER)
+        self.shell = DataShell(DISPATCHER, HOST, 7601, 7602, limits=limits, on_drained=self._drained)
+        self.shell.start()
+        self.limits = limits
+        self._places = places
+        self._credit_bytes = credit_bytes
+        self._loop = Loop()
+        self._router = wire.open_socket(self.context, zmq.ROUTER)
+        wire.bind(self._router, HOST, 7600)
+        self._loop.watch(self._router, self._read_router)
+        self._dealers: dict[str, wire.Socket] = {}
+        self._identities: dict[str, bytes] = {}
+        self._asked: dict[int, Callable[[m.ControlMessage | None], None]] = {}
+        self._epoch = 0
+        self._queue: deque[Order] = deque()
+        self._bringing: _Bringing | None = None
+        self.order: Order | None = None
+        self.served: dict[int, tuple[Order, Leg]] = {}
+        self.ever: dict[int, Order] = {}
+        self._left: dict[int, tuple[str, ...]] = {}
+        for name, place in places.items():
+            if not place.dials:
+                self._dial(name)
+        self.process.after(TICK_S, self._tick)
+
+    # -------------------------------------------------------------------------------------- control connections
+
+    def _dial(self, name: str) -> None:
+        dealer = wire.open_socket(self.context, zmq.DEALER)
+        monitor = wire.Monitor(dealer)
+        self._dealers[name] = dealer
+        self._loop.watch(dealer, lambda: self._read(name, dealer))
+        self._loop.watch(monitor.socket, lambda: self._changed(name, monitor))
+        endpoint = f"tcp://{name}:7700"
+        dealer.connect(endpoint)
+        self._execute(self.agents.dial(name, endpoint, Stage.world.now))
+
+    def _changed(self, name: str, monitor: wire.Monitor) -> None:
+        for event in monitor.events():
+            act = self.agents.connected if event == "up" else self.agents.disconnected
+            self._execute(act(name, Stage.world.now))
+
+    def _read(self, name: str, dealer: wire.Socket) -> None:
+        while (message := wire.take(dealer)) is not None:
+            self._execute(self.agents.received(name, message[1], Stage.world.now))
+
+    def _read_router(self) -> None:
+        while (got := wire.take(self._router)) is not None:
+            identity, message, _ = got
+            if isinstance(message, m.Hello) and message.role == "agent":
+                self._identities[message.name] = identity
+                self._execute(self.agents.registered(message, Stage.world.now))
+                continue
+            name = next((n for n, known in self._identities.items() if known == identity), None)
+            if name is not None:
+                self._execute(self.agents.received(name, message, Stage.world.now))
+
+    def _tick(self) -> None:
+        self._execute(self.agents.tick(Stage.world.now))
+        self.process.after(TICK_S, self._tick)
+
+    def _execute(self, instructions: Sequence[Any]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Send(name, message, _):
+                    if name in self._dealers:
+                        wire.send(self._dealers[name], message)
+                    elif name in self._identities:
+                        wire.send(self._router, message, (), self._identities[name])
+                case Settle(number, answer, _):
+                    done = self._asked.pop(number, None)
+                    if done is not None:
+                        self.process.soon(done, answer)
+                case Notify(kind, name, _):
+                    Stage.world.note(HOST, "agent", name, kind)
+                    self._noticed(kind, name)
+                case _:
+                    pass
+
+    def _ask(self, name: str, message: Any, done: Callable[[m.ControlMessage | None], None]) -> None:
+        number, todo = self.agents.ask(name, lambda n: with_id(message, n), Stage.world.now + ASK_S)
+        self._asked[number] = done
+        self._execute(todo)
+
+    # ------------------------------------------------------------------------------- as the daemon does on events
+
+    def _noticed(self, kind: str, name: str) -> None:
+        if kind == "lost":
+            self.shell.post(e.DeviceLost(name, "its connection closed"))
+        elif kind == "back":
+            self.shell.post(e.DeviceBack(name))
+            self._clean(name)
+            self._repair(lessened_only=True, name=name)
+        elif kind == "restarted":
+            self._clean(name)
+            self.shell.post(e.DeviceLost(name, "its agent restarted", restarted=True))
+            self._repair(lessened_only=False, name=name)
+
+    def _repair(self, *, lessened_only: bool, name: str) -> None:
+        order = self.order
+        if order is None:
+            return
+        routes = [leg for (of, leg) in self.served.values() if of is order]
+        hit = any(name in leg.devices for leg in routes)
+        if len(routes) < len(order.legs) or (hit and not lessened_only):
+            self.deploy(order)
+
+    # ----------------------------------------------------------------------------------- as the deployments do
+
+    def deploy(self, order: Order) -> None:
+        """Serve something, after what is being deployed now."""
+        self._queue.append(order)
+        if self._bringing is None:
+            self._next()
+
+    def _next(self) -> None:
+        if self._queue:
+            order = self._queue.popleft()
+            Stage.world.note(HOST, "deploy", order.version.number, *order.legs)
+            self._bringing = _Bringing(order, [])
+            self._load(self._bringing)
+
+    def _load(self, bringing: _Bringing) -> None:
+        """Load the next leg, or serve all."""
+        leg = bringing.order.legs[len(bringing.epochs)]
+        self._epoch += 1
+        epoch = self._epoch
+        bringing.epochs.append(epoch)
+        self.ever[epoch] = bringing.order
+        made = layout(
+            bringing.order.version,
+            leg.stages,
+            dict(leg.relays),
+            self._places,
+            Place(self.shell.name, f"tcp://{HOST}:7601", f"tcp://{HOST}:7602"),
+            self._credit_bytes,
+            leg.codec,
+        )
+        bringing.waiting = len(made.hops)
+        for device, hops in made.hops.items():
+            load = m.Load(0, epoch, hops=hops, model="m")
+            self._ask(device, load, partial(self._answered, bringing, epoch, leg, made))
+
+    def _answered(
+        self, bringing: _Bringing, epoch: int, leg: Leg, made: Layout, answer: m.ControlMessage | None
+    ) -> None:
+        bringing.waiting -= 1
+        bringing.failed |= not isinstance(answer, m.Loaded)
+        if bringing.waiting:
+            return
+        if bringing.failed:
+            self._give_up(bringing, leg)
+            return
+        self.served[epoch] = (bringing.order, leg)
+        self.shell.open_route(self._route(epoch, leg, made), made.first)
+        headers, frames = pack_item({"x": np.array([7, 8], np.int64)}, "raw")
+        future = self.shell.canary(epoch, headers, frames, CANARY_S)
+        future.add_done_callback(lambda done: self.process.soon(self._canary, bringing, leg, done))
+
+    def _canary(self, bringing: _Bringing, leg: Leg, done: Any) -> None:
+        if done.exception() is not None:
+            self._give_up(bringing, leg)
+            return
+        _, frames, _ = done.result()
+        if np.frombuffer(frames[0], np.int64).tolist() != bringing.order.version.whole([7, 8]):
+            Stage.world.broken("a canary came back with a result that is not the whole model's")
+        if len(bringing.epochs) < len(bringing.order.legs):
+            self._load(bringing)
+            return
+        first, *beside = bringing.epochs
+        self.shell.post(e.RouteReady(first, tuple(beside)))
+        self.order = bringing.order
+        Stage.world.note(HOST, "ready", *bringing.epochs)
+        self._bringing = None
+        self._next()
+
+    def _give_up(self, bringing: _Bringing, leg: Leg) -> None:
+        for epoch in bringing.epochs:
+            if epoch in self.served:
+                self.shell.post(e.RouteDropped(epoch, "the deployment failed"))
+            else:
+                self._unload(epoch, leg.devices)
+        Stage.world.note(HOST, "deploy failed", *bringing.epochs)
+        self._bringing = None
+        # A deployment that is served is loaded again until that works; nobody repeats a new one but its operator.
+        if not self._queue and (self.order is None or bringing.order is self.order):
+            self.process.after(AGAIN_S, self._retry, bringing.order)
+        self._next()
+
+    def _retry(self, order: Order) -> None:
+        if self._bringing is None and not self._queue:
+            self.deploy(order)
+
+    def _route(self, epoch: int, leg: Leg, made: Layout) -> e.Route:
+        return e.Route(
+            model="m",
+            epoch=epoch,
+            inputs=(spec("x"),),
+            outputs=(spec("y"),),
+            link=link_of(made.first),
+            hops=made.count,
+            devices=leg.devices,
+            last=made.last.name,
+            fraction=leg.fraction,
+        )
+
+    def _drained(self, epoch: int) -> None:
+        """In the data thread."""
+        Stage.world.note(HOST, "drained", epoch)
+        _, leg = self.served.pop(epoch)
+        self.process.soon(self._unload, epoch, leg.devices)
+
+    def _unload(self, epoch: int, devices: tuple[str, ...]) -> None:
+        self._left[epoch] = devices
+        for device in devices:
+            self._ask(device, m.Unload(0, epoch), partial(self._unloaded, epoch, device))
+
+    def _unloaded(self, epoch: int, device: str, answer: m.ControlMessage | None) -> None:
+        if answer is not None and epoch in self._left:
+            self._left[epoch] = tuple(name for name in self._left[epoch] if name != device)
+            if not self._left[epoch]:
+                del self._left[epoch]
+
+    def _clean(self, name: str) -> None:
+        for epoch, devices in list(self._left.items()):
+            if name in devices:
+                self._ask(name, m.Unload(0, epoch), partial(self._unloaded, epoch, name))
