@@ -50,10 +50,8 @@ def plan_text(plan: Plan) -> str:
 
 def _routes(plan: Plan) -> list[str]:
     """Where stages have replicas: every route and its part of the requests; the largest is drawn above."""
-    lines = ["", f"Requests are dealt to {len(plan.shares)} routes:"]
-    for share in plan.shares:
-        lines.append(f"  {share.fraction:6.1%}  {_way(share)}")
-    return lines
+    routes = [f"  {share.fraction:6.1%}  {_way(share)}" for share in plan.shares]
+    return ["", f"Requests are dealt to {len(routes)} routes:", *routes]
 
 
 def _way(share: PlanShare) -> str:

@@ -10,13 +10,12 @@ import msgspec
 from defer import api, units
 from defer.accuracy import Budget
 from defer.admin import Admin
-from defer.cli.chains import Shapes, budget_options, check_calibration, input_option, sample_option
+from defer.cli.chains import Shapes, batch_options, budget_options, check_calibration, input_option, sample_option
 from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, examples, print_json, progress
 from defer.documents.base import decode, encode
-from defer.documents.plan import Objective, Plan
+from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile
-from defer.errors import UsageError
 from defer.upload import upload
 
 STEP_S = 600.0
@@ -43,6 +42,7 @@ STEP_S = 600.0
 )
 @budget_options
 @sample_option
+@batch_options
 @input_option
 @address_option
 @common_options
@@ -55,6 +55,7 @@ def command(
     max_error: Budget | None,
     calibration: Path | None,
     sample: float,
+    batching: PlanBatching | None,
     inputs: Shapes,
     address: str,
     as_json: bool,
@@ -84,6 +85,8 @@ def command(
             str(max_error or ""),
             tuple(samples),
             sample,
+            batching.sizes if batching is not None else (),
+            batching.delay_s if batching is not None else 0.0,
         )
         made = admin.ask(
             order, api.Deployed, timeout=STEP_S, on_progress=lambda step: show(step.what, step.fraction)

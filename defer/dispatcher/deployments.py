@@ -135,9 +135,7 @@ class Deployments:
     def _bring_up(self, order: Order, on_progress: OnProgress, begin: float) -> Outcome:
         places = self._places()
         chain, plan, profile = make_ready(self._pool, self.cluster, order, places, on_progress)
-        # Sampling compares one route with one reference, so it is for plans without replicas.
-        exact = reference_of(plan) if order.sample > 0 and not plan.shares else None
-        every = max(1, round(1 / order.sample)) if exact is not None else 0
+        every = max(1, round(1 / order.sample)) if order.sample > 0 else 0
         opened: list[Deployment] = []
         canary_s = 0.0
         try:
@@ -145,18 +143,18 @@ class Deployments:
             for fraction, leg in plan.legs:
                 made = self._load_route(order, chain, leg, places, on_progress)
                 opened.append(made)
-                self._shell.open_route(
-                    replace(_route(made), sample_every=every, fraction=fraction), made.layout.first
-                )
+                exact = reference_of(leg) if every else None
+                route = replace(_route(made), sample_every=every if exact else 0, fraction=fraction)
+                self._shell.open_route(route, made.layout.first)
                 on_progress("sending a canary through the pipeline", 0.0)
                 canary_s = max(canary_s, self._canary(made))
+                if exact is not None:
+                    self._load_reference(order, chain, exact, made, on_progress)
         except BaseException as error:
             for made in opened:
                 self._shell.post(e.RouteDropped(made.epoch, f"the deployment failed: {error}"))
             raise
         first, *beside = opened
-        if exact is not None:
-            self._load_reference(order, chain, exact, first, on_progress)
         self._shell.post(e.RouteReady(first.epoch, tuple(made.epoch for made in beside)))
         deployment = replace(first, plan=plan, sent_bytes=sum(made.sent_bytes for made in opened))
         return Outcome(deployment, profile, time.monotonic() - begin, canary_s)

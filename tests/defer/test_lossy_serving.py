@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -18,7 +19,7 @@ from defer.client import Client
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
 from defer.documents.cluster import Cluster, loads_cluster
-from defer.documents.plan import Plan
+from defer.documents.plan import Plan, PlanShare
 from defer.local_agents import local_agents
 from defer.planning import make_plan, parse_placement
 from node_agent.codecs import is_lossless
@@ -129,6 +130,33 @@ def test_samples_are_compared_with_the_lossless_pipeline(
     assert info.mean_error == pytest.approx(float(np.mean(off[::2])), rel=1e-3)
     assert info.answered == 9
     assert len(daemon.deployments.served) == 2
+    daemon.deployments.take_down(MODEL, 5)
+    until(lambda: not daemon.deployments.served and not daemon.deployments.sampler.tallies)
+
+
+def test_every_route_of_a_plan_with_replicas_is_compared_with_its_own_reference(
+    daemon: Daemon, model: Path, cluster: Cluster
+) -> None:
+    chain = partitioner.analyze(model)
+    half, errors = len(chain.blocks) // 2, {"int4": [0.0] * len(chain.boundaries)}
+    legs = [
+        make_plan(
+            chain,
+            cluster,
+            placement=parse_placement(f"{first}=0:{half},{last}={half}:", cluster, len(chain.blocks)),
+            codec="int4",
+            errors=errors,
+        )
+        for first, last in (("a", "b"), ("b", "a"))
+    ]
+    shares = tuple(PlanShare(fraction=0.5, stages=leg.stages, transfers=leg.transfers) for leg in legs)
+    plan = msgspec.structs.replace(legs[0], shares=shares)
+    daemon.deployments.bring_up(Order(MODEL, model, plan=plan, sample=1.0), quiet)
+    with Client(str(daemon.address)) as client:
+        list(client.map([models.example_inputs(MODEL, seed=seed) for seed in range(12)], window=6))
+        until(lambda: sum(each.compared for each in client.status().deployments) >= 2)
+        assert len(client.status().deployments) == 2
+    assert len(daemon.deployments.served) == 4
     daemon.deployments.take_down(MODEL, 5)
     until(lambda: not daemon.deployments.served and not daemon.deployments.sampler.tallies)
 

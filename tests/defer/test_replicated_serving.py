@@ -22,6 +22,7 @@ from defer.documents.cluster import Cluster, loads_cluster
 from defer.documents.plan import Plan, PlanShare
 from defer.local_agents import LocalAgent, local_agents
 from defer.planning import make_plan, parse_placement
+from defer.wishes import Rules
 
 pytestmark = pytest.mark.integration
 
@@ -126,3 +127,30 @@ def test_replicas_share_the_requests_and_stand_in_for_one_another(
             check(first + list(results))
             check(list(client.map(requests, window=12)))
             assert working(client) == {"a", "c"}
+
+
+def test_a_planned_mix_is_served_and_replaced_without_a_gap(cluster: Cluster, tmp_path: Path) -> None:
+    model = models.save(MODEL, tmp_path / f"{MODEL}.onnx")
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    (name,) = [output.name for output in session.get_outputs()]
+    requests = [models.example_inputs(MODEL, seed=seed) for seed in range(200)]
+    expected = [session.run(None, each)[0] for each in requests]
+    chain = partitioner.analyze(model)
+    mix = make_plan(chain, cluster, objective="throughput", rules=Rules(replicas=True))
+    single = make_plan(chain, cluster, objective="throughput")
+    assert len(mix.shares) > 1
+    with Daemon(cluster, tmp_path / "state") as daemon:
+        daemon.connect(20)
+        daemon.deployments.bring_up(Order(MODEL, model, plan=mix), lambda _what, _fraction: None)
+        with Client(str(daemon.address), timeout=30) as client:
+            results = client.map(requests, window=16)
+            found = [next(results) for _ in range(40)]
+            assert len([each for each in client.status().deployments if each.state == "ready"]) == len(
+                mix.shares
+            )
+            daemon.deployments.bring_up(Order(MODEL, model, plan=single), lambda _what, _fraction: None)
+            found += list(results)
+            for each, wanted in zip(found, expected, strict=True):
+                np.testing.assert_allclose(each[name], wanted, rtol=1e-4, atol=1e-5)
+            until(lambda: len(client.status().deployments) == 1)
+            assert client.status().deployments[0].failed == 0
