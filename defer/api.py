@@ -134,6 +134,8 @@ class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
         max_error: How far lossy codecs may move the output, as `--max-error` takes it; empty uses none.
         calibration: Requests (.npz) on which that is measured, held by the dispatcher; none makes some up.
         sample: Share of the requests that are compared with the lossless pipeline.
+        batch: Numbers of requests that stages may run together; none leaves it to the plan.
+        batch_delay_s: How long the first of a batch waits for others.
     """
 
     id: int
@@ -146,6 +148,8 @@ class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
     max_error: str = ""
     calibration: tuple[ModelFile, ...] = ()
     sample: float = 0.0
+    batch: tuple[int, ...] = ()
+    batch_delay_s: float = 0.0
 
 
 class Deployed(msgspec.Struct, frozen=True, tag="deployed", tag_field="t"):

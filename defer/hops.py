@@ -120,6 +120,9 @@ def _compute(common: HopSpec, plan: Plan, stage: int, part: Part) -> HopSpec:
         codec=leaving.codec,
         warm_up=part.warm_up,
         credit=_credit(plan, stage),
+        batch=plan.batching.sizes if plan.batching is not None else (),
+        # Where the first stage made batches, the others find them.
+        batch_delay_s=plan.batching.delay_s if plan.batching is not None and stage == 0 else 0.0,
     )
 
 
@@ -135,7 +138,9 @@ def _credit(plan: Plan, stage: int) -> int:
     round_trips = math.ceil(2 * arriving.seconds / seconds) if seconds > 0 else MOST_CREDIT
     small = SMALL_BYTES // max(1, arriving.nbytes)
     # One is run, one waits, one arrives.
-    return min(MOST_CREDIT, max(3 + round_trips, small))
+    enough = min(MOST_CREDIT, max(3 + round_trips, small))
+    # A batch runs while the next one gathers.
+    return max(enough, 2 * plan.batching.sizes[-1]) if plan.batching is not None else enough
 
 
 def _downstream(receiver: Place) -> PeerRef:

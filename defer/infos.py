@@ -47,6 +47,7 @@ class StageInfo(msgspec.Struct, frozen=True):
         wait_s: Mean seconds from arrival to the run.
         decode_s: Mean seconds of decoding what is not raw.
         encode_s: Mean seconds of encoding.
+        runs: Runs of the partition, fewer than items where requests ran as batches; 0 from a build that does not tell.
     """
 
     device: str
@@ -63,6 +64,7 @@ class StageInfo(msgspec.Struct, frozen=True):
     wait_s: float = 0.0
     decode_s: float = 0.0
     encode_s: float = 0.0
+    runs: int = 0
 
 
 class DeploymentInfo(msgspec.Struct, frozen=True):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -21,6 +22,7 @@ __all__ = [
     "PLANNING_BLOCKS",
     "Shapes",
     "analyze",
+    "batch_options",
     "blocks_option",
     "budget_options",
     "input_option",
@@ -84,6 +86,30 @@ def sample_option(command: F) -> F:
         metavar="0.01",
         help="Compare this share of the requests with the lossless pipeline; `defer status` tells the error.",
     )(command)
+
+
+def batch_options(command: F) -> F:
+    """Adds `--batch` and `--batch-delay` (argument `batching`, a `PlanBatching` or None)."""
+
+    @functools.wraps(command)
+    def parsed(*args: Any, batch: str | None, batch_delay: str | None, **more: Any) -> Any:
+        from defer.batching import parse_batching
+
+        return command(*args, batching=parse_batching(batch, batch_delay), **more)
+
+    found = click.option(
+        "--batch-delay",
+        metavar="2ms",
+        help="How long the first request of a batch may wait for others; without it none waits.",
+    )(parsed)
+    return cast(
+        F,
+        click.option(
+            "--batch",
+            metavar="4,8",
+            help="Numbers of waiting requests that a stage may run as one, where that is cheaper.",
+        )(found),
+    )
 
 
 def blocks_option(name: str = "--blocks") -> Callable[[F], F]:

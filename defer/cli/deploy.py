@@ -10,7 +10,14 @@ import msgspec
 from defer import api, units
 from defer.accuracy import Budget
 from defer.admin import Admin
-from defer.cli.chains import Shapes, batch_options, budget_options, check_calibration, input_option, sample_option
+from defer.cli.chains import (
+    Shapes,
+    batch_options,
+    budget_options,
+    check_calibration,
+    input_option,
+    sample_option,
+)
 from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, examples, print_json, progress
 from defer.documents.base import decode, encode

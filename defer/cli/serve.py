@@ -18,7 +18,7 @@ import msgspec
 
 from defer import units
 from defer.accuracy import Budget
-from defer.cli.chains import Shapes, blocks_option, budget_options, input_option, sample_option
+from defer.cli.chains import Shapes, batch_options, blocks_option, budget_options, input_option, sample_option
 from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway
 from defer.cli.output import common_options, examples, note, progress
 from defer.cli.plots import check_plot, write_plot
@@ -28,7 +28,7 @@ from defer.dispatcher.daemon import Daemon
 from defer.dispatcher.deployments import Outcome
 from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster
-from defer.documents.plan import Objective, Plan
+from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile, Created
 from defer.errors import Cancelled, FileMissing, Internal, PermissionDenied, UsageError
 from defer.paths import profile_cache
@@ -80,6 +80,7 @@ FLUSH_S = 5.0
 @gateway_options
 @budget_options
 @sample_option
+@batch_options
 @input_option
 @blocks_option()
 @common_options
@@ -102,6 +103,7 @@ def command(
     max_error: Budget | None,
     calibration: Path | None,
     sample: float,
+    batching: PlanBatching | None,
     inputs: Shapes,
     blocks: int,
     as_json: bool,
@@ -131,11 +133,14 @@ def command(
             budget=max_error,
             calibration=calibration,
             sample=sample,
+            batching=batching,
         )
     elif max_error or calibration or plan_file or profile_file or name or save_plan or save_profile or plot:
         raise UsageError(
             "--name, --plan, --profile, --max-error, --save-plan, --save-profile and --plot need --model"
         )
+    elif batching is not None:
+        raise UsageError("--batch needs --model")
     with stopping() as stop, ExitStack() as stack:
         if until_stdin_closes:
             stop.with_stdin()

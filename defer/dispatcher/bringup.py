@@ -11,7 +11,7 @@ from defer.accuracy import Budget
 from defer.agents import AgentPool
 from defer.blocks import PLANNING_BLOCKS, planning_chain
 from defer.documents.cluster import Cluster
-from defer.documents.plan import Objective, Plan
+from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile
 from defer.errors import InvalidDocument
 from defer.hops import Place
@@ -39,6 +39,7 @@ class Order:
         budget: How far lossy codecs may move the output; None uses none.
         calibration: Requests (.npz) on which that is measured; None makes some up.
         sample: Share of the requests that are compared with the lossless pipeline, where the plan has lossy codecs.
+        batching: Requests that stages may run together; None leaves it to the plan.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Order:
     budget: Budget | None = None
     calibration: Path | None = None
     sample: float = 0.0
+    batching: PlanBatching | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ def make_ready(
         AgentFault, AgentUnreachable: A device did not let itself be measured.
     """
     import partitioner
+    from defer.batching import with_batching
     from defer.branches import branches_of
     from defer.guarded_planning import Wish, plan_on_calibration
     from defer.planning import make_plan
@@ -87,7 +90,7 @@ def make_ready(
                 f"not for {order.model.name} with digest {chain.digest[:12]}",
                 hint="make a plan for this model with `defer plan`",
             )
-        return chain, order.plan, order.profile
+        return chain, with_batching(order.plan, chain.inputs, order.batching), order.profile
     blocks = planning_chain(chain, order.blocks, order.profile)
     measured = order.profile
     if measured is None:
@@ -117,7 +120,7 @@ def make_ready(
             objective=order.objective,
             branches=branches_of(order.model, order.shapes),
         )
-        return chain, plan, measured
+        return chain, with_batching(plan, chain.inputs, order.batching), measured
     plan = plan_on_calibration(
         order.model,
         blocks,
@@ -129,7 +132,7 @@ def make_ready(
         parts=places.parts,
         on_step=on_progress,
     )
-    return chain, plan, measured
+    return chain, with_batching(plan, chain.inputs, order.batching), measured
 
 
 def load(

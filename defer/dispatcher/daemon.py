@@ -22,6 +22,7 @@ from typing import IO, Final, Self
 from defer import api
 from defer.accuracy import parse_budget
 from defer.agents import AgentPool
+from defer.batching import make_batching
 from defer.dispatcher import events as e
 from defer.dispatcher.api_server import ApiServer, OnProgress
 from defer.dispatcher.bringup import Order
@@ -304,6 +305,7 @@ class Daemon:
                     budget=parse_budget(order.max_error) if order.max_error else None,
                     calibration=self._uploads.assemble(order.calibration) if order.calibration else None,
                     sample=order.sample,
+                    batching=make_batching(order.batch, order.batch_delay_s),
                 ),
                 on_progress,
             )

@@ -224,6 +224,7 @@ def _with_stages(
                 wait_s=counted.wait_s / counted.items if counted and counted.items else 0.0,
                 decode_s=counted.decode_s / counted.items if counted and counted.items else 0.0,
                 encode_s=counted.encode_s / counted.items if counted and counted.items else 0.0,
+                runs=counted.runs if counted else 0,
                 engine=counted.engine if counted else "",
                 engine_notes=counted.notes if counted else (),
                 precision=precisions.get(device, "fp32"),

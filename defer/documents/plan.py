@@ -168,6 +168,26 @@ class PlanAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     calibration: str
 
 
+class PlanBatching(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Requests that stages may run together.
+
+    Attributes:
+        sizes: Numbers of requests that run as one, increasing; each stage uses those that are cheaper there.
+        delay_s: How long the first request of a batch waits for others, at the first stage.
+    """
+
+    sizes: tuple[int, ...]
+    delay_s: float = 0.0
+
+    def problem(self) -> str:
+        """What is wrong with it; empty where nothing is."""
+        if not self.sizes or list(self.sizes) != sorted({*self.sizes}):
+            return f"sizes must increase, not be {list(self.sizes)}"
+        if self.sizes[0] < 2 or self.sizes[-1] > 256:
+            return f"sizes are from 2 to 256, not {self.sizes[0]} to {self.sizes[-1]}"
+        return "" if 0 <= self.delay_s <= 10 else f"a delay is from 0 to 10 s, not {self.delay_s:g} s"
+
+
 class Plan(Document, frozen=True, kw_only=True):
     """A route of one model through the cluster; `transfers[i]` leads into `stages[i]`, the last to the sink.
 
@@ -203,6 +223,7 @@ class Plan(Document, frozen=True, kw_only=True):
         device_loads: Every device of the cluster.
         link_loads: The links on the way, and those that the cluster file names.
         advice: What limits the plan, where it was asked for.
+        batching: How stages put requests together; None where each runs alone.
     """
 
     KIND: ClassVar[str] = "plan"
@@ -237,6 +258,7 @@ class Plan(Document, frozen=True, kw_only=True):
     device_loads: tuple[PlanDevice, ...] = ()
     link_loads: tuple[PlanLink, ...] = ()
     advice: PlanAdvice | None = None
+    batching: PlanBatching | None = None
 
     def __post_init__(self) -> None:
         # In the file for its readers; here it follows from the predictions, so that it cannot contradict them.
@@ -334,6 +356,10 @@ class Plan(Document, frozen=True, kw_only=True):
                 f"an order must hold each of the ops 0 to {self.positions[-1] - 1} once",
                 where="order",
                 hint=f"`{self.MADE_BY}`",
+            )
+        if self.batching is not None and (problem := self.batching.problem()):
+            raise InvalidDocument(
+                problem, where="batching", hint="for example sizes [4, 8] and delay_s 0.002"
             )
         if unknown := sorted(self.weights.keys() - {"latency", "period", "cost", "energy"}):
             raise InvalidDocument(
