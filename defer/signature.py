@@ -47,6 +47,10 @@ def specs_text(specs: Sequence[TensorSpec]) -> str:
 
 def same_dtype(spec: str, given: str) -> bool:
     """Whether an array of NumPy type `given` carries elements of type `spec`."""
+    if spec == "string":
+        return given in ("string", "object") or given.startswith(
+            ("str", "bytes")
+        )  # NumPy's ways to hold text
     return spec == given or _RAW_BITS.get(spec) == given
 
 

@@ -2,7 +2,8 @@
 
 A type is named by NumPy's name. `bfloat16` and the `float8` types exist in NumPy only with an extension that
 an edge box need not install, so they are held as the unsigned integers of the same width: their raw bits.
-Strings and types narrower than a byte do not travel.
+Strings are held as Python's, and travel as UTF-8, each behind its length (`node_agent.codecs.text`). Types narrower
+than a byte do not travel.
 """
 
 from __future__ import annotations
@@ -44,8 +45,11 @@ STORAGE: dict[str, np.dtype[np.generic]] = {
 }
 """NumPy type that holds a wire type's elements, little endian, by wire name."""
 
-ITEM_BYTES: dict[str, int] = {name: dtype.itemsize for name, dtype in STORAGE.items()}
-"""Bytes of one element, by wire name."""
+STRING = "string"
+"""The wire name of text: the one type whose elements differ in length."""
+
+ITEM_BYTES: dict[str, int] = {name: dtype.itemsize for name, dtype in STORAGE.items()} | {STRING: 4}
+"""Bytes of one element, by wire name; of text the least, its length."""
 
 RAW_BITS = frozenset(_BITS)
 """Types that are held as raw bits."""
@@ -57,11 +61,13 @@ def storage(dtype: str) -> np.dtype[np.generic]:
     Raises:
         CodecError: The type does not travel.
     """
+    if dtype == STRING:
+        return _OBJECTS
     try:
         return STORAGE[dtype]
     except KeyError:
         raise CodecError(
-            f"Tensors of type {dtype!r} cannot be sent.", hint=f"Types that can: {', '.join(STORAGE)}."
+            f"Tensors of type {dtype!r} cannot be sent.", hint=f"Types that can: {', '.join(ITEM_BYTES)}."
         ) from None
 
 
@@ -75,11 +81,13 @@ def wire_name(array: npt.NDArray[np.generic]) -> str:
     name = _NAMES.get(dtype)
     if name is None:
         # NumPy works a type's name out anew each time, which takes longer than sending a small tensor.
-        name = dtype.name
+        name = STRING if dtype.kind in "OUS" else dtype.name
         storage(name)
         _NAMES[dtype] = name
     return name
 
+
+_OBJECTS: np.dtype[np.generic] = np.dtype(object)
 
 _NAMES: dict[np.dtype[np.generic], str] = {}
 """Wire names of types that have been sent; there are not many."""

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from node_agent.codecs.base import Array, byte_view
-from node_agent.dtypes import wire_name
+from node_agent.dtypes import STRING, wire_name
 from node_agent.errors import AgentError, code_of
 from node_agent.frames import pack_tensor, unpack_tensor
 from node_agent.messages import Item, TensorHeader
@@ -108,6 +108,6 @@ def _packed(loaded: LoadedRoute, name: str, array: Array) -> tuple[TensorHeader,
         if known is not None and known.shape == array.shape and known.dtype == wire_name(array):
             return known, byte_view(array)
     header, frame = pack_tensor(name, array, codec, route.bits.get(name))
-    if codec == "raw":
+    if codec == "raw" and header.dtype != STRING:  # whose length does not follow from its shape
         loaded.sent[name] = header
     return header, frame

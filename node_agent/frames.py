@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from node_agent.codecs import CODECS, Array, codec_named
-from node_agent.dtypes import ITEM_BYTES, RAW_BITS, storage, wire_name
+from node_agent.dtypes import ITEM_BYTES, RAW_BITS, STRING, storage, wire_name
 from node_agent.errors import CodecError, FrameError
 from node_agent.limits import CONTROL_BYTES, DEFAULT, Limits
 from node_agent.messages import ControlMessage, DataHeader, TensorHeader
@@ -94,7 +94,14 @@ def check_headers(headers: Sequence[TensorHeader], limits: Limits = DEFAULT) -> 
             raise FrameError(f"Tensor {header.name!r} has codec {header.codec!r}, which is unknown here.")
         if header.nbytes < 0 or header.nbytes > limits.frame_bytes:
             raise FrameError(f"Tensor {header.name!r} states {header.nbytes} encoded bytes.")
-        if header.codec == "raw" and header.nbytes != size:
+        if header.dtype == STRING:
+            if header.codec != "raw" or header.nbytes < size:
+                raise FrameError(
+                    f"Tensor {header.name!r}, {header.dtype}{list(header.shape)}, states {header.nbytes} "
+                    f"{header.codec} bytes; text travels raw, and takes at least {size}."
+                )
+            total += header.nbytes - size
+        elif header.codec == "raw" and header.nbytes != size:
             raise FrameError(
                 f"Tensor {header.name!r}, {header.dtype}{list(header.shape)}, takes {size} bytes, "
                 f"not {header.nbytes}."
@@ -177,7 +184,7 @@ def pack_tensor(
     kind = wire_name(array) if dtype is None else dtype
     if dtype is not None and storage(dtype).itemsize != array.dtype.itemsize:
         raise CodecError(f"Tensor {name!r} is said to be {dtype} but holds {array.dtype.name}.")
-    if codec != "raw" and array.nbytes >= WORTH_ENCODING:
+    if codec != "raw" and kind != STRING and array.nbytes >= WORTH_ENCODING:
         try:
             frame = chosen.encode(array)
         except CodecError:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-from node_agent.codecs import CODECS, Array, Codec
+from node_agent.codecs import CODECS, Array, Codec, byte_view
+from node_agent.dtypes import STRING, wire_name
 from node_agent.engines import engine_named, options_of, unsupported
 from node_agent.engines.base import Arrays, Partition
 from node_agent.errors import CodecError
@@ -128,8 +129,11 @@ def tensor_stats(
         budget_s: Seconds after which no further codec is tried.
         clock: What the seconds are taken from.
     """
-    kind = dtype or array.dtype.name
+    kind = dtype or wire_name(array)
     found: dict[str, tuple[int, float, float]] = {}
+    if kind == STRING:
+        nbytes = len(byte_view(array))
+        return TensorStats(name, kind, array.shape, nbytes, dict.fromkeys(CODECS, (nbytes, 0.0, 0.0)))
     if array.nbytes < WORTH_ENCODING:
         # It travels raw whatever the codec.
         found = dict.fromkeys(CODECS, (array.nbytes, 0.0, 0.0))

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from node_agent.codecs import Array
-from node_agent.dtypes import RAW_BITS, storage
+from node_agent.dtypes import RAW_BITS, STRING, storage
 from node_agent.engines.base import Arrays
 from node_agent.messages import TensorSpec
 
 
 def sample(spec: TensorSpec, seed: int = 0) -> Array:
-    """A value for `spec`: standard normal, 0 or 1 for integers (valid as index and as mask), free dimensions 1.
+    """A value for `spec`: standard normal, 0 or 1 for integers (valid as index and as mask), a word; free dimensions 1.
 
     Args:
         spec: What is needed.
@@ -21,6 +21,8 @@ def sample(spec: TensorSpec, seed: int = 0) -> Array:
     """
     shape = tuple(1 if isinstance(size, str) else size for size in spec.shape)
     held = storage(spec.dtype)
+    if spec.dtype == STRING:
+        return np.full(shape, "text", held)
     random = np.random.default_rng([seed, *spec.name.encode()])
     if spec.dtype == "bfloat16":
         # The upper half of a float32 is its bfloat16, rounded towards zero.

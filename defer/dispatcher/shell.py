@@ -189,11 +189,13 @@ class DataShell:
             answered: Called once, in the data thread, unless the request is given up before; must not block.
 
         Returns:
-            What gives the request up, from any thread: its answer is then dropped.
+            What gives the request up, from any thread, and cancels it on its way.
         """
 
         def run() -> None:
             self._callers[infer.request] = answered
+            if infer.trace:
+                self.traces.arrived(infer, time.monotonic_ns())
             self._feed(e.InferArrived(HERE, infer, frames))
 
         if not self._loop.enqueue(run):
@@ -204,7 +206,8 @@ class DataShell:
 
     def _give_up(self, request: bytes) -> None:
         """Nobody waits for the answer any more."""
-        self._callers.pop(request, None)
+        if self._callers.pop(request, None) is not None:
+            self._feed(e.CancelArrived(HERE, request))
 
     def _answer_here(self, answer: Result | Rejection, frames: Sequence[Any]) -> None:
         answered = self._callers.pop(answer.request, None)

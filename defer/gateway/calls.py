@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,6 +143,14 @@ def _boolean(given: Mapping[str, Any], key: str) -> bool:
     if not isinstance(value, bool):
         raise WrongInput(f"parameter {key!r} is {value!r}, neither true nor false")
     return value
+
+
+_TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def trace_of(header: str) -> str:
+    """The W3C trace context of a request that its caller wants traced; empty for all others (traceparent, level 1)."""
+    return header if _TRACE.fullmatch(header) and int(header[-2:], 16) & 1 else ""
 
 
 def refuse_shared_memory(kind: str, name: str, given: Mapping[str, Any]) -> None:

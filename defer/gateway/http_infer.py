@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from defer.errors import WrongInput, translate
 from defer.gateway.bodies import Body, answer_body, parse, parse_raw
-from defer.gateway.calls import Call
+from defer.gateway.calls import Call, trace_of
 from defer.gateway.classification import classified
 from defer.gateway.reading import (
     Gone,
@@ -84,7 +84,7 @@ class InferEndpoint:
         return await _response(answer_body(call, answer), headers.get(b"accept-encoding", b""))
 
     async def _call(self, model: str, version: str, body: Any, headers: MutableMapping[bytes, bytes]) -> Call:
-        trace = headers.get(b"traceparent", b"").decode("latin-1")
+        trace = trace_of(headers.get(b"traceparent", b"").decode("latin-1"))
         stated = headers.get(LENGTH_HEADER)
         if stated is None:
             return parse(model, version, body, None, trace)

@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,9 @@ from defer.gateway.service import Service
 logger = logging.getLogger("defer.gateway")
 
 BACKLOG = 1024
+HELPERS = 4
+"""Threads for what would hold the event loop up: questions to the dispatcher, compression, codecs."""
+
 CLOSE_S = 5.0
 """Seconds that connections have to end when the gateway closes."""
 
@@ -97,6 +100,7 @@ class Gateway:
             timeout_graceful_shutdown=int(CLOSE_S),
         )
         self._server = uvicorn.Server(config)
+        self.helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="defer-gateway")
         started: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._run, args=(config, listener, started), name="defer-gateway", daemon=True
@@ -121,6 +125,7 @@ class Gateway:
                 self._on_crash(error)
 
     async def _serve(self, listener: socket.socket, started: Future[None]) -> None:
+        asyncio.get_running_loop().set_default_executor(self.helpers)
         serving = asyncio.ensure_future(self._server.serve(sockets=[listener]))
         while not self._server.started and not serving.done():
             await asyncio.sleep(0.005)

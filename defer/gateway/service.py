@@ -369,7 +369,7 @@ async def _submit(info: api.ModelInfo, call: Call, deadline: float) -> Submit:
     except AgentError as error:
         raise WrongInput(str(error), hint=error.hint) from error
     limit = deadline if deadline - time.monotonic() < 1e9 else math.inf
-    return Submit(secrets.token_bytes(16), info.name, wanted, headers, frames, limit)
+    return Submit(secrets.token_bytes(16), info.name, wanted, headers, frames, limit, trace=call.trace)
 
 
 def _encoded(tensors: Sequence[Tensor], codec: str) -> tuple[tuple[TensorHeader, ...], list[Any]]:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from node_agent.dtypes import storage
+from node_agent.codecs.text import decode_text, encode_text
+from node_agent.dtypes import STRING, storage
 from node_agent.errors import CodecError
 
 Array = npt.NDArray[Any]
@@ -93,6 +94,8 @@ def is_float(held: np.dtype[Any]) -> bool:
 
 def byte_view(array: Array) -> memoryview:
     """The bytes of `array` in C order, little endian; copied only where it is not so already."""
+    if array.dtype.kind in "OUS":
+        return memoryview(encode_text(array))
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     if array.size == 0:
@@ -102,6 +105,8 @@ def byte_view(array: Array) -> memoryview:
 
 def from_bytes(frame: Any, dtype: str, shape: Sequence[int]) -> Array:
     """The array whose bytes `frame` is, on the frame's own memory where that is aligned for its type."""
+    if dtype == STRING:
+        return decode_text(frame, shape)
     held = storage(dtype)
     expected = math.prod(shape) * held.itemsize
     check_length(frame, expected, dtype, shape)

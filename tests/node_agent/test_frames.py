@@ -137,9 +137,46 @@ def test_packing_keeps_raw_bits_and_never_grows() -> None:
     with pytest.raises(CodecError, match="said to be bfloat16"):
         frames.pack_tensor("b", np.zeros(3), "raw", "bfloat16")
     with pytest.raises(CodecError, match="cannot be sent"):
-        frames.pack_item({"t": np.array(["a"])})
+        frames.pack_item({"t": np.array(["2026-01-01"], "datetime64[D]")})
     with pytest.raises(CodecError, match="unknown here"):
         frames.pack_item({"t": np.zeros(3)}, "zip")
+
+
+def test_text_travels_behind_its_lengths() -> None:
+    for array in (
+        np.array([["a", ""], ["b\0c", "ü" * 500]], object),
+        np.array([["a", ""], ["b\0c", "ü" * 500]]),
+        np.array([], object).reshape(0, 2),
+    ):
+        headers, buffers = frames.pack_item({"t": array}, "lz4")
+        (header,) = headers
+        assert (header.dtype, header.codec, header.nbytes) == ("string", "raw", len(buffers[0]))
+        frames.check_frames(headers, buffers)
+        got = frames.unpack(headers, buffers)["t"]
+        assert got.shape == array.shape
+        assert got.tolist() == array.tolist()
+    binary = frames.pack_tensor("t", np.array([b"raw"]))[1]
+    assert bytes(binary) == b"\3\0\0\0raw"
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"", b"\1\0\0", b"\2\0\0\0a", b"\1\0\0\0ab", b"\1\0\0\0\xff", b"\0\0\0\0" * 2, b"\xff" * 8],
+    ids=range(7),
+)
+def test_a_frame_that_is_no_text_is_refused(frame: bytes) -> None:
+    with pytest.raises(CodecError):
+        frames.unpack([m.TensorHeader("t", "string", (1,), "raw", len(frame))], [frame])
+
+
+def test_text_states_at_least_its_lengths_and_is_never_encoded() -> None:
+    for header in (
+        m.TensorHeader("t", "string", (10,), "raw", 39),
+        m.TensorHeader("t", "string", (1,), "lz4", 40),
+        m.TensorHeader("t", "string", (1 << 40,), "raw", 40),
+    ):
+        with pytest.raises(FrameError):
+            frames.check_headers([header])
 
 
 def test_large_raw_tensors_share_memory() -> None:
