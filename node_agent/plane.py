@@ -20,6 +20,7 @@ from node_agent.messages import HopStatus, HopTrace, Load
 from node_agent.receiver import Receiver
 from node_agent.routing import Route, RoutingTable
 from node_agent.sender import Sender
+from node_agent.short_way import ShortWay, known_from
 from node_agent.threads import Shell
 from node_agent.work import LoadedRoute, Work
 from node_agent.worker import Worker
@@ -49,6 +50,7 @@ class DataPlane:
         self._table = RoutingTable()
         self._loaded: dict[tuple[int, int], LoadedRoute] = {}
         self._loop = loop = DataLoop()
+        self._worker = Worker(name, done=self._ran, drop=self._drop)
         self._sender = Sender(loop, context, name, host, ports[1], release=self._release)
         self._receiver = Receiver(
             loop,
@@ -60,9 +62,9 @@ class DataPlane:
             forward=self._sender.submit,
             window=self._window,
         )
+        self._receiver.short_way = ShortWay(self._worker, self._sender, self._release).take
         loop.parts = (self._sender, self._receiver)
         loop.submit = self._sender.submit
-        self._worker = Worker(name, done=self._ran, drop=self._drop)
         self._decoder = Coder("decode", lambda work: decode(work, name), self._decoded)
         self._encoder = Coder("encode", lambda work: encode(work, name), loop.put)
 
@@ -170,8 +172,11 @@ class DataPlane:
             self._decoder.put(work)
         else:
             decode(work, self._name)
-            if work.failure is not None or (not _encodes(work) and self._worker.run_here(work)):
+            if work.failure is not None:
                 self._sender.submit(work)
+            elif not _encodes(work) and self._worker.run_here(work):
+                self._sender.submit(work)
+                work.loaded.known = known_from(work)
             else:
                 self._worker.put(work)
 

@@ -114,6 +114,13 @@ class Sender:
         if downstream.pending or not downstream.end.ready or not self._send(downstream, work):
             downstream.pending.append(work)
 
+    def open_to(self, peer: PeerRef) -> _Downstream | None:
+        """The connection to a peer if an item may be sent there now, before none that waits; else None."""
+        downstream = self._peers.get(peer)
+        return (
+            downstream if downstream is not None and not downstream.pending and downstream.end.ready else None
+        )
+
     def _flush(self, downstream: _Downstream) -> None:
         pending = downstream.pending
         while pending and downstream.end.ready:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from node_agent.batching import Batching
 from node_agent.connection import ReceivingEnd
 from node_agent.engines.base import Arrays, Session
@@ -46,6 +48,28 @@ class HopCounters:
     """[data]"""
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What items with one set of headers have in common on a hop, all of them raw: see `node_agent.short_way`.
+
+    Attributes:
+        tensors: The headers that come.
+        nbytes: Bytes of their frames.
+        inputs: Name, frame, type and shape of each tensor that the partition takes.
+        sent: The headers that go on.
+        sent_bytes: Bytes of their frames.
+        made: For each of them its name, the frame that goes on as it came (-1 for an output of the partition), and
+            the output's type and shape.
+    """
+
+    tensors: tuple[TensorHeader, ...]
+    nbytes: int
+    inputs: tuple[tuple[str, int, np.dtype[Any], tuple[int, ...]], ...]
+    sent: tuple[TensorHeader, ...]
+    sent_bytes: int
+    made: tuple[tuple[str, int, np.dtype[Any] | None, tuple[int, ...]], ...]
+
+
 @dataclass(slots=True, eq=False)
 class LoadedRoute:
     """A route in force, with its partition.
@@ -62,6 +86,7 @@ class LoadedRoute:
         coded: Whether the partition takes one that is not raw.
         batching: How its requests run as batches; None where each runs alone.
         batch_note: What was found about that, one sentence.
+        known: What the latest items that took the short way had in common.
     """
 
     route: Route
@@ -75,6 +100,15 @@ class LoadedRoute:
     batching: Batching | None = None
     batch_note: str = ""
     sent: dict[str, TensorHeader] = field(default_factory=dict)
+    known: Known | None = None
+
+    def ran(self, took_ns: int) -> None:
+        """Notes a run and how long it took."""
+        self.counters.run_ns += took_ns
+        self.counters.runs += 1
+        # Moves by an eighth towards what was measured, so that one interrupted run counts no more than another.
+        step = self.run_ns >> 3
+        self.run_ns = (self.run_ns + (step if took_ns > self.run_ns else -step)) or took_ns
 
     def status(self) -> HopStatus:
         """The counters as other processes see them."""

@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from node_agent.batching import Batching, joined, parted
 from node_agent.errors import AgentError, code_of
 from node_agent.threads import Shell
-from node_agent.work import Work
+from node_agent.work import LoadedRoute, Work
 
 log = logging.getLogger(__name__)
 
@@ -49,19 +49,36 @@ class Worker(Shell):
 
     def run_here(self, work: Work) -> bool:
         """Runs an item in the calling thread if that is short and nothing else runs or waits; whether it did."""
-        if (
-            not 0 < work.loaded.run_ns < SHORT_NS
-            or work.loaded.batching is not None
-            or self._ahead
-            or not self._runs.empty()
-            or not self._busy.acquire(blocking=False)
-        ):
+        if not self.begin(work.loaded):
             return False
         try:
             self._run_one(work)
         finally:
             self._busy.release()
         return True
+
+    def begin(self, loaded: LoadedRoute) -> bool:
+        """Whether the calling thread may run an item now, as `run_here`; if so `end` must follow."""
+        if (
+            not 0 < loaded.run_ns < SHORT_NS
+            or loaded.batching is not None
+            or self._ahead
+            or not self._runs.empty()
+            or not self._busy.acquire(blocking=False)
+        ):
+            return False
+        self.started_ns = time.monotonic_ns()
+        return True
+
+    def end(self, loaded: LoadedRoute, arrived_ns: int) -> int:
+        """After the run that `begin` allowed; what time it is."""
+        now = time.monotonic_ns()
+        loaded.counters.wait_ns += self.started_ns - arrived_ns
+        loaded.ran(now - self.started_ns)
+        self.progress += 1
+        self.started_ns = 0
+        self._busy.release()
+        return now
 
     def wake(self) -> None:
         """See `Shell.wake`."""
@@ -145,31 +162,30 @@ class Worker(Shell):
         begun = time.monotonic_ns()
         self.started_ns = begun
         loaded = work.loaded
-        counters = loaded.counters
-        counters.wait_ns += begun - work.arrived_ns
+        loaded.counters.wait_ns += begun - work.arrived_ns
         if not work.fail_if_expired(self._name):
             assert loaded.session is not None
             assert work.inputs is not None
             try:
                 work.outputs = loaded.session.run(work.inputs)
                 work.inputs = None
-            except AgentError as error:
-                work.fail(code_of(error), f"{error} {error.hint}".strip(), self._name)
             except Exception as error:
-                # An engine's own exception that it did not translate ends one request, not the agent.
-                log.exception("The engine raised.")
-                work.fail("internal", f"{type(error).__name__}: {error}", self._name)
+                self.failed(work, error)
             ended = time.monotonic_ns()
-            took = ended - begun
-            counters.run_ns += took
-            counters.runs += 1
+            loaded.ran(ended - begun)
             if work.marks is not None:
                 work.marks.run = (begun, ended)
-            # Moves by an eighth towards what was measured, so that one interrupted run counts no more than another.
-            step = loaded.run_ns >> 3
-            loaded.run_ns = (loaded.run_ns + (step if took > loaded.run_ns else -step)) or took
         self.progress += 1
         self.started_ns = 0
+
+    def failed(self, work: Work, error: Exception) -> None:
+        """Ends an item by what its run raised."""
+        if isinstance(error, AgentError):
+            work.fail(code_of(error), f"{error} {error.hint}".strip(), self._name)
+        else:
+            # An engine's own exception that it did not translate ends one request, not the agent.
+            log.error("The engine raised.", exc_info=error)
+            work.fail("internal", f"{type(error).__name__}: {error}", self._name)
 
 
 class _Gathering:
