@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.client_core import Inputs, Submit, copied
-from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
+from defer.client_requests import DEFAULT_TIMEOUT_S, Requests, check_id
 from defer.client_session import Outputs
 from defer.errors import UsageError, WrongInput
 
@@ -33,14 +34,36 @@ class AsyncClient:
         )
 
     async def infer(
-        self, inputs: Inputs, *, model: str = "", outputs: Sequence[str] = (), timeout: float | None = None
+        self,
+        inputs: Inputs,
+        *,
+        model: str = "",
+        outputs: Sequence[str] = (),
+        timeout: float | None = None,
+        durable: bool = False,
+        request: bytes | None = None,
     ) -> Outputs:
         """Run the model once; see `Client.infer`. Cancelling the task gives the request up."""
+        if request is not None:
+            check_id(request)
         submit = await self._prepare(inputs, model, outputs, timeout, copy=False, patient=False)
+        submit = replace(submit, durable=durable, request=submit.request if request is None else request)
+        return await (await self._launch(submit))
+
+    async def recall(self, request: bytes, *, timeout: float | None = None) -> Outputs:
+        """Wait for the answer to a request that was sent before; see `Client.recall`."""
+        submit = await asyncio.to_thread(self._requests.recall, request, timeout)
         return await (await self._launch(submit))
 
     def submit(
-        self, inputs: Inputs, *, model: str = "", outputs: Sequence[str] = (), timeout: float | None = None
+        self,
+        inputs: Inputs,
+        *,
+        model: str = "",
+        outputs: Sequence[str] = (),
+        timeout: float | None = None,
+        durable: bool = False,
+        request: bytes | None = None,
     ) -> asyncio.Task[Outputs]:
         """Run the model once without waiting for it; no coroutine: `outputs = await client.submit(inputs)`.
 
@@ -54,7 +77,9 @@ class AsyncClient:
         """
         loop = asyncio.get_running_loop()
         held = copied(inputs)
-        return loop.create_task(self.infer(held, model=model, outputs=outputs, timeout=timeout))
+        return loop.create_task(
+            self.infer(held, model=model, outputs=outputs, timeout=timeout, durable=durable, request=request)
+        )
 
     async def map(
         self,

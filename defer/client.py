@@ -66,6 +66,8 @@ class Client:
         outputs: Sequence[str] = (),
         timeout: float | None = None,
         trace: str = "",
+        durable: bool = False,
+        request: bytes | None = None,
     ) -> Outputs:
         """Run the model once and wait for its outputs.
 
@@ -76,6 +78,9 @@ class Client:
             timeout: Seconds until the request ends with `DeadlineExceeded`; the client's own by default, infinity for
                 as long as the dispatcher lets it run.
             trace: W3C trace context under which every process notes its times; see `defer trace`.
+            durable: Have the dispatcher keep the request and its answer on its disk: it is answered once although the
+                dispatcher is killed and started again meanwhile.
+            request: Its id, 16 bytes, for `recall`; made up where it is None.
 
         Returns:
             Arrays by output name.
@@ -90,8 +95,28 @@ class Client:
             DispatcherUnreachable: No connection to a dispatcher in time.
         """
         requests = self._requests
-        submit = _traced(requests.prepare(inputs, model, outputs, timeout, copy=False), trace)
+        submit = _traced(
+            requests.prepare(inputs, model, outputs, timeout, copy=False, durable=durable, request=request),
+            trace,
+        )
         return _result(requests.launch(submit), submit.deadline)
+
+    def recall(self, request: bytes, *, timeout: float | None = None) -> Outputs:
+        """Wait for the answer to a request that was sent before, by this client or another, and has this id.
+
+        Args:
+            request: The id that it was given.
+            timeout: Seconds to wait; the client's own by default.
+
+        Returns:
+            Arrays by output name.
+
+        Raises:
+            RequestFailed: It ended with an error, or the dispatcher knows nothing of it (any more).
+            DispatcherUnreachable: No connection to a dispatcher in time.
+        """
+        submit = self._requests.recall(request, timeout)
+        return _result(self._requests.launch(submit), submit.deadline)
 
     def submit(
         self,
@@ -101,10 +126,13 @@ class Client:
         outputs: Sequence[str] = (),
         timeout: float | None = None,
         trace: str = "",
+        durable: bool = False,
+        request: bytes | None = None,
     ) -> Future[Outputs]:
         """Run the model once without waiting for it.
 
-        The inputs are copied, so they may be changed at once. Waits only where very many requests are under way.
+        The inputs are copied, so they may be changed at once. Waits only where very many requests are under way, and
+        with `durable` until the dispatcher has the request on its disk; arguments are those of `infer`.
 
         Returns:
             A future that ends before the request's deadline: with arrays by output name, or an error of `infer`.
@@ -114,8 +142,10 @@ class Client:
             Overloaded: Too many requests of this client were under way for the whole timeout.
         """
         requests = self._requests
-        submit = _traced(requests.prepare(inputs, model, outputs, timeout, copy=True), trace)
-        return requests.launch(submit)
+        submit = requests.prepare(
+            inputs, model, outputs, timeout, copy=True, durable=durable, request=request
+        )
+        return requests.launch_kept(_traced(submit, trace))
 
     def map(
         self,

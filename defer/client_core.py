@@ -22,7 +22,7 @@ import numpy.typing as npt
 from defer.api import ModelInfo
 from defer.errors import WrongInput
 from defer.signature import input_problem, output_problem, specs_text
-from node_agent.messages import NO_DEADLINE, Infer, Rejection, Result, TensorHeader
+from node_agent.messages import NO_DEADLINE, Infer, Recall, Rejection, Result, TensorHeader
 
 Array = npt.NDArray[np.generic]
 Inputs = Mapping[str, npt.ArrayLike] | npt.ArrayLike
@@ -57,6 +57,8 @@ class Submit:
         deadline: When it must be answered, on the clock of `handle`; infinity for never.
         patient: Try again where the dispatcher is overloaded.
         trace: W3C trace context, empty where the request is not traced.
+        durable: Have the dispatcher keep the request and its answer in its store.
+        recall: Ask for the answer to a request that was sent before, by its id alone.
     """
 
     request: bytes
@@ -67,6 +69,8 @@ class Submit:
     deadline: float
     patient: bool = False
     trace: str = ""
+    durable: bool = False
+    recall: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,7 @@ Event = Submit | Connected | Disconnected | ResultArrived | RejectionArrived | R
 class SendInfer:
     """Send a request."""
 
-    infer: Infer
+    infer: Infer | Recall
     frames: Sequence[object]
 
 
@@ -219,9 +223,19 @@ class ClientCore:
         submit = pending.submit
         self._paused.pop(submit.request, None)
         pending.again_at = math.inf
+        if submit.recall:
+            return SendInfer(Recall(submit.request), ())
         left = NO_DEADLINE if submit.deadline == math.inf else max(1, int((submit.deadline - now) * _S))
         return SendInfer(
-            Infer(submit.request, submit.model, left, submit.tensors, submit.outputs, submit.trace),
+            Infer(
+                submit.request,
+                submit.model,
+                left,
+                submit.tensors,
+                submit.outputs,
+                submit.trace,
+                submit.durable,
+            ),
             submit.frames,
         )
 

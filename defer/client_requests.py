@@ -8,13 +8,23 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 
 from defer import api
 from defer.admin import Admin
 from defer.client_core import Inputs, Submit, as_arrays, check_outputs
 from defer.client_session import Outputs, Session
 from defer.documents.address import parse_address
-from defer.errors import Cancelled, NotReady, Overloaded, UnknownModel, UsageError, WrongInput
+from defer.errors import (
+    Cancelled,
+    DispatcherUnreachable,
+    NotReady,
+    Overloaded,
+    UnknownModel,
+    UsageError,
+    WrongInput,
+)
 from node_agent.codecs import CODECS
 from node_agent.errors import AgentError
 from node_agent.frames import check_headers, pack_item
@@ -34,6 +44,23 @@ ENDLESS_S = 1e9
 MOST_REQUESTS = 1024
 MOST_BYTES = 512 << 20
 """Requests of one client under way, and their input bytes."""
+
+
+ID_BYTES = 16
+"""Length of a request's id."""
+
+
+def check_id(request: bytes) -> None:
+    """Check an id that the caller chose.
+
+    Raises:
+        UsageError: It has another length.
+    """
+    if len(request) != ID_BYTES:
+        raise UsageError(
+            f"a request id has {ID_BYTES} bytes, not {len(request)}",
+            hint="uuid.uuid4().bytes is one",
+        )
 
 
 class Room:
@@ -152,6 +179,8 @@ class Requests:
         *,
         copy: bool,
         patient: bool = False,
+        durable: bool = False,
+        request: bytes | None = None,
     ) -> Submit:
         """Check and encode a request.
 
@@ -162,7 +191,27 @@ class Requests:
             timeout: Seconds, or None for the client's own.
             copy: Whether the caller may change its arrays before the answer.
             patient: Try again where the dispatcher is overloaded.
+            durable: Have the dispatcher keep the request and its answer in its store.
+            request: Its id; made up where it is None.
+
+        Raises:
+            UsageError: The id has not 16 bytes, or the timeout is not positive.
         """
+        if request is not None:
+            check_id(request)
+        submit = self._prepare(inputs, model, outputs, timeout, copy=copy, patient=patient)
+        return replace(submit, durable=durable, request=submit.request if request is None else request)
+
+    def _prepare(
+        self,
+        inputs: Inputs,
+        model: str,
+        outputs: Sequence[str],
+        timeout: float | None,
+        *,
+        copy: bool,
+        patient: bool,
+    ) -> Submit:
         deadline = self.deadline(timeout)
         model = model or self.model
         info = self.known(model) or self.signature(model)
@@ -173,6 +222,18 @@ class Requests:
             if newer is None:
                 raise
             return self.encode(newer, inputs, outputs, deadline, copy=copy, patient=patient)
+
+    def recall(self, request: bytes, timeout: float | None) -> Submit:
+        """Ask for the answer to a request that was sent before.
+
+        Raises:
+            UsageError: The id has not 16 bytes, or the timeout is not positive.
+        """
+        check_id(request)
+        deadline = self.deadline(timeout)
+        if not self._data_port:
+            self.refresh()
+        return Submit(request, "", (), (), (), deadline, recall=True)
 
     def deadline(self, timeout: float | None) -> float:
         """When a request made now must have ended, on the monotonic clock; infinity for never.
@@ -219,26 +280,51 @@ class Requests:
         # A newer dispatcher may name a codec that this client does not have; raw is always understood.
         return info.codec if info.codec in CODECS else "raw"
 
-    def launch(self, submit: Submit) -> Future[Outputs]:
+    def launch(self, submit: Submit, kept: Future[None] | None = None) -> Future[Outputs]:
         """Send a prepared request; waits where too many are under way.
+
+        Args:
+            submit: The request.
+            kept: Ends when a durable request is in the dispatcher's store, or has ended.
 
         Raises:
             Overloaded: Too many were under way until its deadline.
             Cancelled: The client is closed.
         """
         left = submit.deadline - time.monotonic() if submit.deadline < math.inf else threading.TIMEOUT_MAX
-        future = self.try_launch(submit, wait=max(0.0, left))
+        future = self.try_launch(submit, wait=max(0.0, left), kept=kept)
         if future is None:
             raise Overloaded(f"{MOST_REQUESTS} requests of this client are under way, or {MOST_BYTES} bytes")
         return future
 
-    def try_launch(self, submit: Submit, *, wait: float = 0.0) -> Future[Outputs] | None:
+    def launch_kept(self, submit: Submit) -> Future[Outputs]:
+        """`launch`, and where the request is durable wait until the dispatcher has it in its store.
+
+        Raises:
+            DispatcherUnreachable: It did not say so before the request's deadline.
+        """
+        if not submit.durable:
+            return self.launch(submit)
+        kept: Future[None] = Future()
+        future = self.launch(submit, kept)
+        try:
+            kept.result(submit.deadline - time.monotonic() + 1.0 if submit.deadline < math.inf else None)
+        except FutureTimeout:
+            future.cancel()
+            raise DispatcherUnreachable(
+                f"the dispatcher at {self.address} did not say in time that it keeps the request"
+            ) from None
+        return future
+
+    def try_launch(
+        self, submit: Submit, *, wait: float = 0.0, kept: Future[None] | None = None
+    ) -> Future[Outputs] | None:
         """Send a prepared request; None where too many are under way for `wait` seconds."""
         nbytes = sum(header.nbytes for header in submit.tensors)
         if not self._room.take(nbytes, wait):
             return None
         try:
-            future = self._running().launch(submit)
+            future = self._running().launch(submit, kept)
         except BaseException:
             self._room.give(nbytes)
             raise

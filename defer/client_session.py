@@ -11,13 +11,23 @@ from typing import Any
 
 from defer import client_core as c
 from defer.dialled import Dialled
-from defer.errors import Cancelled, DeferError, from_code, translate
+from defer.errors import Cancelled, DeferError, UsageError, from_code, translate
 from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake
 from node_agent.errors import FrameError
 from node_agent.frames import encode_header, unpack
 from node_agent.link import Sent, incoming, send
-from node_agent.messages import Greeting, Infer, PeerRef, Refusal, Rejection, Result, TensorHeader
+from node_agent.messages import (
+    Accepted,
+    Greeting,
+    Infer,
+    PeerRef,
+    Recall,
+    Refusal,
+    Rejection,
+    Result,
+    TensorHeader,
+)
 
 Outputs = dict[str, c.Array]
 
@@ -38,7 +48,8 @@ class Session:
         self.endpoint = endpoint
         self._core = c.ClientCore(address)
         self._futures: dict[bytes, Future[Outputs]] = {}
-        self._unsent: deque[tuple[Infer, Sequence[Any]]] = deque()
+        self._unsent: deque[tuple[Infer | Recall, Sequence[Any]]] = deque()
+        self._kept: dict[bytes, Future[None]] = {}
         self._crash: DeferError | None = None
         self._loop = SocketLoop(
             "defer-client",
@@ -57,12 +68,24 @@ class Session:
         """End the thread; requests that have no answer yet end as cancelled."""
         self._loop.close()
 
-    def launch(self, submit: c.Submit) -> Future[Outputs]:
-        """Send a request, soon; from any thread."""
+    def launch(self, submit: c.Submit, kept: Future[None] | None = None) -> Future[Outputs]:
+        """Send a request, soon; from any thread.
+
+        Args:
+            submit: The request.
+            kept: Ends when a durable request is in the dispatcher's store, or has ended.
+        """
         future: Future[Outputs] = Future()
+        if kept is not None:
+            future.add_done_callback(lambda _: _end(kept))
 
         def run() -> None:
+            if submit.request in self._futures:
+                future.set_exception(UsageError("this client waits for the answer to this request already"))
+                return
             self._futures[submit.request] = future
+            if kept is not None:
+                self._kept[submit.request] = kept
             self._feed(submit)
 
         if not self._loop.enqueue(run):
@@ -131,6 +154,8 @@ class Session:
                     self._feed(c.ResultArrived(header, frames))
                 case Rejection():
                     self._feed(c.RejectionArrived(header))
+                case Accepted(request) if request in self._kept:
+                    _end(self._kept.pop(request))
                 case Greeting():
                     self._dialled.handshake.greeted(header)
                     refused = self._dialled.handshake.state == "refused"
@@ -153,12 +178,13 @@ class Session:
                 case c.Fail(request, code, message, hint):
                     self._settle(request, partial(_raise, from_code(code, message, hint)))
 
-    def _send(self, infer: Infer, frames: Sequence[Any]) -> None:
+    def _send(self, infer: Infer | Recall, frames: Sequence[Any]) -> None:
         if self._unsent or send(self._dialled.socket, encode_header(infer), frames) is not Sent.YES:
             self._unsent.append((infer, frames))
 
     def _settle(self, request: bytes, outcome: Any) -> None:
         future = self._futures.pop(request)
+        self._kept.pop(request, None)
         if not future.set_running_or_notify_cancel():
             return  # the caller has cancelled it
         try:
@@ -171,6 +197,11 @@ def _decode(tensors: Sequence[TensorHeader], frames: Sequence[Any]) -> Outputs:
     arrays = unpack(tensors, frames)
     # Small frames and decoded ones are `bytes`; the caller gets arrays that are its own to write to.
     return {name: array if array.flags.writeable else array.copy() for name, array in arrays.items()}
+
+
+def _end(kept: Future[None]) -> None:
+    if not kept.done():
+        kept.set_result(None)
 
 
 def _raise(error: DeferError) -> Outputs:

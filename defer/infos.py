@@ -118,6 +118,8 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     """Its sensors' readings by name; what it has no sensor for is not in it."""
     missing: dict[str, str] = {}
     """Engines that cannot run there, and why."""
+    loads: int = 0
+    """Partitions that its agent has loaded since it started."""
 
 
 class ModelTotals(msgspec.Struct, frozen=True):

@@ -196,6 +196,7 @@ class Actions:
             stale,
             self._sensors.read(),
             time.time(),
+            self._loader.loads,
         )
 
     def look(self, state: str) -> Future[AgentStatus]:

@@ -59,6 +59,8 @@ class Loader:
         self._shared: dict[Key, _Shared] = {}
         self._epochs: dict[int, tuple[Load, dict[int, Key]]] = {}
         self._batching: dict[int, dict[int, tuple[Batching | None, str]]] = {}
+        self.loads = 0
+        """Partitions loaded since the start; one that epochs share counts once."""
 
     def engine_name(self, asked: str) -> str:
         """The engine that a request for `asked` gets."""
@@ -133,6 +135,7 @@ class Loader:
                 shared.session.close()
                 raise LoadFailedError(f"Hop {hop.hop} does not run: {error}", hint=error.hint) from None
             self._shared[key] = shared
+            self.loads += 1
         shared.users += 1
         return key
 

@@ -134,6 +134,8 @@ class Infer(msgspec.Struct, frozen=True, array_like=True, tag="infer"):
         tensors: One header per tensor frame that follows.
         outputs: Which outputs are wanted; empty for all.
         trace: W3C trace context.
+        durable: Keep the request in the dispatcher's store until it is answered, and its answer for a while; answered
+            by `Accepted` when it is there.
     """
 
     request: bytes
@@ -142,6 +144,19 @@ class Infer(msgspec.Struct, frozen=True, array_like=True, tag="infer"):
     tensors: tuple[TensorHeader, ...]
     outputs: tuple[str, ...] = ()
     trace: str = ""
+    durable: bool = False
+
+
+class Recall(msgspec.Struct, frozen=True, array_like=True, tag="recall"):
+    """A client asks for the answer to a request that it sent before, by the id alone; answered like `Infer`."""
+
+    request: bytes
+
+
+class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accept"):
+    """A durable request is in the dispatcher's store: it will be answered, whether or not it is sent again."""
+
+    request: bytes
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True, tag="result"):
@@ -160,7 +175,20 @@ class Rejection(msgspec.Struct, frozen=True, array_like=True, tag="reject"):
     message: str
 
 
-DataHeader = Greeting | Item | Failure | Credit | Probe | ProbeEcho | Refusal | Infer | Result | Rejection
+DataHeader = (
+    Greeting
+    | Item
+    | Failure
+    | Credit
+    | Probe
+    | ProbeEcho
+    | Refusal
+    | Infer
+    | Result
+    | Rejection
+    | Recall
+    | Accepted
+)
 
 
 # --------------------------------------------------------------------------------------------- control socket
@@ -516,6 +544,8 @@ class AgentStatus(msgspec.Struct, frozen=True, tag="agent_status", tag_field="t"
     """Readings by name, as `gpu0.power_w`; what the device has no sensor for is not in it."""
     wall_s: float = 0.0
     """The device's clock, seconds since 1970 in UTC; 0 from a build that does not tell."""
+    loads: int = 0
+    """Partitions loaded since the start; one that several epochs share counts once."""
 
 
 class HopTrace(msgspec.Struct, frozen=True, array_like=True):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -18,10 +16,12 @@ import msgspec
 
 from defer import units
 from defer.accuracy import Budget
+from defer.api import ModelInfo
 from defer.cli.chains import Shapes, batch_options, blocks_option, budget_options, input_option, sample_option
 from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway
 from defer.cli.output import common_options, examples, note, progress
 from defer.cli.plots import check_plot, write_plot
+from defer.cli.state_options import state_options, state_place, taken_over
 from defer.cli.stopping import StopNow, stopping
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
@@ -64,7 +64,7 @@ FLUSH_S = 5.0
     help="What planning makes least: seconds of one request, seconds between results, money or joules.",
 )
 @click.option("--listen", metavar="HOST:PORT", help="First of three ports; the cluster file's by default.")
-@click.option("--state", type=click.Path(path_type=Path), help="Directory for what must survive a restart.")
+@state_options
 @click.option("--insecure", is_flag=True, help="Allow an address that other machines reach, without keys.")
 @click.option(
     "--wait", default=10.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds per agent."
@@ -93,6 +93,7 @@ def command(
     objective: Objective,
     listen: str | None,
     state: Path | None,
+    no_state: bool,
     insecure: bool,
     wait: float,
     save_plan: str | None,
@@ -113,6 +114,8 @@ def command(
     With --model it measures (what was measured before is remembered), plans, splits, ships and loads, and sends a
     first request through the whole pipeline before it says that it is ready. Models can be deployed later with
     `defer deploy`. With --http, other clients are served by the Open Inference Protocol v2 too.
+
+    What is served is kept in --state: after a crash, the same command takes it over from the agents as it is.
     """
     if plot is not None:
         check_plot(plot)
@@ -134,6 +137,7 @@ def command(
             calibration=calibration,
             sample=sample,
             batching=batching,
+            source="serve",
         )
     elif max_error or calibration or plan_file or profile_file or name or save_plan or save_profile or plot:
         raise UsageError(
@@ -145,7 +149,7 @@ def command(
         if until_stdin_closes:
             stop.with_stdin()
         _log(as_json=as_json)
-        directory = state or _state(cluster, stack)
+        place = state_place(cluster, state, stack, none=no_state)
         crashed: list[BaseException] = []
 
         def crash(error: BaseException) -> None:
@@ -153,7 +157,14 @@ def command(
             stop.set()
 
         daemon = stack.enter_context(
-            Daemon(cluster, directory, profiles=profile_cache(), on_crash=crash, held=True)
+            Daemon(
+                cluster,
+                place.folder,
+                profiles=profile_cache(),
+                on_crash=crash,
+                held=True,
+                durable=place.lasting,
+            )
         )
         http = _gateway(gateway, daemon, stack, crash)
         outcome = None
@@ -163,14 +174,15 @@ def command(
                     reporter = _Reporter(show, as_json=as_json)
                     reporter("connecting the agents", 0.0)
                     daemon.connect(wait)
-                    if order is not None:
+                    if order is not None and not taken_over(daemon.deployments, order):
                         outcome = daemon.deployments.bring_up(order, reporter)
                 if outcome is not None:
                     _save(outcome, save_plan, save_profile, plot)
                 daemon.let_go()
                 if http is not None:
                     http.service.starting = False
-                _say_ready(daemon.address, outcome, http, as_json=as_json)
+                restored = () if outcome is not None else daemon.models().models
+                _say_ready(daemon.address, outcome, restored, http, as_json=as_json)
         except StopNow:
             if stop.number == signal.SIGINT:
                 raise Cancelled("stopped before it was ready") from None
@@ -245,14 +257,6 @@ def _cluster(path: str, listen: str | None, *, insecure: bool, as_json: bool) ->
     return cluster
 
 
-def _state(cluster: Cluster, stack: ExitStack) -> Path:
-    port = parse_address(cluster.dispatcher.listen).port
-    if port == 0:  # nobody can find it again after a restart, so nothing needs to survive
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="defer-serve-")))
-    home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(home).expanduser() / "defer" / f"dispatcher-{port}"
-
-
 def _log(*, as_json: bool) -> None:
     """What happens while serving, on standard error; programs get errors alone."""
     handler = logging.StreamHandler()
@@ -274,12 +278,21 @@ def _save(outcome: Outcome, save_plan: str | None, save_profile: str | None, plo
         write_plot(outcome.deployment.plan, plot)
 
 
-def _say_ready(address: Address, outcome: Outcome | None, http: Gateway | None, *, as_json: bool) -> None:
+def _say_ready(
+    address: Address,
+    outcome: Outcome | None,
+    restored: tuple[ModelInfo, ...],
+    http: Gateway | None,
+    *,
+    as_json: bool,
+) -> None:
     made = outcome.deployment if outcome else None
     if as_json:
         ready: dict[str, object] = {"ready": str(address)}
         if http is not None:
             ready["http"] = str(http.address)
+        if restored:
+            ready["restored"] = [info.name for info in restored if info.state == "ready"]
         if outcome is not None and made is not None:
             ready |= {
                 "model": made.model,
@@ -293,7 +306,10 @@ def _say_ready(address: Address, outcome: Outcome | None, http: Gateway | None, 
         return
     also = f", HTTP on {http.address}" if http is not None else ""
     if outcome is None or made is None:
-        click.echo(f"ready: no model yet, listening on {address}{also}")
+        for info in restored:
+            click.echo(f"model {info.name} is {info.state} as before{info.reason and f': {info.reason}'}")
+        what = "as before" if restored else "no model yet"
+        click.echo(f"ready: {what}, listening on {address}{also}")
         return
     from defer.draw_text import plan_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from defer.dispatcher.events import Frames
+from defer.dispatcher.events import Deliver, Frames, Instruction, Reject
 from node_agent.messages import Rejection, Result
 
 
@@ -64,3 +64,10 @@ class RecentAnswers:
         self._spent[request] = None
         if len(self._spent) > self._most_spent:
             self._spent.popitem(last=False)
+
+
+def say(client: bytes, answer: Answer) -> Instruction:
+    """Tell a client how its request ended."""
+    if isinstance(answer.message, Result):
+        return Deliver(client, answer.message, answer.frames)
+    return Reject(client, answer.message)

@@ -40,6 +40,8 @@ class Order:
         calibration: Requests (.npz) on which that is measured; None makes some up.
         sample: Share of the requests that are compared with the lossless pipeline, where the plan has lossy codecs.
         batching: Requests that stages may run together; None leaves it to the plan.
+        source: `serve` where the dispatcher's command line asks for it, `deploy` where an admin does.
+        digest: Of what was asked for, before a plan was made; see `restoring.digest_of`.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Order:
     calibration: Path | None = None
     sample: float = 0.0
     batching: PlanBatching | None = None
+    source: str = "deploy"
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from defer.dispatcher import events as e
-from defer.dispatcher.answers import Answer, RecentAnswers
+from defer.dispatcher.answers import Answer, RecentAnswers, say
 from defer.dispatcher.counters import Counters
+from defer.dispatcher.durable import Durable
 from defer.dispatcher.ledger import Ledger, Request, mismatch
 from defer.dispatcher.overdue import Overdue
 from defer.dispatcher.routes import Routes, RouteState
 from node_agent.flow import SendWindow
-from node_agent.messages import Rejection, Result
+from node_agent.messages import Rejection
 
 
 class Conveyor:
@@ -28,6 +29,7 @@ class Conveyor:
         self.ledger = Ledger(self.limits.longest_s)
         self.requests = self.ledger.by_number
         self.answers = RecentAnswers(self.limits.answers, self.limits.answer_bytes, self.limits.spent)
+        self.durable = Durable()
         self.overdue = Overdue()
         self._links: dict[str, SendWindow] = {}
 
@@ -75,8 +77,11 @@ class Conveyor:
         self._leave(state, request)
         self.overdue.ended(request.number)
         self.ledger.remove(request)
-        self.answers.put(request.infer.request, answer)
-        out: list[e.Instruction] = [say(request.client, answer)]
+        if request.infer.durable:
+            out = self.durable.ended(request.client, request.infer, answer)
+        else:
+            self.answers.put(request.infer.request, answer)
+            out = [say(request.client, answer)]
         if state.state == "retired" and not state.busy:
             out += self._remove(request.epoch)
         return out
@@ -140,10 +145,3 @@ class Conveyor:
         self.routes.remove(epoch)
         self.overdue.close(epoch)
         return [e.Drained(epoch)]
-
-
-def say(client: bytes, answer: Answer) -> e.Instruction:
-    """Tell a client how its request ended."""
-    if isinstance(answer.message, Result):
-        return e.Deliver(client, answer.message, answer.frames)
-    return e.Reject(client, answer.message)

@@ -18,9 +18,11 @@ gone; `lost` stands beside `ready`, while a device of the route is out of reach.
 from __future__ import annotations
 
 from defer.dispatcher import events as e
-from defer.dispatcher.answers import Answer
-from defer.dispatcher.conveyor import Conveyor, say
+from defer.dispatcher.answers import Answer, say
+from defer.dispatcher.conveyor import Conveyor
+from defer.dispatcher.durable import gone
 from defer.dispatcher.ledger import Request, obstacle
+from defer.dispatcher.parking import Parking
 from defer.dispatcher.routes import RouteState
 from node_agent.errors import FlowError
 from node_agent.flow import SendWindow
@@ -39,6 +41,7 @@ class DispatcherCore(Conveyor):
 
     def __init__(self, limits: e.Limits | None = None) -> None:
         super().__init__(limits)
+        self.parking = Parking(self.limits)
         self._closing = False
 
     # ------------------------------------------------------------------------------------------------- events
@@ -53,7 +56,10 @@ class DispatcherCore(Conveyor):
         Returns:
             What to do about it, in order.
         """
+        self.durable.at(now)
         match event:
+            case e.InferArrived(epoch=None) if self.parking.open and not event.kept:
+                return self.parking.take(event, now)
             case e.InferArrived():
                 return self._infer(event, now)
             case e.ItemReturned(item, frames):
@@ -80,6 +86,11 @@ class DispatcherCore(Conveyor):
                 return self._device_lost(event, now)
             case e.DeviceBack(device):
                 return self._device_back(device, now)
+            case e.RecallArrived() | e.Kept() | e.Recalled() | e.Resumed():
+                return self._about_store(event, now)
+            case e.RouteReady():
+                out = self._route_event(event, now)
+                return [*out, *(said for held in self.parking.held(now) for said in self.handle(held, now))]
             case _:
                 return self._route_event(event, now)
 
@@ -95,7 +106,10 @@ class DispatcherCore(Conveyor):
         if known is not None:  # asked again while in flight: whoever asked last gets the answer
             self.counters.repeated += 1
             known.client = event.client
-            return []
+            return self.durable.again(event.client, known.infer)
+        if (said := self.durable.known(event.client, infer.request)) is not None:
+            self.counters.repeated += 1
+            return said
         answer = self.answers.get(infer.request)
         if answer is not None:
             self.counters.repeated += 1
@@ -104,10 +118,49 @@ class DispatcherCore(Conveyor):
         chosen = self._choose(event, nbytes, now)
         if isinstance(chosen, Rejection):
             self.counters.refused[chosen.code] += 1
+            if event.kept and chosen.code == "not-ready":
+                self.parking.hold(event, now)
+                return []
+            if event.kept:  # it was accepted before, so this is its answer
+                return self.durable.ended(event.client, infer, Answer(chosen))
             return [e.Reject(event.client, chosen)]
         request = self.ledger.add(event, nbytes, chosen.route.epoch, now)
         self.routes.accept(chosen, request.number, now)
-        return self._pump(chosen.route.link, now)
+        kept = [] if event.kept else self.durable.accepted(infer, event.frames, request.deadline)
+        return [*kept, *self._pump(chosen.route.link, now)]
+
+    def _about_store(
+        self, event: e.RecallArrived | e.Kept | e.Recalled | e.Resumed, now: float
+    ) -> list[e.Instruction]:
+        match event:
+            case e.RecallArrived() if self.parking.open:
+                return self.parking.take(event, now)
+            case e.RecallArrived(client, name):
+                return self._recall(client, name)
+            case e.Recalled(client, name, kept):
+                return self.durable.recalled(client, name, kept)
+            case e.Resumed(requests):
+                waited = self.parking.leave(now)
+                return [said for each in (*requests, *waited) for said in self.handle(each, now)]
+            case e.Kept(name, "answer", problem=problem):
+                return self.durable.answer_kept(name, problem)
+            case e.Kept(name, _, code, problem):
+                known = self.ledger.named(name)
+                if known is not None and problem:
+                    return self._end(known, code, f"the request was not kept: {problem}")
+                return self.durable.request_kept(None if known is None else known.client, name)
+
+    def _recall(self, client: bytes, name: bytes) -> list[e.Instruction]:
+        """Whoever asks for an answer by its id gets it: now, from the store, or when there is one."""
+        known = self.ledger.named(name)
+        if known is not None:
+            known.client = client
+            return self.durable.again(client, known.infer)
+        said = self.durable.known(client, name)
+        if said is not None:
+            return said
+        answer = self.answers.get(name)
+        return [e.Reject(client, gone(name)) if answer is None else say(client, answer)]
 
     def _choose(self, event: e.InferArrived, nbytes: int, now: float) -> RouteState | Rejection:
         """The route that this request runs on, or why there is none."""
@@ -118,6 +171,8 @@ class DispatcherCore(Conveyor):
 
         if self._closing:
             return refuse("not-ready", "the dispatcher is shutting down")
+        if (refused := self.durable.problem(infer)) is not None:
+            return refused
         if infer.remaining_ns != NO_DEADLINE and infer.remaining_ns <= 0:
             return refuse("deadline-exceeded", "the request arrived after its deadline")
         if event.epoch is not None:
@@ -311,6 +366,7 @@ class DispatcherCore(Conveyor):
                 self._closing = True
             case e.Stopped():
                 self._closing = True
+                self.durable.stop()
                 # A retired route goes with its last request.
                 left = list(self.routes.by_epoch.values())
                 return [

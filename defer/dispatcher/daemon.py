@@ -27,9 +27,14 @@ from defer.dispatcher import events as e
 from defer.dispatcher.api_server import ApiServer, OnProgress
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.chronicle import Chronicle
+from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.deployments import Deployments, Outcome
+from defer.dispatcher.keeper import Keeper
 from defer.dispatcher.report import models_of, status_of
+from defer.dispatcher.restoring import kept_request
 from defer.dispatcher.shell import DataShell
+from defer.dispatcher.store import KeptModel, Snapshot
+from defer.dispatcher.store_sqlite import SqliteStore
 from defer.dispatcher.tracing import traces_of
 from defer.dispatcher.uploads import Uploads
 from defer.documents.address import Address, parse_address
@@ -37,7 +42,7 @@ from defer.documents.base import decode, encode
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
 from defer.documents.profile import CostProfile
-from defer.errors import NotReady, PortInUse, UsageError, translate
+from defer.errors import AgentUnreachable, NotReady, PortInUse, UsageError, translate
 from defer.event_log import EventLog, Level
 from defer.hops import DISPATCHER
 from node_agent.messages import Chunk, Have, Taken, Want
@@ -59,6 +64,7 @@ class Daemon:
         limits: What the data path holds at most.
         on_crash: Called when the data or the control thread ends by an error.
         held: Deploy and undeploy nothing over the api before `let_go`: a start-up that fails takes all down.
+        durable: Take durable requests; not where `state` is deleted afterwards.
     """
 
     def __init__(
@@ -70,8 +76,12 @@ class Daemon:
         limits: e.Limits | None = None,
         on_crash: Callable[[BaseException], None] | None = None,
         held: bool = False,
+        durable: bool = True,
     ) -> None:
         self._held = held
+        self._durable = durable
+        self._keeper = Keeper(SqliteStore(state / "dispatcher.db"))
+        self._snapshot = Snapshot()
         self.cluster = cluster
         self.log = EventLog(time.time)
         self._listen = parse_address(cluster.dispatcher.listen, "dispatcher.listen")
@@ -95,7 +105,7 @@ class Daemon:
             on_crash=on_crash,
         )
         self.deployments = Deployments(
-            cluster, self.pool, self.shell, state, profiles or state / "profiles", self.log
+            cluster, self.pool, self.shell, state, profiles or state / "profiles", self._keeper, self.log
         )
         self._stale: set[str] = set()
         self._repairing = threading.Lock()
@@ -116,9 +126,17 @@ class Daemon:
             self._state.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self._state / "lock", str(self._listen))
             self._uploads = Uploads.open(self._state)
-            self._uploads.tidy(())
-            self.deployments.open()
+            self._snapshot = self._keeper.open()
+            self._tidy_uploads()
+            self.deployments.open(self._snapshot)
+            self.shell.keep_in(
+                self._keeper,
+                self._snapshot.answers,
+                durable=self._durable,
+                resuming=bool(self._snapshot.models),
+            )
         except Exception as error:
+            self._keeper.close()
             raise translate(error) from error
         self._background = ThreadPoolExecutor(2, thread_name_prefix="defer-background")
         self._api = ApiServer(DISPATCHER, self._boot, self, self.pool.reply)
@@ -147,6 +165,10 @@ class Daemon:
         self._api.close()
         self._background.shutdown(wait=True)
         self.shell.close()
+        for name, order in self.deployments.orders.items():
+            if order.source == "serve":  # what the command line asks for, the next command line says
+                self.deployments.kept.drop(name)
+        self._keeper.close()
         self._lock.close()
 
     def __enter__(self) -> Self:
@@ -173,7 +195,11 @@ class Daemon:
         self.log.note("stopping", "the dispatcher takes no new requests, those in flight end first")
         self.shell.post(e.Closing())
         deadline = time.monotonic() + seconds
-        while self.shell.call(lambda core, _: len(core.requests)).result(5) and time.monotonic() < deadline:
+
+        def left(core: DispatcherCore, _: float) -> int:
+            return len(core.requests) + core.durable.owed
+
+        while self.shell.call(left).result(5) and time.monotonic() < deadline:
             time.sleep(0.02)
 
     @property
@@ -182,16 +208,38 @@ class Daemon:
         return replace(self._listen, port=int(self.pool.endpoint.rpartition(":")[2]))
 
     def connect(self, wait_s: float) -> None:
-        """Reach every agent of the cluster, and have them forget what an earlier dispatcher process left.
+        """Reach every agent, serve again what an earlier process served, and have agents forget the rest.
 
         Raises:
-            AgentUnreachable: One did not answer within `wait_s`; names it and says what to do.
+            AgentUnreachable: One did not answer within `wait_s`; names it and says what to do. Where there is something
+                to serve again, the others are used.
             ProtocolMismatch: One speaks another version.
         """
         from defer.connecting import connect_all
 
-        connect_all(self.pool, self.cluster, timeout=wait_s)
+        try:
+            connect_all(self.pool, self.cluster, timeout=wait_s)
+        except AgentUnreachable as error:
+            if not self._snapshot.models:
+                raise
+            logger.warning("%s", error)
+        later = {model.name for model in self._snapshot.models if not self._restore(model)}
         self.deployments.clean()
+        self.shell.post(e.Resumed(tuple(kept_request(each) for each in self._snapshot.requests)))
+        self._snapshot = Snapshot()
+        if later:
+            self._background_do(lambda: self._repair(later))
+
+    def _restore(self, model: KeptModel) -> bool:
+        try:
+            self.deployments.restore(model)
+        except Exception as error:
+            told = translate(error)
+            logger.warning("model %s is not back yet: %s", model.name, told)
+            self.deployments.postpone(model, f"coming back failed: {told}")
+            return False
+        news.info("model %s is served again", model.name)
+        return True
 
     # ------------------------------------------------------------------------------------- what happens meanwhile
 
@@ -323,6 +371,11 @@ class Daemon:
             news.info("model %s is no longer served", order.name)
         finally:
             self._tidy()
+
+    def _tidy_uploads(self) -> None:
+        """At the start: what is served again needs its model's files, if its agents have lost theirs."""
+        kept = [path for each in self._snapshot.models for path in (each.model, each.calibration) if path]
+        self._uploads.tidy(Path(path) for path in kept)
 
     def _tidy(self) -> None:
         """Verbs that take long run one after the other, so no other model is between its upload and its deployment."""

@@ -19,10 +19,13 @@ from defer.burdens import latency_of, work_of
 from defer.dispatcher import events as e
 from defer.dispatcher.bringup import OnProgress, Order, Places, load, make_ready
 from defer.dispatcher.epochs import EpochLog
+from defer.dispatcher.keeper import Keeper
 from defer.dispatcher.neighbours import link_of
 from defer.dispatcher.report import Served
+from defer.dispatcher.restoring import KeptModels, digest_of, load_kept, order_of
 from defer.dispatcher.sampling import Sampler, Tally, reference_of
 from defer.dispatcher.shell import DataShell
+from defer.dispatcher.store import KeptModel, KeptRoute, Snapshot
 from defer.documents.address import Address
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile
@@ -66,6 +69,7 @@ class Deployments:
         shell: The data thread.
         state: Directory for epochs, partitions and profiles.
         profiles: Directory of measured profiles.
+        keeper: Where epochs and deployments are kept.
         log: Told what is deployed and undeployed.
     """
 
@@ -76,25 +80,71 @@ class Deployments:
         shell: DataShell,
         state: Path,
         profiles: Path,
+        keeper: Keeper,
         log: EventLog | None = None,
     ) -> None:
         self.cluster = cluster
         self.log = log or EventLog(time.time)
         self._pool, self._shell, self._state, self._profiles = pool, shell, state, profiles
-        self._epochs = EpochLog(state / "epochs.json")
+        self.kept = KeptModels(keeper, self.log)
+        self._epochs = EpochLog(keeper)
         self._lock = threading.RLock()
         self.served: dict[int, Served] = {}
         self.orders: dict[str, Order] = {}
         self._left: dict[int, tuple[str, ...]] = {}
         self.sampler = Sampler(shell)
 
-    def open(self) -> None:
-        """Read what an earlier process left on agents; `clean` has them forget it.
+    def open(self, snapshot: Snapshot) -> None:
+        """Learn what an earlier process left on agents; `clean` has them forget it."""
+        self._left = dict(self._epochs.load(snapshot))
+
+    # ------------------------------------------------------------------------------------------- after a restart
+
+    def restore(self, kept: KeptModel) -> None:
+        """Serve a model again that an earlier process served, from what its agents still hold.
 
         Raises:
-            DeferError: The state directory cannot be read.
+            DeferError: They do not hold it any more, or one is not there.
         """
-        self._left = self._epochs.load()
+        with self._lock:
+            order = order_of(kept)
+            plan = order.plan
+            assert plan is not None
+            self.orders[order.name] = order
+            self._shell.post(e.ModelAnnounced(order.name, "coming back, because the dispatcher restarted"))
+            if order.sample > 0:  # its reference is loaded too, in the ordinary way
+                self.bring_up(order, lambda _what, _fraction: None)
+                return
+            opened: list[Deployment] = []
+            try:
+                for route, (fraction, leg) in zip(kept.routes, plan.legs, strict=True):
+                    made = self._adopt(kept, route, leg)
+                    self.served[made.epoch] = Served(made, order.objective)
+                    opened.append(made)
+                    self._shell.open_route(replace(_route(made), fraction=fraction), made.layout.first)
+                    self._canary(made)
+            except BaseException as error:
+                for made in opened:
+                    self._shell.post(e.RouteDropped(made.epoch, f"it could not be taken over: {error}"))
+                raise
+            self._shell.post(e.RouteReady(opened[0].epoch, tuple(made.epoch for made in opened[1:])))
+            self.kept.put(order, plan, order.profile, opened)
+            epochs = ", ".join(str(made.epoch) for made in opened)
+            self.log.note("restored", f"{order.name} is served again as {epochs}", model=order.name)
+
+    def _adopt(self, kept: KeptModel, route: KeptRoute, leg: Plan) -> Deployment:
+        devices = tuple(route.hops)
+        epoch = self._epochs.begin(devices)
+        try:
+            return load_kept(self._pool, self.cluster, kept, route, leg, self._places().dispatcher, epoch)
+        except BaseException:
+            self.unload(epoch, devices)
+            raise
+
+    def postpone(self, kept: KeptModel, reason: str) -> None:
+        """A model could not be restored yet: `load_again` tries."""
+        self.orders[kept.name] = order_of(kept)
+        self._shell.post(e.ModelAnnounced(kept.name, reason))
 
     # ------------------------------------------------------------------------------------------------------- up
 
@@ -105,6 +155,8 @@ class Deployments:
             DeferError: It cannot be planned, shipped, loaded or run; what was served before is served on.
         """
         begin = time.monotonic()
+        if not order.digest and order.model.is_file():
+            order = replace(order, digest=digest_of(order))
         with self._lock:
             first = order.name not in self.orders
 
@@ -156,6 +208,7 @@ class Deployments:
             raise
         first, *beside = opened
         self._shell.post(e.RouteReady(first.epoch, tuple(made.epoch for made in beside)))
+        self.kept.put(order, plan, profile, opened)
         deployment = replace(first, plan=plan, sent_bytes=sum(made.sent_bytes for made in opened))
         return Outcome(deployment, profile, time.monotonic() - begin, canary_s)
 
@@ -239,6 +292,7 @@ class Deployments:
                 known = ", ".join(sorted(self.orders)) or "none"
                 raise UnknownModel(f"no model {name!r} is served; served: {known}")
             self.log.note("undeployed", f"{name} is no longer served", model=name)
+            self.kept.drop(name)
             mine = [epoch for epoch, served in list(self.served.items()) if served.deployment.model == name]
             self._shell.post(e.ModelForgotten(name))
             for epoch in mine:

@@ -1,45 +1,33 @@
-"""Numbers of deployments, on disk: none is used twice, and those that agents may still hold are known after a crash."""
+"""Numbers of deployments: none is used twice, and those that agents may still hold are known after a crash."""
 
 from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
+from collections.abc import Mapping
 
-import msgspec
-
-from defer.documents.files import write_bytes
-from defer.errors import translate
-
-
-class _Saved(msgspec.Struct):
-    """The file's content."""
-
-    last: int = 0
-    open: dict[str, tuple[str, ...]] = {}
+from defer.dispatcher.keeper import Keeper
+from defer.dispatcher.store import EpochBegun, EpochEnded, Snapshot
 
 
 class EpochLog:
     """The dispatcher's epochs; safe to use from several threads.
 
     Args:
-        path: The file; read by `load`.
+        keeper: Where they are kept.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._saved = _Saved()
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._last = 0
+        self._open: set[int] = set()
         self._lock = threading.Lock()
 
-    def load(self) -> dict[int, tuple[str, ...]]:
-        """Read the file; returns the epochs that an earlier process left open, with their devices."""
-        try:
-            self._saved = msgspec.json.decode(self._path.read_bytes(), type=_Saved)
-        except FileNotFoundError:
-            return {}
-        except (OSError, msgspec.MsgspecError) as error:
-            raise translate(error) from error
-        return {int(epoch): devices for epoch, devices in self._saved.open.items()}
+    def load(self, snapshot: Snapshot) -> Mapping[int, tuple[str, ...]]:
+        """Take over from an earlier process; returns the epochs that it left open, with their devices."""
+        self._last = snapshot.last_epoch
+        self._open = set(snapshot.epochs)
+        return dict(snapshot.epochs)
 
     def begin(self, devices: tuple[str, ...]) -> int:
         """A new epoch, noted as held by `devices` before any of them hears of it.
@@ -48,17 +36,14 @@ class EpochLog:
         than the one before, whatever the clock says.
         """
         with self._lock:
-            epoch = max(self._saved.last + 1, int(time.time() * 1000))
-            self._saved.last = epoch
-            self._saved.open[str(epoch)] = devices
-            self._save()
+            epoch = self._last = max(self._last + 1, int(time.time() * 1000))
+            self._keeper.commit((EpochBegun(epoch, devices),))
+            self._open.add(epoch)
             return epoch
 
     def end(self, epoch: int) -> None:
         """Note that no agent holds the epoch any more."""
         with self._lock:
-            if self._saved.open.pop(str(epoch), None) is not None:
-                self._save()
-
-    def _save(self) -> None:
-        write_bytes(self._path, msgspec.json.encode(self._saved))
+            if epoch in self._open:
+                self._open.discard(epoch)
+                self._keeper.commit((EpochEnded(epoch),))

@@ -5,9 +5,11 @@ Frames are opaque here: the core holds a reference to them, and never looks insi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from defer.dispatcher.store import Change, KeptAnswer
 from node_agent.messages import Credit, Failure, Infer, Item, Rejection, Result, TensorSpec
 
 Frames = Sequence[object]
@@ -89,12 +91,16 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class InferArrived:
-    """A client asks; `epoch` is set where the asker means one deployment (the canary of a new one)."""
+    """A client asks; `epoch` is set where the asker means one deployment (the canary of a new one).
+
+    `kept`: it comes from the store, and nobody waits for it yet.
+    """
 
     client: bytes
     infer: Infer
     frames: Frames
     epoch: int | None = None
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +253,40 @@ class ModelForgotten:
 
 
 @dataclass(frozen=True, slots=True)
+class RecallArrived:
+    """A client asks for the answer to a request by its id."""
+
+    client: bytes
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a `Keep` asked for is in the store, or (with a problem) is not."""
+
+    request: bytes
+    what: Literal["request", "answer"]
+    code: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What the store holds as the answer to a request."""
+
+    client: bytes
+    request: bytes
+    answer: KeptAnswer | None
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The models of an earlier process are back: its unanswered durable requests run, then what has come meanwhile."""
+
+    requests: tuple[InferArrived, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Closing:
     """The dispatcher is about to stop: new requests are refused, accepted ones still end."""
 
@@ -282,6 +322,10 @@ Event = (
     | RouteRetired
     | RouteDropped
     | ModelForgotten
+    | RecallArrived
+    | Kept
+    | Recalled
+    | Resumed
     | Closing
     | Stopped
     | Tick
@@ -359,4 +403,41 @@ class Sampled:
     outputs: Frames
 
 
-Instruction = SendItem | Deliver | Reject | Drained | CutLink | CancelItems | TookOver | Sampled
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Write something about a durable request to the store; `Kept` follows."""
+
+    request: bytes
+    what: Literal["request", "answer"]
+    build: Callable[[], Sequence[Change]]
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Look the answer to a request up in the store; `Recalled` follows."""
+
+    client: bytes
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledge:
+    """Tell a client that its durable request is in the store."""
+
+    client: bytes
+    request: bytes
+
+
+Instruction = (
+    SendItem
+    | Deliver
+    | Reject
+    | Drained
+    | CutLink
+    | CancelItems
+    | TookOver
+    | Sampled
+    | Keep
+    | Recall
+    | Acknowledge
+)

@@ -265,5 +265,6 @@ def _device(pool: AgentPool, name: str, heard: _Heard | None) -> api.DeviceInfo:
         reason=known.refusal,
         clock_offset_s=heard.clock_offset_s if heard else None,
         sensors=heard.status.sensors if heard else {},
+        loads=heard.status.loads if heard else 0,
         missing={engine.name: engine.missing for engine in offer.engines if engine.missing} if offer else {},
     )

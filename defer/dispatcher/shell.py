@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
@@ -20,9 +20,11 @@ from defer.client_core import CLIENT
 from defer.dispatcher import events as e
 from defer.dispatcher.chronicle import QUIET, Chronicle
 from defer.dispatcher.core import DispatcherCore
+from defer.dispatcher.keeper import Keeper
 from defer.dispatcher.links import QUEUED, Inbound, Outbox
 from defer.dispatcher.neighbours import Neighbours, drain, refuse, take
 from defer.dispatcher.noted import RequestTraces
+from defer.dispatcher.store import KeptAnswer, Spent
 from defer.errors import DeferError, from_code, translate
 from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake
@@ -30,6 +32,7 @@ from node_agent.errors import AgentError, FrameError, WireError
 from node_agent.frames import encode_header
 from node_agent.link import Socket, bind, open_socket, send
 from node_agent.messages import (
+    Accepted,
     DataHeader,
     Failure,
     Greeting,
@@ -38,6 +41,7 @@ from node_agent.messages import (
     PeerRef,
     Probe,
     ProbeEcho,
+    Recall,
     Rejection,
     Result,
     TensorHeader,
@@ -108,6 +112,7 @@ class DataShell:
         self._outbox = Outbox(bounds.unread, bounds.client_bytes, bounds.unread_bytes)
         self._canaries: dict[bytes, Future[Answer]] = {}
         self._callers: dict[bytes, Answered] = {}
+        self._keeper: Keeper | None = None
         self._neighbours: Neighbours | None = None
         self._last_words = False
         self._loop = SocketLoop(
@@ -129,6 +134,20 @@ class DataShell:
             UsageError: This machine has no such address.
         """
         self._loop.start()
+
+    def keep_in(self, keeper: Keeper, answers: Iterable[Spent], *, durable: bool, resuming: bool) -> None:
+        """Where durable requests go; before `start`.
+
+        Args:
+            keeper: Writes to the store.
+            answers: Those that it holds.
+            durable: Take durable requests.
+            resuming: Let requests wait until `Resumed`.
+        """
+        self._keeper = keeper
+        if durable:
+            self._core.durable.enable(answers, time.time() - time.monotonic())
+        self._core.parking.open = resuming
 
     def close(self) -> None:
         """End the thread and close every socket; unanswered requests are dropped."""
@@ -295,6 +314,28 @@ class DataShell:
                     neighbours.redial(link)
                 case e.Sampled() if self._on_sampled is not None:
                     self._on_sampled(instruction)
+                case e.Acknowledge(client, request) if client not in (b"", HERE):
+                    self._outbox.send(self._data, client, encode_header(Accepted(request)), ())
+                case e.Keep() | e.Recall():
+                    self._to_store(instruction)
+
+    def _to_store(self, instruction: e.Keep | e.Recall) -> None:
+        assert self._keeper is not None  # without a store no request is durable
+        request = instruction.request
+        if isinstance(instruction, e.Recall):
+            client = instruction.client
+
+            def read(answer: KeptAnswer | None) -> None:
+                self.post(e.Recalled(client, request, answer))
+
+            self._keeper.read(request, read)
+            return
+        what = instruction.what
+
+        def written(problem: DeferError | None) -> None:
+            self.post(e.Kept(request, what, *((problem.code, str(problem)) if problem else ())))
+
+        self._keeper.write(instruction.build, written)
 
     def _on_data(self, identity: bytes, header: DataHeader | FrameError, frames: list[Any]) -> None:
         match header:
@@ -302,7 +343,9 @@ class DataShell:
                 if header.trace:
                     self.traces.arrived(header, time.monotonic_ns())
                 self._feed(e.InferArrived(identity, header, frames))
-            case Infer():
+            case Recall() if len(header.request) == ID_BYTES:
+                self._feed(e.RecallArrived(identity, header.request))
+            case Infer() | Recall():
                 refuse(self._data, identity, "bad-frame", f"a request id has {ID_BYTES} bytes")
             case Item() | Failure():
                 self._on_item(identity, header, frames)

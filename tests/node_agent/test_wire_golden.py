@@ -57,6 +57,8 @@ MESSAGES: list[Any] = [
     m.TraceReport(
         1, 10, (m.HopTrace("00-trace", 1, 2, 3, 4, 9, (5, 6), (6, 7), (7, 8), 10, 11, "run-failed"),)
     ),
+    m.Recall(b"0123456789abcdef"),
+    m.Accepted(b"0123456789abcdef"),
 ]
 
 

@@ -1,0 +1,77 @@
+"""Where `defer serve` keeps what must survive a restart, and what it takes over from the process before."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from defer.dispatcher.bringup import Order
+from defer.dispatcher.deployments import Deployments
+from defer.dispatcher.restoring import digest_of
+from defer.documents.address import parse_address
+from defer.documents.cluster import Cluster
+from defer.errors import UsageError
+
+
+def state_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--state` and `--no-state`."""
+    function = click.option(
+        "--no-state", is_flag=True, help="Keep nothing: after a restart no model is served."
+    )(function)
+    return click.option(
+        "--state",
+        type=click.Path(path_type=Path),
+        help="Directory for what must survive a restart; ~/.local/state/defer/dispatcher-PORT by default.",
+    )(function)
+
+
+@dataclass(frozen=True, slots=True)
+class StatePlace:
+    """A directory, and whether it is still there after the process."""
+
+    folder: Path
+    lasting: bool
+
+
+def state_place(cluster: Cluster, state: Path | None, stack: ExitStack, *, none: bool) -> StatePlace:
+    """Where a dispatcher keeps its state.
+
+    Args:
+        cluster: Where it listens.
+        state: The directory that was asked for.
+        stack: Deletes a directory that is for this process only.
+        none: Keep nothing.
+
+    Raises:
+        UsageError: Both a directory and none.
+    """
+    if none and state is not None:
+        raise UsageError("--state and --no-state exclude each other")
+    if state is not None:
+        return StatePlace(state, lasting=True)
+    port = parse_address(cluster.dispatcher.listen).port
+    if none or port == 0:  # at any port nobody can find it again after a restart
+        return StatePlace(
+            Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="defer-serve-"))), lasting=False
+        )
+    home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return StatePlace(Path(home).expanduser() / "defer" / f"dispatcher-{port}", lasting=True)
+
+
+def taken_over(deployments: Deployments, order: Order) -> bool:
+    """Whether the process before was told to serve just this, so that it is back, or will be.
+
+    What else its command line asked for is served no more.
+    """
+    for name, old in list(deployments.orders.items()):
+        if old.source == "serve" and name != order.name:
+            deployments.take_down(name, 0.0)
+    held = deployments.orders.get(order.name)
+    return held is not None and held.digest == digest_of(order)

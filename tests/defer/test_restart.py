@@ -1,0 +1,288 @@
+"""The dispatcher is killed and started again: agents keep what they hold, clients carry on, nothing durable is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import models
+import partitioner
+from defer import errors
+from defer.client import Client
+from defer.documents.cluster import Cluster
+from defer.local_agents import LocalAgent, local_agents, read_line
+from defer.planning import make_plan, parse_placement
+
+pytestmark = pytest.mark.integration
+
+MODEL = "tiny_residual"
+
+
+def free_ports() -> int:
+    """The first of three ports in a row that nobody uses."""
+    while True:
+        with socket.socket() as first:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            if port > 65000:
+                continue
+            try:
+                with socket.socket() as second, socket.socket() as third:
+                    second.bind(("127.0.0.1", port + 1))
+                    third.bind(("127.0.0.1", port + 2))
+                    return int(port)
+            except OSError:
+                continue
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.save(MODEL, tmp_path_factory.mktemp("model") / f"{MODEL}.onnx")
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> Callable[[int], dict[str, np.ndarray]]:
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda seed: dict(
+        zip(names, session.run(None, models.example_inputs(MODEL, seed=seed)), strict=True)
+    )
+
+
+@pytest.fixture
+def agents(tmp_path: Path) -> Iterator[tuple[LocalAgent, ...]]:
+    with local_agents(["a", "b"], tmp_path) as running:
+        yield running
+
+
+def write_cluster(agents: tuple[LocalAgent, ...], path: Path, port: int) -> Path:
+    lines = [
+        f'[dispatcher]\nlisten = "127.0.0.1:{port}"\n[network]\nbandwidth = "1 Gbit/s"\ndelay = "0.1 ms"'
+    ]
+    lines += [f'[[device]]\nname = "{agent.name}"\naddress = "{agent.address}"' for agent in agents]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def two_stages(model: Path, cluster: Path, path: Path) -> Path:
+    """A plan with the first half on a and the second on b, whatever would be fastest."""
+    chain, described = partitioner.analyze(model), Cluster.load(cluster)
+    count, half = len(chain.blocks), len(chain.blocks) // 2
+    placement = parse_placement(f"a=0:{half},b={half}:", described, count)
+    make_plan(chain, described, placement=placement).save(path)
+    return path
+
+
+class Dispatchers:
+    """`defer serve` as a process, killed and started again with the same command."""
+
+    def __init__(self, cluster: Path, port: int, folder: Path, *words: object) -> None:
+        self.address = f"127.0.0.1:{port}"
+        self._folder = folder
+        self._command = [sys.executable, "-m", "defer", "serve", "--cluster", cluster, "--json"]
+        self._command += ["--state", folder / "state", *words]
+        self._process: subprocess.Popen[str] | None = None
+        self.steps: list[str] = []
+        self.ready: dict[str, Any] = {}
+
+    def start(self) -> None:
+        env = os.environ | {"XDG_CACHE_HOME": str(self._folder / "cache")}
+        with (self._folder / "serve.log").open("a") as log:
+            self._process = subprocess.Popen(
+                [str(word) for word in self._command], stdout=subprocess.PIPE, stderr=log, text=True, env=env
+            )
+        self.steps = []
+        while "ready" not in (step := json.loads(read_line(self._process, 60) or "{}")):
+            assert step, (self._folder / "serve.log").read_text()
+            self.steps.append(step["progress"])
+        self.ready = step
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(number)
+            process.wait(40)
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+@contextmanager
+def dispatchers(*words: object) -> Iterator[Dispatchers]:
+    made = Dispatchers(*words)  # type: ignore[arg-type]
+    try:
+        made.start()
+        yield made
+    finally:
+        made.kill(signal.SIGTERM)
+
+
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def loads(client: Client) -> dict[str, int]:
+    return {device.name: device.loads for device in client.status().devices}
+
+
+def same(outputs: Any, wanted: dict[str, np.ndarray]) -> None:
+    for name, array in wanted.items():
+        np.testing.assert_allclose(outputs[name], array, rtol=1e-4, atol=1e-5)
+
+
+def test_killed_under_load_it_comes_back_with_everything(
+    agents: tuple[LocalAgent, ...], model: Path, expected: Any, tmp_path: Path
+) -> None:
+    port = free_ports()
+    cluster = write_cluster(agents, tmp_path / "cluster.toml", port)
+    sent: dict[int, tuple[bytes, Future[Any]]] = {}
+    plain: list[Any] = []
+    stop = threading.Event()
+
+    def durable() -> None:
+        with Client(serving.address, timeout=60) as client:
+            for seed in range(1, 10_000):
+                if stop.is_set():
+                    break
+                name = os.urandom(16)
+                sent[seed] = (
+                    name,
+                    client.submit(models.example_inputs(MODEL, seed=seed), durable=True, request=name),
+                )
+            for _, future in sent.values():
+                future.result(60)
+
+    def ordinary() -> None:
+        with Client(serving.address, timeout=60) as client:
+            while not stop.is_set():
+                plain.append(client.infer(models.example_inputs(MODEL, seed=0)))
+
+    plan = two_stages(model, cluster, tmp_path / "plan.json")
+    with dispatchers(cluster, port, tmp_path, "--model", model, "--plan", plan) as serving:
+        with Client(serving.address) as client:
+            before, (info,) = loads(client), client.models()
+            assert before == {"a": 1, "b": 1}
+        epochs = [info.epoch]
+        threads = [threading.Thread(target=durable), threading.Thread(target=ordinary)]
+        for thread in threads:
+            thread.start()
+        for _ in range(2):
+            most, some = len(sent), len(plain)
+            until(lambda most=most, some=some: len(sent) > most + 20 and len(plain) > some + 5)  # type: ignore[misc]
+            serving.kill()
+            serving.start()
+            assert serving.ready["restored"] == [MODEL]
+            assert serving.steps == ["connecting the agents"]
+            with Client(serving.address) as client:
+                epochs.append(client.models()[0].epoch)
+        stop.set()
+        for thread in threads:
+            thread.join(90)
+            assert not thread.is_alive()
+        assert epochs == sorted(set(epochs)), "each process has higher numbers than all before"
+        with Client(serving.address) as client:
+            assert loads(client) == before, "no agent has loaded anything"
+            for seed, (name, future) in sent.items():
+                wanted = expected(seed)
+                same(future.result(0), wanted)
+                same(client.recall(name), wanted)  # whoever asks again gets it, and it does not run again
+        for outputs in plain:
+            same(outputs, expected(0))
+
+
+def test_whoever_only_asks_again_gets_the_answer(
+    agents: tuple[LocalAgent, ...], model: Path, expected: Any, tmp_path: Path
+) -> None:
+    port = free_ports()
+    cluster = write_cluster(agents, tmp_path / "cluster.toml", port)
+    with dispatchers(cluster, port, tmp_path, "--model", model) as serving:
+        for agent in agents:  # so that the request cannot be answered before the kill
+            os.kill(agent.process.pid, signal.SIGSTOP)
+        try:
+            with Client(serving.address, timeout=60) as client:
+                client.submit(models.example_inputs(MODEL, seed=4), durable=True, request=b"4" * 16)
+            serving.kill()
+        finally:
+            for agent in agents:
+                os.kill(agent.process.pid, signal.SIGCONT)
+        serving.start()
+        with Client(serving.address, timeout=60) as client:
+            same(client.recall(b"4" * 16), expected(4))
+            with pytest.raises(errors.RequestFailed, match="nothing is known"):
+                client.recall(b"5" * 16)
+            with pytest.raises(errors.UsageError, match="16 bytes"):
+                client.recall(b"5")
+
+
+@pytest.mark.slow
+def test_a_stop_in_order_keeps_what_was_deployed_and_not_what_the_command_line_asked_for(
+    agents: tuple[LocalAgent, ...], model: Path, expected: Any, tmp_path: Path
+) -> None:
+    port = free_ports()
+    cluster = write_cluster(agents, tmp_path / "cluster.toml", port)
+    with dispatchers(cluster, port, tmp_path, "--model", model, "--name", "first") as serving:
+        deploy = [
+            sys.executable,
+            "-m",
+            "defer",
+            "deploy",
+            model,
+            "--name",
+            "second",
+            "--dispatcher",
+            serving.address,
+        ]
+        subprocess.run([str(word) for word in deploy], check=True, capture_output=True, timeout=60)
+        serving.kill(signal.SIGTERM)
+        serving._command = [
+            word for word in serving._command if word not in ("--model", model, "--name", "first")
+        ]
+        serving.start()
+        with Client(serving.address) as client:
+            assert [info.name for info in client.models()] == ["second"]
+            same(client.infer(models.example_inputs(MODEL, seed=2)), expected(2))
+        assert (tmp_path / "state" / "dispatcher.db").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.slow
+def test_an_agent_that_is_gone_when_it_comes_back_is_waited_for(
+    model: Path, expected: Any, tmp_path: Path
+) -> None:
+    port = free_ports()
+    with local_agents(["a"], tmp_path) as (a,), local_agents(["b"], tmp_path) as (b,):
+        cluster = write_cluster((a, b), tmp_path / "cluster.toml", port)
+        plan = two_stages(model, cluster, tmp_path / "plan.json")
+        words = ["--model", model, "--plan", plan, "--wait", "2"]
+        with dispatchers(cluster, port, tmp_path, *words) as serving, Client(serving.address) as client:
+            before = client.models()[0].epoch
+            serving.kill()
+            b.process.kill()
+            b.process.wait(10)
+            serving.start()
+            assert client.models()[0].state == "announced"
+            command = [sys.executable, "-m", "node_agent", "--name", "b", "--listen", b.address, "--json"]
+            command += ["--threads", "1", "--store", str(tmp_path / "b")]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as again:
+                try:
+                    until(lambda: client.models()[0].state == "ready")
+                    assert client.models()[0].epoch > before
+                    same(client.infer(models.example_inputs(MODEL, seed=3), timeout=60), expected(3))
+                finally:
+                    again.terminate()
