@@ -12,10 +12,13 @@ import msgspec
 import zmq
 
 from defer import api
+from defer.access import client_security
 from defer.documents.address import Address, parse_address
-from defer.errors import DispatcherUnreachable, Internal, ProtocolMismatch, from_code
-from node_agent.link import Context, open_socket
+from defer.errors import DispatcherUnreachable, Internal, ProtocolMismatch, from_code, translate
+from node_agent.errors import AgentError
+from node_agent.link import Context, Monitor, dial, new_context, open_socket
 from node_agent.messages import PROTOCOL_MINIMUM, PROTOCOL_VERSION, Fault, Hello, Progress, Welcome
+from node_agent.security import DISPATCHER, Security
 
 CONNECT_S = 5.0
 """Seconds in which a dispatcher that runs answers."""
@@ -30,10 +33,14 @@ class Admin:
     Args:
         address: `host:port` of the dispatcher.
         connect_s: Seconds to wait for its first answer.
+        security: How the connection is protected; what `defer.access` says where it is not given.
     """
 
-    def __init__(self, address: str | Address, *, connect_s: float = CONNECT_S) -> None:
+    def __init__(
+        self, address: str | Address, *, connect_s: float = CONNECT_S, security: Security | None = None
+    ) -> None:
         self.address = parse_address(address) if isinstance(address, str) else address
+        self._security = client_security(self.address.host) if security is None else security
         self._connect_s = connect_s
         self._next_id = 1
         self._context: Context | None = None
@@ -44,14 +51,16 @@ class Admin:
         Raises:
             DispatcherUnreachable: Nobody answers.
             ProtocolMismatch: Who answers speaks no version that we do.
+            Unauthorised: It refuses our key, or has another than is known here.
         """
-        self._context = zmq.Context()
+        self._context = new_context(self._security)
         self._socket = open_socket(self._context, zmq.DEALER, purpose="control")
+        self._monitor: Monitor | None = Monitor(self._socket)
         # Before the connection stands there is nothing else to send, so the greeting may wait in the queue.
         self._socket.setsockopt(zmq.IMMEDIATE, 0)
-        self._socket.connect(self.address.endpoint())
         hello = Hello(0, PROTOCOL_MINIMUM, PROTOCOL_VERSION, "@client", "client")
         try:
+            self._dial()
             welcome = self.ask(hello, Welcome, timeout=self._connect_s)
             if welcome.offer is not None:
                 raise DispatcherUnreachable(
@@ -63,10 +72,19 @@ class Admin:
             self.close()
             raise
 
+    def _dial(self) -> None:
+        try:
+            dial(self._socket, self.address.endpoint(), DISPATCHER)
+        except AgentError as error:
+            raise translate(error) from error
+
     def close(self) -> None:
         """Hang up."""
         context, self._context = self._context, None
         if context is not None:
+            if self._monitor is not None:
+                self._monitor.close()
+                self._monitor = None
             context.destroy(linger=0)
 
     def __enter__(self) -> Self:
@@ -103,7 +121,7 @@ class Admin:
         deadline = time.monotonic() + timeout
         while True:
             left = deadline - time.monotonic()
-            if left <= 0 or not self._socket.poll(math.ceil(left * 1000)):
+            if left <= 0 or not self._wait(left):
                 raise self._silent(timeout)
             message = api.decode(self._socket.recv_multipart()[0])
             if getattr(message, "id", None) != number:
@@ -124,6 +142,25 @@ class Admin:
     ) -> M:
         """Ask and wait; errors as in `answer`."""
         return self.answer(self.send(message), kind, timeout=timeout, on_progress=on_progress)
+
+    def _wait(self, seconds: float) -> bool:
+        """Whether something waits to be read, within so many seconds; a handshake that keys forbid ends the wait."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        assert self._monitor is not None
+        poller.register(self._monitor.socket, zmq.POLLIN)
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            ready = dict(poller.poll(math.ceil(left * 1000)))
+            if self._monitor.socket in ready:
+                self._monitor.events()
+                if self._monitor.refusal is not None:
+                    error = translate(self._monitor.refusal)
+                    error.where = f"the dispatcher at {self.address}"
+                    raise error from None
+            if self._socket in ready:
+                return True
+        return False
 
     def _silent(self, timeout: float) -> DispatcherUnreachable:
         return DispatcherUnreachable(

@@ -18,13 +18,27 @@ from typing import Self
 
 import zmq
 
-from defer.agents_core import AgentsCore, Instruction, Liveness, Notify, Report, Send, Settle, with_id
+from defer.agent_keys import AgentKeys
+from defer.agents_core import (
+    AgentsCore,
+    Instruction,
+    Liveness,
+    Notify,
+    Report,
+    Send,
+    Settle,
+    unreachable,
+    with_id,
+)
 from defer.documents.address import Address, parse_address
+from defer.doors import API, message_at_api
 from defer.errors import AgentUnreachable, from_code
 from defer.socket_loop import SocketLoop
 from node_agent import messages as m
+from node_agent.errors import AgentError
 from node_agent.frames import decode_control, encode_control
-from node_agent.link import Monitor, bind, open_socket
+from node_agent.link import Monitor, bind, dial, open_socket, refused
+from node_agent.security import OPEN, Security
 from node_agent.sockets import say
 
 TICK_S = 0.1
@@ -48,6 +62,7 @@ class AgentPool:
         on_api: Called in the control thread with every message on the ROUTER that is not from a registered agent.
         on_event: Called in the control thread with (kind, agent, detail); see `defer.agents_core.Notify`.
         on_crash: Called when the control thread ends by an error.
+        security: How connections are protected.
     """
 
     def __init__(
@@ -58,7 +73,10 @@ class AgentPool:
         on_api: ApiHandler | None = None,
         on_event: EventHandler | None = None,
         on_crash: Callable[[BaseException], None] | None = None,
+        security: Security = OPEN,
     ) -> None:
+        self.security = security
+        self._keys = AgentKeys(security)
         self._core = AgentsCore(name)
         self._listen = listen
         self._on_api = on_api
@@ -73,9 +91,10 @@ class AgentPool:
             "defer-control",
             opened=self._open,
             next_wake=lambda: time.monotonic() + TICK_S,
-            turned=lambda: self._execute(self._core.tick(time.monotonic())),
+            turned=self._turned,
             closed=self._end,
             on_crash=on_crash,
+            security=security,
         )
         self.endpoint = ""
         """Where the ROUTER is bound, the port resolved."""
@@ -131,7 +150,7 @@ class AgentPool:
                     raise from_code(known.refusal_code, f"agent {name!r} {where}: {known.refusal}")
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._loop.running:
-                    raise _unreachable(name, endpoint, timeout)
+                    raise unreachable(name, endpoint, timeout)
                 self._changed.wait(left)
 
     def submit(
@@ -232,16 +251,47 @@ class AgentPool:
                 return
             handle(frames)
 
+    def _drain_router(self, router: zmq.Socket[bytes]) -> None:
+        for _ in range(64):
+            try:
+                received: list[zmq.Frame] = router.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            identity, *frames = [frame.bytes for frame in received]
+            asked = message_at_api(frames[0]) if frames else None
+            refusal = refused(router, received[1], asked) if frames else None
+            if refusal is None:
+                self._heard_on_router([identity, *frames])
+            else:
+                fault = m.Fault(getattr(asked, "id", 0), refusal.code, str(refusal))
+                self._route(identity, [encode_control(fault)])
+
+    def _turned(self) -> None:
+        now = time.monotonic()
+        self._execute(self._core.tick(now))
+        for name in self._keys.changed(now):
+            self._execute(self._core.disconnected(name, now))
+        for name in self._keys.due(now):
+            known = self._core.agents.get(name)
+            if known is not None and name in self._dealers:
+                self._hang_up(name)
+                self._open_dealer(name, known.endpoint)
+
+    def _bar(self, name: str, error: AgentError) -> None:
+        self._keys.barred(name, time.monotonic())
+        self._execute(self._core.barred(name, f"{error} {error.hint}".strip()))
+
     def _bind(self, endpoint: str) -> None:
         address = parse_address(endpoint.removeprefix("tcp://"))
         router = open_socket(self._loop.context, zmq.ROUTER, purpose="control")
         try:
-            self.endpoint = Address(address.host, bind(router, address.host, address.port)).endpoint()
+            self.endpoint = Address(address.host, bind(router, address.host, address.port, API)).endpoint()
         except BaseException:
             router.close()
             raise
         self._router = router
-        self._loop.watch(router, lambda: self._drain(self._heard_on_router, router))
+        drain = self._drain_router if self.security.curve else partial(self._drain, self._heard_on_router)
+        self._loop.watch(router, partial(drain, router))
 
     def _dial(self, name: str, endpoint: str) -> None:
         known = self._core.agents.get(name)
@@ -250,21 +300,32 @@ class AgentPool:
         if name in self._dealers:
             self._execute(self._core.forget(name))
             self._hang_up(name)
+        self._execute(self._core.dial(name, endpoint, time.monotonic()))
+        self._open_dealer(name, endpoint)
+
+    def _open_dealer(self, name: str, endpoint: str) -> None:
         dealer = open_socket(self._loop.context, zmq.DEALER, purpose="control")
         monitor = Monitor(dealer)
-        dealer.connect(endpoint)
         self._dealers[name], self._monitors[name] = dealer, monitor
         self._loop.watch(dealer, lambda: self._drain(partial(self._heard, name), dealer))
         self._loop.watch(monitor.socket, lambda: self._noticed(name, monitor))
-        self._execute(self._core.dial(name, endpoint, time.monotonic()))
+        try:
+            dial(dealer, endpoint, name)
+            self._keys.dialled(name)
+        except AgentError as error:
+            self._bar(name, error)
 
     def _noticed(self, name: str, monitor: Monitor) -> None:
         for event in monitor.events():
+            if event == "failed" and monitor.refusal is not None:
+                self._bar(name, monitor.refusal)
+                continue
             act = self._core.connected if event == "up" else self._core.disconnected
             self._execute(act(name, time.monotonic()))
 
     def _hang_up(self, name: str) -> None:
         dealer, monitor = self._dealers.pop(name), self._monitors.pop(name)
+        self._keys.hung_up(name)
         self._loop.unwatch(dealer)
         self._loop.unwatch(monitor.socket)
         monitor.close()
@@ -337,16 +398,3 @@ def _decode(frames: list[bytes]) -> m.ControlMessage | None:
         return decode_control(frames[0])
     except Exception:  # whatever a peer sends, the thread that watches the others goes on
         return None
-
-
-def _unreachable(name: str, endpoint: str, timeout: float) -> AgentUnreachable:
-    if endpoint:
-        return AgentUnreachable(
-            f"agent {name!r} did not answer at {endpoint} within {timeout:g} s",
-            hint=f"start it there with `defer agent --name {name} --listen {endpoint.removeprefix('tcp://')}`, "
-            "or correct its address in the cluster file",
-        )
-    return AgentUnreachable(
-        f"agent {name!r} has not dialled in within {timeout:g} s",
-        hint=f"start it on its box with `defer agent --name {name} --dial tcp://THIS_HOST:PORT`",
-    )

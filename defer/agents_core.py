@@ -18,6 +18,7 @@ from typing import Literal
 
 import msgspec
 
+from defer.errors import AgentUnreachable
 from node_agent import messages as m
 from node_agent.errors import VersionError
 from node_agent.versions import OURS, VersionRange, negotiate
@@ -27,6 +28,9 @@ HELLO_EVERY_S = 0.5
 
 SILENCE_S = 3.0
 """An agent that has sent nothing for this long is lost; a closed connection says so at once."""
+
+KEYS = "unauthorised"
+"""Code of a refusal that ends by itself once keys are put right."""
 
 State = Literal["connecting", "alive", "lost", "refused"]
 
@@ -140,7 +144,17 @@ class AgentsCore:
     def connected(self, name: str, now: float) -> list[Instruction]:
         """The connection to the agent stands: greet at once instead of at the next turn."""
         known = self.agents.get(name)
+        if known is not None and known.state == "refused" and known.refusal_code == KEYS:
+            known = self.agents[name] = replace(known, state="connecting", refusal="", refusal_code="")
         return self._greet(name, now) if known is not None and known.state in ("connecting", "lost") else []
+
+    def barred(self, name: str, why: str) -> list[Instruction]:
+        """Keys keep the agent from us; one that was known before stays lost."""
+        known = self.agents.get(name)
+        if known is None or known.state != "connecting":
+            return []
+        self.agents[name] = replace(known, state="refused", refusal=why, refusal_code=KEYS)
+        return [Notify("refused", name, why)]
 
     def disconnected(self, name: str, now: float) -> list[Instruction]:
         """The connection to the agent closed: its process ended or the link went."""
@@ -262,3 +276,17 @@ def with_id(message: m.ControlMessage, number: int) -> m.ControlMessage:
     """`message` with its id set; callers of the pool write 0 and never see ids."""
     changed: m.ControlMessage = msgspec.structs.replace(message, id=number)
     return changed
+
+
+def unreachable(name: str, endpoint: str, timeout: float) -> AgentUnreachable:
+    """The error for an agent that has not been heard of for `timeout` seconds."""
+    if endpoint:
+        return AgentUnreachable(
+            f"agent {name!r} did not answer at {endpoint} within {timeout:g} s",
+            hint=f"start it there with `defer agent --name {name} --listen {endpoint.removeprefix('tcp://')}`, "
+            "or correct its address in the cluster file",
+        )
+    return AgentUnreachable(
+        f"agent {name!r} has not dialled in within {timeout:g} s",
+        hint=f"start it on its box with `defer agent --name {name} --dial tcp://THIS_HOST:PORT`",
+    )

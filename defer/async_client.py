@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from pathlib import Path
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from defer.access import client_security
 from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.client_core import Inputs, Submit, copied
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests, check_id
 from defer.client_session import Outputs
+from defer.documents.address import parse_address
 from defer.errors import UsageError, WrongInput
 
 
@@ -28,9 +31,16 @@ class AsyncClient:
         timeout: float = DEFAULT_TIMEOUT_S,
         codec: str = "auto",
         connect_timeout: float = CONNECT_S,
+        keys: str | Path | None = None,
+        insecure: bool = False,
     ) -> None:
         self._requests = Requests(
-            address, model=model, timeout=timeout, codec=codec, connect_timeout=connect_timeout
+            address,
+            model=model,
+            timeout=timeout,
+            codec=codec,
+            connect_timeout=connect_timeout,
+            security=client_security(parse_address(address).host, keys=keys, insecure=insecure),
         )
 
     async def infer(

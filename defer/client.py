@@ -13,15 +13,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from defer.access import client_security
 from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.async_client import AsyncClient
 from defer.client_core import GRACE_S, Array, Inputs, Submit
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
 from defer.client_session import Outputs
+from defer.documents.address import parse_address
 from defer.errors import DeadlineExceeded, UsageError
 
 __all__ = ["AsyncClient", "Client"]
@@ -40,9 +43,14 @@ class Client:
         codec: How inputs are encoded on the wire: `auto` does as the model's plan wants, which changes values only where
             the plan was made with an error budget; else a codec's name, such as `raw`.
         connect_timeout: Seconds in which a dispatcher must answer at all.
+        keys: Folder of keys, or a certificate in its folder `secret`, made with `defer keys`; what the environment's
+            DEFER_KEYS says by default. Beyond this machine a dispatcher wants keys.
+        insecure: Talk to a dispatcher on another machine without keys: whoever is on that network may read along.
 
     Raises:
         InvalidCluster: The address is not `host:port`.
+        InvalidKey: The keys cannot be used.
+        PermissionDenied: The address is beyond this machine, and neither `keys` nor `insecure` was given.
     """
 
     def __init__(
@@ -53,9 +61,16 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT_S,
         codec: str = "auto",
         connect_timeout: float = CONNECT_S,
+        keys: str | Path | None = None,
+        insecure: bool = False,
     ) -> None:
         self._requests = Requests(
-            address, model=model, timeout=timeout, codec=codec, connect_timeout=connect_timeout
+            address,
+            model=model,
+            timeout=timeout,
+            codec=codec,
+            connect_timeout=connect_timeout,
+            security=client_security(parse_address(address).host, keys=keys, insecure=insecure),
         )
 
     def infer(
@@ -93,6 +108,8 @@ class Client:
             DeadlineExceeded: No result in time.
             AgentLost: A device of the pipeline was lost while the request was in flight.
             DispatcherUnreachable: No connection to a dispatcher in time.
+            Unauthorised: It refuses this client's key, or has another than is known here.
+            NotAllowed: The key's role may not send requests.
         """
         requests = self._requests
         submit = _traced(

@@ -104,6 +104,7 @@ class Refused:
 
     code: str
     message: str
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +200,8 @@ class ClientCore:
                 self.connected = False
                 self._wake = now  # without a connection the grace is void
                 return []
-            case Refused(code, message):
-                return self._fail_all(code, message)
+            case Refused(code, message, hint):
+                return self._fail_all(code, message, hint)
             case Closed():
                 return self._fail_all("cancelled", "the client was closed before the answer came")
             case Tick():
@@ -292,8 +293,8 @@ class ClientCore:
             "start one with `defer serve`, or correct the address",
         )
 
-    def _fail_all(self, code: str, message: str) -> list[Instruction]:
-        failed: list[Instruction] = [Fail(request, code, message) for request in self._pending]
+    def _fail_all(self, code: str, message: str, hint: str = "") -> list[Instruction]:
+        failed: list[Instruction] = [Fail(request, code, message, hint) for request in self._pending]
         self._pending.clear()
         self._paused.clear()
         return failed

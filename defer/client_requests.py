@@ -12,6 +12,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 
 from defer import api
+from defer.access import client_security
 from defer.admin import Admin
 from defer.client_core import Inputs, Submit, as_arrays, check_outputs
 from defer.client_session import Outputs, Session
@@ -28,6 +29,7 @@ from defer.errors import (
 from node_agent.codecs import CODECS
 from node_agent.errors import AgentError
 from node_agent.frames import check_headers, pack_item
+from node_agent.security import Security
 
 DEFAULT_TIMEOUT_S = 30.0
 """Seconds that a request may take where nothing else is said."""
@@ -100,14 +102,23 @@ class Requests:
         timeout: Seconds of requests that name none.
         codec: How inputs are encoded on the wire; `auto` does as the model's plan wants.
         connect_timeout: Seconds in which a dispatcher must answer at all.
+        security: How connections are protected; what `defer.access` says where it is not given.
     """
 
     def __init__(
-        self, address: str, *, model: str, timeout: float, codec: str, connect_timeout: float
+        self,
+        address: str,
+        *,
+        model: str,
+        timeout: float,
+        codec: str,
+        connect_timeout: float,
+        security: Security | None = None,
     ) -> None:
         if codec != AUTO and codec not in CODECS:
             raise UsageError(f"codec {codec!r} is unknown", hint=f"known: {AUTO}, {', '.join(CODECS)}")
         self.address = parse_address(address)
+        self.security = client_security(self.address.host) if security is None else security
         self.model = model
         self.timeout = timeout
         self.codec = codec
@@ -123,7 +134,7 @@ class Requests:
 
     def refresh(self) -> tuple[api.ModelInfo, ...]:
         """Ask the dispatcher what it serves."""
-        with Admin(self.address, connect_s=self.connect_timeout) as admin:
+        with Admin(self.address, connect_s=self.connect_timeout, security=self.security) as admin:
             answer = admin.ask(api.ListModels(0), api.Models, timeout=ANSWER_S)
         with self._lock:
             self._models = {info.name: info for info in answer.models}
@@ -132,7 +143,7 @@ class Requests:
 
     def status(self) -> api.ServerStatus:
         """Ask the dispatcher how it is."""
-        with Admin(self.address, connect_s=self.connect_timeout) as admin:
+        with Admin(self.address, connect_s=self.connect_timeout, security=self.security) as admin:
             return admin.ask(api.GetStatus(0), api.ServerStatus, timeout=ANSWER_S)
 
     def known(self, model: str) -> api.ModelInfo | None:
@@ -341,7 +352,7 @@ class Requests:
             if self._session is None:
                 host = self.address.host
                 bracketed = f"[{host}]" if ":" in host else host
-                session = Session(f"tcp://{bracketed}:{self._data_port}", str(self.address))
+                session = Session(f"tcp://{bracketed}:{self._data_port}", str(self.address), self.security)
                 session.start()
                 self._session = session
             return self._session

@@ -14,7 +14,7 @@ from defer.dialled import Dialled
 from defer.errors import Cancelled, DeferError, UsageError, from_code, translate
 from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake
-from node_agent.errors import FrameError
+from node_agent.errors import FrameError, NotAllowedError
 from node_agent.frames import encode_header, unpack
 from node_agent.link import Sent, incoming, send
 from node_agent.messages import (
@@ -28,6 +28,7 @@ from node_agent.messages import (
     Result,
     TensorHeader,
 )
+from node_agent.security import DISPATCHER, OPEN, Security
 
 Outputs = dict[str, c.Array]
 
@@ -42,9 +43,10 @@ class Session:
     Args:
         endpoint: `tcp://host:port` of the dispatcher's data socket.
         address: The dispatcher's api address, for messages.
+        security: How the connection is protected.
     """
 
-    def __init__(self, endpoint: str, address: str) -> None:
+    def __init__(self, endpoint: str, address: str, security: Security = OPEN) -> None:
         self.endpoint = endpoint
         self._core = c.ClientCore(address)
         self._futures: dict[bytes, Future[Outputs]] = {}
@@ -58,6 +60,7 @@ class Session:
             turned=self._turned,
             closed=self._close,
             on_crash=self._crashed,
+            security=security,
         )
 
     def start(self) -> None:
@@ -87,6 +90,8 @@ class Session:
             if kept is not None:
                 self._kept[submit.request] = kept
             self._feed(submit)
+            if self._dialled.refusal is not None:
+                self._redial()  # keys may have been put right
 
         if not self._loop.enqueue(run):
             future.set_exception(self._crash or Cancelled("the client is closed"))
@@ -96,9 +101,15 @@ class Session:
 
     def _open(self) -> None:
         self._dialled = Dialled(
-            self._loop.context, PeerRef("dispatcher", self.endpoint), Handshake(c.CLIENT, dialled=True)
+            self._loop.context, PeerRef(DISPATCHER, self.endpoint), Handshake(c.CLIENT, dialled=True)
         )
         self._watch()
+        self._check_refusal()
+
+    def _check_refusal(self) -> None:
+        refusal = self._dialled.refusal
+        if refusal is not None:
+            self._feed(c.Refused(refusal.code, str(refusal), refusal.hint))
 
     def _watch(self) -> None:
         self._loop.watch(self._dialled.socket, self._on_data)
@@ -112,6 +123,7 @@ class Session:
         self._dialled.open()
         self._watch()
         self._feed(c.Disconnected())
+        self._check_refusal()
 
     def _close(self) -> None:
         try:
@@ -146,6 +158,7 @@ class Session:
                 self._redial()
                 return
             self._dialled.say(self._dialled.handshake.opened())
+        self._check_refusal()
 
     def _on_data(self) -> None:
         for _, header, frames in incoming(self._dialled.socket, routed=False, most=BURST):
@@ -161,6 +174,9 @@ class Session:
                     refused = self._dialled.handshake.state == "refused"
                     reason = self._dialled.handshake.reason
                     self._feed(c.Refused("protocol-mismatch", reason) if refused else c.Connected())
+                case Refusal(NotAllowedError.code, message):
+                    self._dialled.refusal = NotAllowedError(message)
+                    self._check_refusal()
                 case Refusal(code, message):
                     early = self._dialled.handshake.state != "ready"
                     self._feed(c.Refused("protocol-mismatch" if early else code, message))

@@ -6,8 +6,16 @@ from collections.abc import Mapping
 
 from defer.agents import AgentPool
 from defer.deployer import in_parallel
+from defer.documents.address import parse_address
 from defer.documents.cluster import Cluster
 from node_agent.messages import Offer
+
+
+def agent_hosts(cluster: Cluster) -> list[str]:
+    """Hosts of the agents that are dialled."""
+    return [
+        parse_address(device.address).host for device in cluster.agents if device.address and not device.dials
+    ]
 
 
 def connect_all(pool: AgentPool, cluster: Cluster, *, timeout: float) -> Mapping[str, Offer]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import zmq
 
 from node_agent.connection import Handshake
+from node_agent.errors import AgentError
 from node_agent.frames import encode_header
-from node_agent.link import Context, Monitor, Socket, open_socket, send
+from node_agent.link import Context, Monitor, Socket, dial, open_socket, send
 from node_agent.messages import DataHeader, PeerRef
 
 
@@ -31,7 +32,12 @@ class Dialled:
         """Dial."""
         self.socket: Socket = open_socket(self._context, zmq.DEALER, purpose="data")
         self.monitor = Monitor(self.socket)
-        self.socket.connect(self.peer.endpoint)
+        self.refusal: AgentError | None = None
+        """Why keys keep this side from the peer; the socket is of no use until it is opened anew."""
+        try:
+            dial(self.socket, self.peer.endpoint, self.peer.name)
+        except AgentError as error:
+            self.refusal = error
 
     def close(self) -> None:
         """Hang up; what is queued is dropped."""
@@ -47,7 +53,8 @@ class Dialled:
     def happened(self) -> list[bool]:
         """What the monitor saw: True where the connection now stands, False where one that stood broke.
 
-        Attempts that fail before they stand are ZeroMQ's to repeat, with growing pauses.
+        Attempts that fail before they stand are ZeroMQ's to repeat, with growing pauses; but for those that `refusal`
+        then tells of.
         """
         seen: list[bool] = []
         stands = self.handshake.state != "down"
@@ -58,4 +65,6 @@ class Dialled:
             elif stands:
                 stands = False
                 seen.append(False)
+            elif event == "failed":
+                self.refusal = self.monitor.refusal
         return seen

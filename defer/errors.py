@@ -26,6 +26,9 @@
     │   ├── PermissionDenied
     │   ├── DiskFull
     │   └── CorruptFile          content does not match its checksum or its format
+    ├── Unauthorised             the other side refused our key, or its key is not known here
+    ├── NotAllowed               our key does not allow what we ask
+    ├── InvalidKey               a file or folder of keys cannot be used
     ├── PortInUse
     ├── OutOfMemory
     ├── MissingExtra             an optional part is not installed; names the extra
@@ -88,6 +91,9 @@ OUTCOMES: Final[dict[str, Outcome]] = {
     "permission-denied": Outcome(77, 403),
     "disk-full": Outcome(74, 507),
     "corrupt-file": Outcome(65, 422),
+    "unauthorised": Outcome(77, 401),
+    "not-allowed": Outcome(77, 403),
+    "invalid-key": Outcome(78, 500),
     "port-in-use": Outcome(69, 503),
     "out-of-memory": Outcome(69, 507),
     "missing-extra": Outcome(69, 501),
@@ -282,6 +288,24 @@ class CorruptFile(FileProblem):
     """A file's content does not match its checksum or its format."""
 
     code = "corrupt-file"
+
+
+class Unauthorised(DeferError):
+    """The other side refused our key, or this side knows no key of it."""
+
+    code = "unauthorised"
+
+
+class NotAllowed(DeferError):
+    """Our key does not allow what we ask."""
+
+    code = "not-allowed"
+
+
+class InvalidKey(DeferError):
+    """A file or folder of keys cannot be used."""
+
+    code = "invalid-key"
 
 
 class PortInUse(DeferError):

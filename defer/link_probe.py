@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import zmq
 
 from defer.documents.address import Address
+from defer.doors import DATA
 from defer.hops import DISPATCHER, Place
 from node_agent.frames import encode_header
-from node_agent.link import bind, open_socket, receive, send
+from node_agent.link import bind, new_context, open_socket, receive, send
 from node_agent.messages import (
     PROTOCOL_MINIMUM,
     PROTOCOL_VERSION,
@@ -24,28 +25,36 @@ from node_agent.messages import (
     ProbeEcho,
 )
 from node_agent.prober import measure_link
+from node_agent.security import OPEN, Security
 
 
-def measure_from_here(peer: PeerRef, *, budget_s: float) -> LinkMeasured:
+def measure_from_here(peer: PeerRef, *, budget_s: float, security: Security = OPEN) -> LinkMeasured:
     """Time the link from this process to a peer's data port; errors as in `node_agent.prober.measure_link`."""
-    with zmq.Context[zmq.Socket[bytes]]() as context:
+    with new_context(security) as context:
         return measure_link(context, MeasureLink(0, peer, budget_s=budget_s))
 
 
 @contextlib.contextmanager
-def probe_responder(host: str) -> Iterator[Place]:
+def probe_responder(host: str, security: Security = OPEN) -> Iterator[Place]:
     """Answer probes on a free port while the block runs, where no dispatcher's data thread does.
 
     Args:
         host: Address of this machine that the agents reach.
+        security: How connections are protected.
 
     Yields:
         Where the probes go, as the dispatcher's place.
     """
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context = new_context(security)
     stop_read, stop_write = sockets.socketpair()
     router = open_socket(context, zmq.ROUTER, purpose="data")
-    port = bind(router, host, 0)
+    try:
+        port = bind(router, host, 0, DATA)
+    except BaseException:
+        context.destroy(linger=0)
+        stop_read.close()
+        stop_write.close()
+        raise
 
     def answer() -> None:
         poller = zmq.Poller()

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,11 @@ class LocalAgent:
 
 @contextlib.contextmanager
 def local_agents(
-    names: Sequence[str], directory: Path, *, threads: int = 1
+    names: Sequence[str],
+    directory: Path,
+    *,
+    threads: int = 1,
+    arguments: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[tuple[LocalAgent, ...]]:
     """Run one agent per name on free loopback ports; all are gone when the block ends, however it ends.
 
@@ -41,6 +45,7 @@ def local_agents(
         names: Device names.
         directory: Where each agent keeps its files and its log, `<name>/` and `<name>.log`.
         threads: Engine threads of each.
+        arguments: More of an agent's command line, by name.
 
     Raises:
         AgentUnreachable: One did not start; the message holds the end of its log.
@@ -48,7 +53,7 @@ def local_agents(
     running: list[subprocess.Popen[str]] = []
     try:
         for name in names:  # one by one: what was started is stopped when the next cannot be
-            running.append(_spawn(name, directory, threads))  # noqa: PERF401
+            running.append(_spawn(name, directory, threads, (arguments or {}).get(name, ())))  # noqa: PERF401
         yield tuple(
             _wait_ready(name, process, directory) for name, process in zip(names, running, strict=True)
         )
@@ -92,13 +97,13 @@ def read_line(process: subprocess.Popen[str], timeout: float) -> str:
     return line.decode() if line.endswith(b"\n") else ""
 
 
-def _spawn(name: str, directory: Path, threads: int) -> subprocess.Popen[str]:
+def _spawn(name: str, directory: Path, threads: int, arguments: Sequence[str]) -> subprocess.Popen[str]:
     store = directory / name
     store.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "node_agent", "--name", name, "--listen", "127.0.0.1:0"]
     command += ["--threads", str(threads), "--store", str(store), "--json"]
     # However this process ends, its end of the pipe closes, and nobody is left behind.
-    command += ["--until-stdin-closes"]
+    command += ["--until-stdin-closes", *arguments]
     with (directory / f"{name}.log").open("w") as log:
         # Its own process group: Ctrl-C in the terminal reaches the parent alone, which then stops it in order.
         return subprocess.Popen(

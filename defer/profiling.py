@@ -1,7 +1,8 @@
 """What the blocks cost on each device and the links between them, measured on the agents themselves.
 
 The blocks are measured in the model's order, each as a partition of its own, so that a device that could never hold the
-whole model is measured too: it loads one block, runs it on the activations of the one before, and drops it. Devices
+whole model is measured too: it loads one block, runs it on the activations of the one before, and drops it. Then longer
+and longer spans of blocks as far as they fit, which tells what cuts cost (`defer.span_costs`). Devices
 with equal fingerprints (one machine, one engine, the same threads) are measured once. Block times are cached on disk
 by model, positions, bound shapes, fingerprint and engine; links are measured each time, because they change.
 """
@@ -29,9 +30,10 @@ from defer.link_probe import measure_from_here
 from defer.parts import WrittenPart, write_parts
 from defer.precision import Ranges
 from defer.shipping import ship
+from defer.span_costs import Span, adding_up, levels
 from node_agent import messages as m
 
-BLOCK_COSTS = 6
+BLOCK_COSTS = 7
 """Version of what is remembered of a device; older ones are measured again."""
 
 MEASURE_TIMEOUT_S = 300.0
@@ -42,6 +44,9 @@ LINK_BUDGET_S = 0.25
 
 MEASURE_LINK_TIMEOUT_S = 60.0
 """A probe over a link of 1 Mbit/s takes seconds."""
+
+FULL = 0.7
+"""Part of a device's memory that the weights of a span may take: running it takes more."""
 
 STAGE_OVERHEAD_S = 0.3e-3
 """What an item costs an agent beside its run, where the agent does not measure it."""
@@ -62,6 +67,7 @@ class BlockCosts(msgspec.Struct, frozen=True):
     item_s: float
     byte_s: float
     unsupported: tuple[str, ...] = ()
+    cut_seconds: tuple[float, ...] = ()
 
 
 def profile(
@@ -105,6 +111,27 @@ def profile(
         for precision in dict.fromkeys(device.precision for device in computing)
     }
 
+    ends = list(levels(len(positions) - 1))
+    spans = {
+        precision: [
+            (start, stop, written)
+            for level in ends
+            for (start, stop), written in zip(
+                level,
+                write_parts(
+                    model,
+                    chain,
+                    [positions[stop] for _, stop in level[:-1]],
+                    work,
+                    (precision,) * len(level),
+                    ranges,
+                ),
+                strict=True,
+            )
+        ]
+        for precision in parts
+    }
+
     def alike(device: Device) -> tuple[str, str, str]:
         options = json.dumps(device.engine_options, sort_keys=True)
         return _fingerprint(pool, device.name), f"{device.engine} {options}", device.precision
@@ -118,7 +145,9 @@ def profile(
         path = cache / f"{_cache_key(chain, positions, *alike(device))}.json"
         known = None if fresh else _cached(path)
         if known is None:
-            known = _measure_blocks(pool, device, chain, parts[device.precision], on_step)
+            known = _measure_blocks(
+                pool, device, chain, parts[device.precision], spans[device.precision], on_step
+            )
             _remember(path, known)
         elif on_step is not None:
             on_step(name, "measured before", 1.0)
@@ -149,6 +178,7 @@ def _measure_blocks(
     device: Device,
     chain: partitioner.BlockChain,
     parts: Sequence[WrittenPart],
+    spans: Sequence[tuple[int, int, WrittenPart]],
     on_step: Step | None,
 ) -> BlockCosts:
     name = device.name
@@ -164,20 +194,7 @@ def _measure_blocks(
         for index, written in enumerate(parts):
             if on_step is not None:
                 on_step(name, f"measuring block {index + 1} of {len(parts)}", index / len(parts))
-            ship(pool, name, written.files)
-            request = m.Measure(
-                0,
-                session,
-                written.part.graph,
-                written.part.weights,
-                written.part.warm_up,
-                tuple(chain.boundaries[index + 1].tensors) if index + 1 < len(parts) else (),
-                engine=device.engine,
-                options=device.engine_options,
-            )
-            answer = pool.ask(name, request, timeout=MEASURE_TIMEOUT_S)
-            if not isinstance(answer, m.Measured):
-                raise AgentFault(f"agent {name!r} answered {type(answer).__name__} to Measure")
+            answer = _measure(pool, device, chain, written, index + 1, session)
             # The median: one run that the machine interrupted says nothing about the block.
             seconds.append(median(answer.seconds))
             resident.append(answer.resident_bytes)
@@ -186,20 +203,70 @@ def _measure_blocks(
             if answer.item_s > 0:
                 item_s, byte_s = answer.item_s, answer.byte_s
             produced.update({stats.name: stats for stats in answer.outputs})
+        known: list[Span] = []
+        for number, (start, stop, written) in enumerate(spans):
+            # An engine that cannot run one of the blocks leaves the whole span to another.
+            if any(refused[start:stop]) or not _fits(pool, name, written):
+                continue
+            if on_step is not None:
+                on_step(name, f"measuring span {number + 1} of {len(spans)}", number / len(spans))
+            try:
+                answer = _measure(pool, device, chain, written, stop, f"{session} spans", codecs=False)
+            except AgentFault:  # too large for what is free there, perhaps
+                continue
+            known.append(Span(start, stop, median(answer.seconds)))
     finally:
         pool.tell(name, m.Done(0))  # drop what the session kept
     codecs, ratios = codec_costs(chain, produced)
+    adding = adding_up(seconds, [boundary.nbytes for boundary in chain.boundaries], known)
     return BlockCosts(
         BLOCK_COSTS,
         ", ".join(engines),
-        tuple(seconds),
+        adding.blocks,
         tuple(resident),
         codecs,
         ratios,
         item_s,
         byte_s,
         compiled_refusals(tuple(engines), refused),
+        adding.cuts if any(adding.cuts) else (),
     )
+
+
+def _measure(
+    pool: AgentPool,
+    device: Device,
+    chain: partitioner.BlockChain,
+    written: WrittenPart,
+    stop: int,
+    session: str,
+    *,
+    codecs: bool = True,
+) -> m.Measured:
+    """Time a partition that ends before block `stop` on a device."""
+    ship(pool, device.name, written.files)
+    request = m.Measure(
+        0,
+        session,
+        written.part.graph,
+        written.part.weights,
+        written.part.warm_up,
+        tuple(chain.boundaries[stop].tensors) if stop < len(chain.blocks) else (),
+        engine=device.engine,
+        options=device.engine_options,
+        codecs=codecs,
+    )
+    answer = pool.ask(device.name, request, timeout=MEASURE_TIMEOUT_S)
+    if not isinstance(answer, m.Measured):
+        raise AgentFault(f"agent {device.name!r} answered {type(answer).__name__} to Measure")
+    return answer
+
+
+def _fits(pool: AgentPool, name: str, written: WrittenPart) -> bool:
+    """Whether a device can be expected to hold a partition beside nothing else."""
+    offer = _offer(pool, name)
+    memory = offer.memory_bytes if offer is not None else 0
+    return not memory or sum(ref.nbytes for ref in written.files) <= FULL * memory
 
 
 def compiled_refusals(engines: Sequence[str], refused: Sequence[str]) -> tuple[str, ...]:
@@ -222,6 +289,7 @@ def _device_profile(pool: AgentPool, name: str, costs: BlockCosts) -> DeviceProf
         engine=costs.engine,
         method="measured",
         block_seconds=costs.block_seconds,
+        cut_seconds=costs.cut_seconds,
         block_resident=costs.block_resident,
         stage_overhead_s=costs.item_s,
         byte_s=costs.byte_s,
@@ -271,7 +339,7 @@ def _measure_one(
         return None
     target = m.PeerRef(peer.name, peer.data)
     if left == source and left not in places:
-        answer: m.ControlMessage = measure_from_here(target, budget_s=LINK_BUDGET_S)
+        answer: m.ControlMessage = measure_from_here(target, budget_s=LINK_BUDGET_S, security=pool.security)
     else:
         question = m.MeasureLink(0, target, budget_s=LINK_BUDGET_S)
         answer = pool.ask(left, question, timeout=MEASURE_LINK_TIMEOUT_S)

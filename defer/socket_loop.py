@@ -12,10 +12,9 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
-import zmq
-
-from node_agent.link import Context, Socket
+from node_agent.link import Context, Socket, new_context
 from node_agent.readiness import Readiness
+from node_agent.security import OPEN, Security
 
 logger = logging.getLogger("defer")
 
@@ -34,6 +33,7 @@ class SocketLoop:
         turned: Called after the sockets and commands of each turn.
         closed: Called last, when every accepted command has run; what it leaves open is closed with the context.
         on_crash: Called when the thread ends by an error.
+        security: How its sockets are protected.
     """
 
     def __init__(
@@ -45,8 +45,10 @@ class SocketLoop:
         turned: Callable[[], None],
         closed: Callable[[], None],
         on_crash: Callable[[BaseException], None] | None = None,
+        security: Security = OPEN,
     ) -> None:
         self._name = name
+        self.security = security
         self._opened, self._next_wake, self._turned, self._closed = opened, next_wake, turned, closed
         self._on_crash = on_crash
         self._commands: deque[Callable[[], None]] = deque()
@@ -119,7 +121,7 @@ class SocketLoop:
         self._readiness.unwatch(source)
 
     def _run(self, started: Future[None]) -> None:
-        self.context: Context = zmq.Context()
+        self.context: Context = new_context(self.security)
         try:
             self._readiness = Readiness()
             self.watch(self._wake_read.fileno(), self._woken)

@@ -6,6 +6,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Iterable
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,20 +17,20 @@ from node_agent.actions import Actions
 from node_agent.control import Control, dialled
 from node_agent.core import AgentCore
 from node_agent.engines import engine_named, inventory
-from node_agent.errors import AddressInUseError, EngineMissingError, InsecureListenError
-from node_agent.events import StopAsked
+from node_agent.errors import AddressInUseError, AgentError, EngineMissingError
+from node_agent.events import Gauge, StopAsked
+from node_agent.link import new_context
 from node_agent.loader import Loader
 from node_agent.measure import BlockTimer
-from node_agent.messages import AUTO_ENGINE, EngineInfo, Offer
+from node_agent.messages import AUTO_ENGINE, AgentStatus, EngineInfo, Offer
 from node_agent.notify import Notifier
 from node_agent.plane import JOIN_S, DataPlane
+from node_agent.security import OPEN, Security
 from node_agent.sensors import Sensors
 from node_agent.store import FileStore
 from node_agent.threads import Shell
 
 log = logging.getLogger(__name__)
-
-LOOPBACK = ("127.", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class AgentConfig:
         engine: What `auto` stands for.
         store: Directory of the file store.
         store_bytes: Most bytes in it; None for no limit.
-        insecure: Listening beyond this machine without keys is wanted.
+        security: Its keys; none by default, which is for this machine only.
     """
 
     name: str
@@ -58,20 +59,7 @@ class AgentConfig:
     threads: int | None = None
     engine: str = AUTO_ENGINE
     store_bytes: int | None = None
-    insecure: bool = False
-
-
-def check_listen(host: str, insecure: bool) -> None:
-    """Checks that an address beyond this machine was asked for in so many words.
-
-    Raises:
-        InsecureListenError: It was not.
-    """
-    if not insecure and not host.startswith(LOOPBACK):
-        raise InsecureListenError(
-            f"Listening on {host} lets everybody on that network use this agent.",
-            hint="Listen on 127.0.0.1, or say --insecure if the network is trusted.",
-        )
+    security: Security = OPEN
 
 
 def make_offer(config: AgentConfig, engines: tuple[EngineInfo, ...], ports: tuple[int, int]) -> Offer:
@@ -130,10 +118,10 @@ class Agent:
             EngineMissingError: The engine that was asked for by name is unknown.
         """
         config = self.config
-        check_listen(config.host, config.insecure)
+        config.security.check(config.host, "Listening on")
         engines = self._engines()
         self._store = store = FileStore.open(config.store, config.store_bytes)
-        self._context = zmq.Context()
+        self._context = new_context(config.security)
         try:
             self._start(store, engines)
         except AddressInUseError as error:
@@ -217,6 +205,23 @@ class Agent:
     def failed(self) -> bool:
         """Whether a thread of the agent ended by an error."""
         return any(shell.error is not None for shell in self._shells)
+
+    def look(self, timeout: float) -> tuple[AgentStatus, Gauge]:
+        """The agent's state now; from any thread, once started.
+
+        Args:
+            timeout: Seconds that it may take.
+
+        Raises:
+            AgentError: It took longer.
+        """
+        assert self._actions is not None
+        assert self._control is not None
+        try:
+            status = self._actions.look(self._control.state).result(timeout)
+        except FutureTimeout:
+            raise AgentError(f"The agent did not tell its state within {timeout:g} s.") from None
+        return status, self._actions.gauge()
 
     def ask_stop(self, patience_s: float) -> None:
         """Finishes what is queued for at most `patience_s`, then lets `wait` return; from any thread."""

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -30,9 +31,13 @@ from node_agent.errors import (
     AgentError,
     code_of,
 )
+from node_agent.json_log import FORMATS, log_to_stderr
 from node_agent.machine import keep_buffers
 from node_agent.messages import AUTO_ENGINE, PROTOCOL_VERSION
+from node_agent.observed import observing
 from node_agent.quantities import is_name, parse_address, parse_endpoint, parse_name, parse_size
+from node_agent.ready_line import Where, ready_line
+from node_agent.security import KEYS_VARIABLE, choose, host_of, is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +46,12 @@ _EXAMPLES = """
 Examples:
   defer-agent                                        on this machine only, port 7700
   defer-agent --name edge1 --listen 127.0.0.1:7710   a second agent beside the first
-  defer-agent --name cam --listen 10.0.0.5:7700 --insecure --memory "4 GiB"
+  defer-agent --name cam --listen 10.0.0.5:7700 --keys keys --memory "4 GiB"
   defer-agent --name nat --dial tcp://dispatcher:7600   behind NAT: registers by itself
 \b
 Exit codes: 0 ended as asked, 2 usage, 69 engine missing, 70 a fault of its own (start it again), 73 port in use
-or store unusable or another agent's, 75 a request hung and was left, 77 listening beyond this machine without
---insecure, 78 bad address.
+or store unusable or another agent's, 75 a request hung and was left, 77 an address beyond this machine without
+--keys or --insecure, 78 bad address or keys.
 """
 
 
@@ -166,7 +171,16 @@ class _AgentCommand(click.Command):
     help="Seconds to finish queued requests on SIGTERM or SIGINT; a second signal ends at once.",
 )
 @click.option(
-    "--insecure", is_flag=True, help="Listen beyond this machine without keys: anybody there may use it."
+    "--keys",
+    default=None,
+    metavar="DIR",
+    help=f"Folder of keys made by `defer keys`; also from {KEYS_VARIABLE}. "
+    "[default: for addresses beyond this machine, ~/.config/defer/keys]",
+)
+@click.option(
+    "--insecure",
+    is_flag=True,
+    help="Use addresses beyond this machine without keys: anybody there may use it.",
 )
 @click.option(
     "--log-level",
@@ -174,6 +188,19 @@ class _AgentCommand(click.Command):
     show_default=True,
     type=click.Choice(["debug", "info", "warning", "error"]),
     help="What to tell on stderr.",
+)
+@click.option(
+    "--log-format",
+    default="text",
+    show_default=True,
+    type=click.Choice(FORMATS),
+    help="Lines, or JSON objects.",
+)
+@click.option(
+    "--metrics",
+    default=None,
+    type=_Parsed("HOST:PORT", parse_address, address=True),
+    help="Serve /metrics (Prometheus), /healthz and /readyz over HTTP there, to whoever reaches it.",
 )
 @click.option(
     "--json",
@@ -199,19 +226,23 @@ def agent_command(
     store: Path | None,
     store_limit: int | None,
     drain_timeout: float,
+    keys: str | None,
     insecure: bool,
     log_level: str,
+    log_format: str,
+    metrics: tuple[str, int] | None,
     as_json: bool,
     until_stdin_closes: bool,
 ) -> None:
     """Runs partitions of models on this device and passes results on."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=log_level.upper(),
-        format="%(asctime)s %(levelname)s %(threadName)s: %(message)s",
-    )
+    log_to_stderr(log_level, log_format)
     keep_buffers()
     known = name or default_name()
+    try:
+        hosts = (listen[0], *(host_of(endpoint) for endpoint in dial))
+        security = choose(keys, roles=("agent",), hosts=hosts, insecure=insecure, name=known)
+    except AgentError as error:
+        sys.exit(report(code_of(error), str(error), error.hint, error.exit_code, as_json))
     config = AgentConfig(
         name=known,
         store=store or default_store() / _file_name(known),
@@ -222,13 +253,13 @@ def agent_command(
         threads=threads,
         engine=engine,
         store_bytes=store_limit,
-        insecure=insecure,
+        security=security,
     )
     try:
         agent = Agent(config)
         if until_stdin_closes:
             _end_with_stdin(agent, drain_timeout)
-        code = serve(agent, drain_timeout, as_json)
+        code = serve(agent, drain_timeout, as_json, metrics)
     except AgentError as error:
         code = report(code_of(error), str(error), error.hint, error.exit_code, as_json)
     sys.exit(code)
@@ -272,16 +303,23 @@ def _file_name(name: str) -> str:
     )
 
 
-def serve(agent: Agent, drain_timeout: float, as_json: bool) -> int:
-    """Runs `agent` until a signal or a failure ends it; the exit code.
+def serve(agent: Agent, drain_timeout: float, as_json: bool, metrics: Where | None = None) -> int:
+    """Runs `agent` until a signal or a failure ends it, with its metrics at `metrics`; the exit code.
 
     Raises:
         AgentError: It cannot start.
     """
     agent.start()
-    with _signals(agent, drain_timeout):
-        click.echo(_ready_line(agent, as_json))
-        agent.notifier.ready(_ready_line(agent, as_json=False))
+    _warn(agent.config, as_json)
+    with ExitStack() as stack:
+        try:
+            where = stack.enter_context(observing(agent, metrics, version()))
+        except AgentError:
+            agent.close()
+            raise
+        stack.enter_context(_signals(agent, drain_timeout))
+        click.echo(ready_line(agent, as_json, where))
+        agent.notifier.ready(ready_line(agent, as_json=False))
         agent.wait()
         failed = agent.failed
         clean = agent.close()
@@ -294,23 +332,15 @@ def serve(agent: Agent, drain_timeout: float, as_json: bool) -> int:
     return EXIT_INTERNAL if failed else EXIT_OK
 
 
-def _ready_line(agent: Agent, as_json: bool) -> str:
-    config = agent.config
-    control, data, fetch = agent.ports
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    if as_json:
-        return json.dumps(
-            {
-                "name": config.name,
-                "pid": os.getpid(),
-                "boot": agent.boot,
-                "control": f"tcp://{host}:{control}",
-                "data": f"tcp://{host}:{data}",
-                "fetch": f"tcp://{host}:{fetch}",
-            }
+def _warn(config: AgentConfig, as_json: bool) -> None:
+    """Says on the operator's screen what being insecure means."""
+    hosts = (config.host, *(host_of(endpoint) for endpoint in config.dials))
+    beyond = [host for host in hosts if not is_loopback(host)]
+    if config.security.insecure and beyond and not as_json:
+        click.echo(
+            f"warning: {beyond[0]} is used without keys: whoever is on that network may command this agent",
+            err=True,
         )
-    dials = f", registers with {', '.join(config.dials)}" if config.dials else ""
-    return f"Agent {config.name} is ready: control {host}:{control}, data {data}, fetch {fetch}{dials}."
 
 
 @contextlib.contextmanager

@@ -12,12 +12,15 @@ import zmq
 from node_agent import events as ev
 from node_agent.actions import Actions
 from node_agent.core import AgentCore
-from node_agent.errors import FrameError
+from node_agent.doors import CONTROL
+from node_agent.errors import AgentError, FrameError, NotAllowedError
 from node_agent.frames import decode_control, encode_control
 from node_agent.inbox import Inbox
-from node_agent.link import Context, Monitor, Sent, Socket, bind, open_socket, send
+from node_agent.link import Context, Monitor, Sent, Socket, bind, dial, open_socket, refused, send
 from node_agent.messages import HEARTBEAT_S, Chunk
+from node_agent.noise import Seldom
 from node_agent.notify import Notifier
+from node_agent.security import DISPATCHER
 from node_agent.threads import Shell
 
 log = logging.getLogger(__name__)
@@ -27,6 +30,9 @@ LISTEN = "listen"
 
 STOP_LINGER_MS = 1_000
 """The last answers get this long to leave."""
+
+DIAL_AGAIN_S = 2.0
+"""Pause before a dispatcher is dialled again that refused this agent's key."""
 
 HANG_S = 300.0
 """An item older than this with nothing finished since is a hang, and a service manager's watchdog may act on it."""
@@ -81,6 +87,13 @@ class Control(Shell):
         self._monitors: dict[Any, tuple[str, Monitor]] = {}
         self._poller = zmq.Poller()
         self._next_tick = 0.0
+        self._barred: dict[str, float] = {}
+        self._noise = Seldom()
+
+    @property
+    def state(self) -> str:
+        """`serving` or `draining`; from any thread."""
+        return self._core.state
 
     def wake(self) -> None:
         """See `Shell.wake`."""
@@ -90,16 +103,10 @@ class Control(Shell):
         """See `Shell.open`."""
         router = open_socket(self._context, zmq.ROUTER, purpose="control")
         self._watch(LISTEN, router)
-        self.port = bind(router, *self._bind)
+        self.port = bind(router, *self._bind, door=CONTROL)
         self._poller.register(self.inbox.fd, zmq.POLLIN)
         for endpoint in self._dials:
-            # libzmq reconnects for ever, waiting longer each time up to its RECONNECT_IVL_MAX.
-            socket = open_socket(self._context, zmq.DEALER, purpose="control")
-            self._watch(endpoint, socket)
-            monitor = Monitor(socket)
-            self._monitors[monitor.socket] = (endpoint, monitor)
-            self._poller.register(monitor.socket, zmq.POLLIN)
-            socket.connect(endpoint)
+            self._dial(endpoint)
         self._next_tick = time.monotonic() + HEARTBEAT_S
 
     def shut(self) -> None:
@@ -108,6 +115,41 @@ class Control(Shell):
             monitor.close()
         for socket in self._sockets.values():
             socket.close(STOP_LINGER_MS)
+
+    def _dial(self, endpoint: str) -> None:
+        # libzmq reconnects for ever, waiting longer each time up to its RECONNECT_IVL_MAX.
+        socket = open_socket(self._context, zmq.DEALER, purpose="control")
+        self._watch(endpoint, socket)
+        monitor = Monitor(socket)
+        self._monitors[monitor.socket] = (endpoint, monitor)
+        self._poller.register(monitor.socket, zmq.POLLIN)
+        try:
+            dial(socket, endpoint, DISPATCHER)
+        except AgentError as error:
+            self._bar(endpoint, error)
+
+    def _bar(self, endpoint: str, error: AgentError) -> None:
+        """Keys keep this agent from a dispatcher: they may be put right, so it is dialled anew in a while."""
+        if endpoint in self._barred:
+            return
+        self._barred[endpoint] = time.monotonic() + DIAL_AGAIN_S
+        more = self._noise.told(time.monotonic())
+        if more is not None:
+            log.error("The dispatcher at %s: %s%s", endpoint, f"{error} {error.hint}".strip(), more)
+
+    def _dial_again(self, endpoint: str) -> None:
+        """On a new socket: libzmq gives one up whose key was refused."""
+        del self._barred[endpoint]
+        socket = self._sockets.pop(endpoint)
+        for watched, (whose, monitor) in list(self._monitors.items()):
+            if whose == endpoint:
+                self._poller.unregister(watched)
+                del self._monitors[watched]
+                monitor.close()
+        self._poller.unregister(socket)
+        del self._sources[socket]
+        socket.close(0)
+        self._dial(endpoint)
 
     def _watch(self, source: str, socket: Socket) -> None:
         self._sockets[source] = socket
@@ -126,6 +168,8 @@ class Control(Shell):
             else:
                 self._read(self._sources[ready], ready)
         now = time.monotonic()
+        for endpoint in [endpoint for endpoint, at in self._barred.items() if now >= at]:
+            self._dial_again(endpoint)
         if now >= self._next_tick:
             # After a pause of the whole machine one heartbeat is enough: those that were missed tell nothing.
             self._next_tick = max(self._next_tick + HEARTBEAT_S, now)
@@ -140,7 +184,13 @@ class Control(Shell):
             elif change == "down":
                 self._handle(ev.Lost(dialled(endpoint)))
             else:
-                log.error("%s is not a dispatcher of a matching build, or refused the handshake.", endpoint)
+                refusal = monitor.refusal
+                if refusal is not None:
+                    self._bar(endpoint, refusal)
+                else:
+                    log.error(
+                        "%s is not a dispatcher of a matching build, or refused the handshake.", endpoint
+                    )
 
     def _read(self, source: str, socket: Socket) -> None:
         try:
@@ -153,13 +203,22 @@ class Control(Shell):
                     frame = socket.recv(zmq.NOBLOCK, copy=False)
                     parts, more = parts + 1, frame.more
                     payload = frame if parts == 1 else None
-                self._handle(self._event((source, identity), first.buffer, payload, parts))
+                event = self._event((source, identity), first, payload, parts)
+                self._handle(event)
+                if isinstance(event, ev.Unreadable) and event.code == NotAllowedError.code:
+                    # Nor does it hear this agent's heart any more.
+                    self._handle(ev.Lost(event.connection))
         except zmq.Again:
             return
 
-    def _event(self, connection: ev.Connection, data: Any, payload: Any, parts: int) -> ev.Event:
+    def _event(self, connection: ev.Connection, first: Any, payload: Any, parts: int) -> ev.Event:
         try:
-            message = decode_control(data)
+            message = decode_control(first.buffer)
+            if (
+                connection[0] == LISTEN
+                and (refusal := refused(self._sockets[LISTEN], first, message)) is not None
+            ):
+                raise refusal
             if parts > int(isinstance(message, Chunk)):
                 raise FrameError(f"{type(message).__name__} came with {parts} frames after it.")
         except FrameError as error:

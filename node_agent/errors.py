@@ -3,10 +3,13 @@
     AgentError
     ├── WireError                 what came over the network cannot be accepted
     │   ├── FrameError            bad-frame             a header or frame is malformed or over a limit
+    │   │   └── NotAllowedError   not-allowed           the sender's key does not allow what it asks
     │   ├── CodecError            bad-encoding          a frame does not decode to what its header says
     │   ├── FlowError             flow-violation        a peer sent more than it was given credit for
     │   ├── VersionError          incompatible-version  no protocol version that both sides speak
     │   └── WrongInputError       wrong-input           tensors that the partition does not take
+    ├── UnauthorisedError         unauthorised          the other side refused our key, or its key is not known here
+    ├── KeyFileError              invalid-key           a file or folder of keys cannot be used
     ├── RequestError              a control request that cannot be carried out; has its own code
     ├── StoreError                the file store
     │   ├── InvalidFileError      invalid-file          not a content address
@@ -81,6 +84,13 @@ class FrameError(WireError):
     code = "bad-frame"
 
 
+class NotAllowedError(FrameError):
+    """The sender's key does not allow what it asks; a message like one that is malformed: it is not looked at."""
+
+    code = "not-allowed"
+    exit_code = EXIT_PERMISSION
+
+
 class CodecError(WireError):
     """A frame does not decode to what its header says, or a tensor cannot be encoded."""
 
@@ -104,6 +114,20 @@ class WrongInputError(WireError):
 
     code = "wrong-input"
     exit_code = EXIT_INVALID_INPUT
+
+
+class UnauthorisedError(AgentError):
+    """The other side refused our key, or this side knows no key of it."""
+
+    code = "unauthorised"
+    exit_code = EXIT_PERMISSION
+
+
+class KeyFileError(AgentError):
+    """A file or folder of keys cannot be used."""
+
+    code = "invalid-key"
+    exit_code = EXIT_CONFIG
 
 
 class RequestError(AgentError):

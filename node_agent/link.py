@@ -1,4 +1,7 @@
-"""Sockets of the data and control connections: options in one place, whole messages in and out.
+"""Sockets of the data and control connections: options and keys in one place, whole messages in and out.
+
+`bind` and `dial` are the only ways to an address. They apply the `Security` of the socket's context: without keys no
+address beyond this machine, unless that was asked for; with keys, CURVE on every connection.
 
 A socket is made, used and closed by one thread. Connection states and credit windows are in
 `node_agent.connection` and `node_agent.flow`, which know no socket.
@@ -8,16 +11,24 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from node_agent.connection import Handshake, ReceivingEnd, SendingEnd
-from node_agent.errors import AddressInUseError, AddressInvalidError, FrameError
+from node_agent.errors import (
+    AddressInUseError,
+    AddressInvalidError,
+    FrameError,
+    NotAllowedError,
+)
 from node_agent.frames import check_lengths, decode_header
+from node_agent.gate import Context as SecureContext
 from node_agent.limits import CONTROL_BYTES, COPY_BELOW, DEFAULT, Limits
 from node_agent.messages import DataHeader, Item
+from node_agent.monitor import Monitor
+from node_agent.security import OPEN, Door, Security, host_of, security_of
 from node_agent.sockets import MORE_NOW, NOW, post, readable, used
 
 __all__ = [
@@ -27,9 +38,12 @@ __all__ = [
     "SendingEnd",
     "Sent",
     "bind",
+    "dial",
     "incoming",
+    "new_context",
     "open_socket",
     "receive",
+    "refused",
     "send",
 ]
 
@@ -37,7 +51,39 @@ Socket = zmq.Socket[bytes]
 Context = zmq.Context[Any]
 
 
-class _Dealer(zmq.Socket[bytes]):
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Looks at each message that came in by a bound socket with keys."""
+
+    security: Security
+    door: Door
+
+    def refusal(self, frame: Any, message: Any) -> NotAllowedError | None:
+        """What forbids a message; None if nothing.
+
+        Args:
+            frame: Its first frame after the routing id, received without a copy: it knows its sender's key.
+            message: What it says.
+        """
+        try:
+            public = str(frame.get("User-Id"))
+        except zmq.ZMQError:
+            public = ""
+        return self.door.refusal(self.security, public, message)
+
+
+def new_context(security: Security = OPEN) -> Context:
+    """A context whose sockets follow `security`."""
+    return SecureContext(security)
+
+
+class _Socket(zmq.Socket[bytes]):
+    """A socket that may have somebody who looks at what comes in."""
+
+    guard: Guard | None = None
+
+
+class _Dealer(_Socket):
     """A socket that dials IPv6 addresses as well, in brackets as in a URL."""
 
     def connect(self, addr: str) -> Any:
@@ -60,9 +106,7 @@ def open_socket(
         purpose: Which family of messages it carries.
         limits: Bounds on data messages.
     """
-    socket: Socket = (
-        context.socket(kind, socket_class=_Dealer) if kind == zmq.DEALER else context.socket(kind)
-    )
+    socket: Socket = context.socket(kind, socket_class=_Dealer if kind == zmq.DEALER else _Socket)
     options = {
         # Nothing that is still queued at the end is worth waiting for: requests are replayed by the
         # dispatcher.
@@ -95,13 +139,64 @@ def open_socket(
     return socket
 
 
-def bind(socket: Socket, host: str, port: int) -> int:
+def dial(socket: Socket, endpoint: str, to: str) -> None:
+    """Connects a DEALER, with keys where its context has them.
+
+    Args:
+        socket: Not yet connected.
+        endpoint: `tcp://host:port`.
+        to: Whom: a device, or a name that begins with `@dispatcher`. Whoever answers must have the key of that name.
+
+    Raises:
+        InsecureListenError: The address is beyond this machine, there are no keys, and nobody asked for that.
+        UnauthorisedError: No key of that name is known here.
+    """
+    security = security_of(socket)
+    security.check(host_of(endpoint), "Connecting to")
+    if security.own is not None and security.curve:
+        socket.setsockopt(zmq.CURVE_SERVERKEY, security.server_key(to).encode())
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, security.own.public.encode())
+        socket.setsockopt(zmq.CURVE_SECRETKEY, security.own.secret.encode())
+    socket.connect(endpoint)
+
+
+def _guard(socket: Socket, door: Door) -> None:
+    """Has a bound socket demand keys, and only those that may pass its door."""
+    security = security_of(socket)
+    own = security.own
+    assert own is not None
+    assert isinstance(socket.context, SecureContext)
+    socket.setsockopt(zmq.CURVE_SERVER, 1)
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, own.public.encode())
+    socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret.encode())
+    # Without somebody to ask, libzmq would let in whoever has any key at all.
+    socket.setsockopt(zmq.ZAP_DOMAIN, door.name.encode())
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    socket.context.admit(socket, door)
+    if isinstance(socket, _Socket):
+        socket.guard = Guard(security, door)
+
+
+def bind(socket: Socket, host: str, port: int, door: Door | None = None) -> int:
     """Binds to `host:port` (port 0: any free one) and returns the port.
+
+    Args:
+        socket: Not yet bound.
+        host: Address of this machine.
+        port: 0 for any free one.
+        door: Who may come in, where the socket's context has keys; it must be given there.
 
     Raises:
         AddressInUseError: Another process listens there.
         AddressInvalidError: This machine has no such address, or it may not be used.
+        InsecureListenError: The address is beyond this machine, there are no keys, and nobody asked for that.
     """
+    security = security_of(socket)
+    security.check(host, "Listening on")
+    if security.curve:
+        if door is None:
+            raise ValueError("a socket with keys needs to know whom it lets in")
+        _guard(socket, door)
     bracketed = f"[{host}]" if ":" in host else host
     if ":" in host:
         socket.setsockopt(zmq.IPV6, 1)
@@ -119,6 +214,18 @@ def bind(socket: Socket, host: str, port: int) -> int:
         ) from None
     endpoint: bytes = socket.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
     return int(str(endpoint, "ascii").rstrip("\0").rsplit(":", 1)[1])
+
+
+def refused(socket: Socket, frame: Any, message: Any) -> NotAllowedError | None:
+    """What forbids a message that came in by a bound socket; None if nothing, and always where there are no keys.
+
+    Args:
+        socket: As `bind` left it.
+        frame: The message's first frame after the routing id, received without a copy.
+        message: What it says.
+    """
+    guard: Guard | None = getattr(socket, "guard", None)
+    return guard.refusal(frame, message) if guard is not None else None
 
 
 def receive(
@@ -140,6 +247,7 @@ def receive(
     Raises:
         zmq.Again: Nothing waits.
     """
+    guard: Guard | None = getattr(socket, "guard", None)
     identity = socket.recv(NOW) if routed else b""
     first = socket.recv(NOW, copy=False)
     if not first.more:
@@ -148,7 +256,8 @@ def receive(
             check_lengths(getattr(header, "tensors", ()), ())
         except FrameError as error:
             return identity, error, []
-        return identity, header, []
+        refusal = guard.refusal(first, header) if guard is not None else None
+        return identity, header if refusal is None else refusal, []
     frames: list[Any] = []
     problem: FrameError | None = None
     tensors: Sequence[Any] = ()
@@ -158,6 +267,8 @@ def receive(
         tensors = getattr(header, "tensors", ())
         # A probe alone brings a frame that no tensor header announces.
         allowed = len(tensors) if type(header) is Item or tensors else 1
+        if guard is not None:
+            problem = guard.refusal(first, header)
     except FrameError as error:
         problem = error
     more = True
@@ -233,40 +344,3 @@ def send(socket: Socket, header: bytes, frames: Sequence[Any] = (), identity: by
             return Sent.GONE
         raise
     return Sent.YES
-
-
-class Monitor:
-    """Tells when the connection of a dialling socket stands and when it breaks."""
-
-    _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
-    _DOWN = zmq.EVENT_DISCONNECTED
-    _FAILED = (
-        zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
-        zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
-        zmq.EVENT_HANDSHAKE_FAILED_AUTH,
-    )
-
-    def __init__(self, socket: Socket) -> None:
-        events = self._UP | self._DOWN
-        for failed in self._FAILED:
-            events |= failed
-        self._watched = socket
-        self.socket: Socket = socket.get_monitor_socket(events)
-
-    def events(self) -> list[Literal["up", "down", "failed"]]:
-        """What happened since the last call, in order."""
-        seen: list[Literal["up", "down", "failed"]] = []
-        while int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            event = recv_monitor_message(self.socket)["event"]
-            if event == self._UP:
-                seen.append("up")
-            elif event == self._DOWN:
-                seen.append("down")
-            elif event in self._FAILED:
-                seen.append("failed")
-        return seen
-
-    def close(self) -> None:
-        """Stops watching; before the watched socket is closed."""
-        self._watched.disable_monitor()
-        self.socket.close(0)

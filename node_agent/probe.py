@@ -14,20 +14,28 @@ import zmq
 
 from node_agent.errors import AgentError
 from node_agent.frames import decode_control, encode_control
-from node_agent.link import open_socket
+from node_agent.link import dial, new_context, open_socket
 from node_agent.messages import PROTOCOL_MINIMUM, PROTOCOL_VERSION, Heartbeat, Hello
+from node_agent.security import OPEN, Security, choose, host_of
 
 OLDEST_S = 300.0
 """An item older than this is a hang."""
 
 
-def check(address: str, timeout_s: float, oldest_s: float = OLDEST_S) -> str:
-    """What is wrong with the agent at `address` (`host:port`); empty if nothing is."""
-    context = zmq.Context()
+def check(address: str, timeout_s: float, oldest_s: float = OLDEST_S, security: Security = OPEN) -> str:
+    """What is wrong with the agent at `address` (`host:port`); empty if nothing is.
+
+    Args:
+        address: Of its control socket.
+        timeout_s: Seconds to wait for a heartbeat.
+        oldest_s: Seconds that one item may take.
+        security: With keys, those of the agent itself.
+    """
+    context = new_context(security)
     try:
         socket = open_socket(context, zmq.DEALER, purpose="control")
         try:
-            socket.connect(f"tcp://{address}")
+            dial(socket, f"tcp://{address}", security.own.name if security.own is not None else "agent")
             deadline = time.monotonic() + timeout_s
             # It takes a message only once the other end has shaken hands.
             hello = Hello(1, PROTOCOL_MINIMUM, PROTOCOL_VERSION, "probe", "dispatcher")
@@ -62,9 +70,15 @@ def _heartbeat(socket: zmq.Socket[bytes], deadline: float) -> Heartbeat | None:
 @click.argument("address", default="127.0.0.1:7700")
 @click.option("--timeout", default=3.0, show_default=True, help="Seconds to wait for a heartbeat.")
 @click.option("--oldest", default=OLDEST_S, show_default=True, help="Seconds that one item may take.")
-def main(address: str, timeout: float, oldest: float) -> None:
+@click.option("--keys", type=click.Path(), help="The agent's own folder of keys, where it has one.")
+@click.option("--insecure", is_flag=True, help="Ask an agent on another machine without keys.")
+def main(address: str, timeout: float, oldest: float, keys: str | None, insecure: bool) -> None:
     """Ends with 0 if the agent at ADDRESS (HOST:PORT) is well."""
-    wrong = check(address, timeout, oldest)
+    try:
+        security = choose(keys, roles=("agent",), hosts=(host_of(address),), insecure=insecure)
+        wrong = check(address, timeout, oldest, security)
+    except AgentError as error:
+        wrong = f"{error} {error.hint}".strip()
     if wrong:
         click.echo(wrong, err=True)
         sys.exit(1)

@@ -8,7 +8,7 @@ import zmq
 
 from node_agent.errors import AgentError, FrameError, RequestError
 from node_agent.frames import encode_header
-from node_agent.link import Context, Monitor, Socket, open_socket, receive, send
+from node_agent.link import Context, Monitor, Socket, dial, open_socket, receive, send
 from node_agent.messages import LinkMeasured, MeasureLink, Probe, ProbeEcho
 
 CONNECT_S = 5.0
@@ -37,7 +37,7 @@ def measure_link(context: Context, request: MeasureLink) -> LinkMeasured:
     socket = open_socket(context, zmq.DEALER, purpose="data")
     monitor = Monitor(socket)
     try:
-        socket.connect(request.peer.endpoint)
+        dial(socket, request.peer.endpoint, request.peer.name)
         _await_connection(monitor, request)
         patience = max(CONNECT_S, _PATIENCE * request.budget_s)
         deadline = time.perf_counter() + request.budget_s / 4
@@ -95,6 +95,8 @@ def _await_connection(monitor: Monitor, request: MeasureLink) -> None:
     while (left := deadline - time.perf_counter()) > 0:
         if monitor.socket.poll(int(left * 1000) + 1) and "up" in monitor.events():
             return
+        if monitor.refusal is not None:
+            raise _unreachable(request, f"cannot be measured: {monitor.refusal}")
     raise _unreachable(request, f"did not accept a connection within {CONNECT_S:g} s")
 
 

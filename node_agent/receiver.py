@@ -16,11 +16,12 @@ import zmq
 
 from node_agent.connection import Handshake, ReceivingEnd
 from node_agent.data_loop import GREETING_S, DataLoop
-from node_agent.errors import FlowError, FrameError, WireError
+from node_agent.doors import DATA
+from node_agent.errors import AgentError, FlowError, FrameError, WireError
 from node_agent.flow import Window
 from node_agent.frames import encode_header
 from node_agent.limits import CONNECTIONS, DEFAULT, Limits
-from node_agent.link import Context, Monitor, Socket, bind, incoming, open_socket, send
+from node_agent.link import Context, Monitor, Socket, bind, dial, incoming, open_socket, send
 from node_agent.messages import (
     DataHeader,
     Failure,
@@ -102,7 +103,7 @@ class Receiver:
     def open(self) -> None:
         """Binds the data-in port."""
         self._router = open_socket(self._context, zmq.ROUTER, purpose="data", limits=self._limits)
-        self.port = bind(self._router, *self._bind)
+        self.port = bind(self._router, *self._bind, door=DATA)
         self._loop.watch(self._router, self._read_router)
 
     def shut(self) -> None:
@@ -258,7 +259,15 @@ class Receiver:
         self._spoiled.discard(peer)
         socket = open_socket(self._context, zmq.DEALER, purpose="data", limits=self._limits)
         monitor = Monitor(socket)
-        socket.connect(peer.endpoint)
+        try:
+            dial(socket, peer.endpoint, peer.name)
+        except AgentError as error:
+            self._complain("%s at %s cannot be dialled: %s %s", peer.name, peer.endpoint, error, error.hint)
+            monitor.close()
+            socket.close()
+            self._spoiled.add(peer)
+            self._loop.remind()
+            return
         self._upstreams[peer] = _Upstream(self._origin(socket, None), monitor)
         self._loop.watch(socket, lambda: self._read_dialled(peer))
         self._loop.watch(monitor.socket, lambda: self._watch_dialled(peer))
@@ -271,6 +280,10 @@ class Receiver:
             elif event == "down":
                 log.info("The data connection to %s at %s broke.", peer.name, peer.endpoint)
                 upstream.origin.end.closed()
+            elif upstream.monitor.refusal is not None:
+                self._complain("%s at %s: %s", peer.name, peer.endpoint, upstream.monitor.refusal)
+                self._spoil(peer)
+                return
 
     def _greet(self, upstream: _Upstream) -> None:
         """Begins from the greeting: what was held before owes credit to nobody."""

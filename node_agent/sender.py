@@ -18,11 +18,12 @@ import zmq
 
 from node_agent.connection import Handshake, SendingEnd
 from node_agent.data_loop import GREETING_S, DataLoop
+from node_agent.doors import DATA
 from node_agent.encoding import encode
-from node_agent.errors import FrameError, WireError
+from node_agent.errors import AgentError, FrameError, WireError
 from node_agent.frames import encode_header
 from node_agent.limits import CONNECTIONS, DEFAULT, Limits
-from node_agent.link import Context, Monitor, Sent, Socket, bind, incoming, open_socket, send
+from node_agent.link import Context, Monitor, Sent, Socket, bind, dial, incoming, open_socket, send
 from node_agent.messages import DataHeader, Greeting, Item, PeerRef, Refusal
 from node_agent.noise import Seldom
 from node_agent.tracing import TraceRing
@@ -46,6 +47,8 @@ class _Downstream:
     pending: deque[Work] = field(default_factory=deque)
     greeted: float = 0.0
     """Monotonic time of the last greeting."""
+    barred: bool = False
+    """Its key, or ours, kept the two apart: it is dialled anew in a while."""
 
 
 class Sender:
@@ -88,7 +91,7 @@ class Sender:
     def open(self) -> None:
         """Binds the fetch port."""
         self._router = open_socket(self._context, zmq.ROUTER, purpose="data", limits=self._limits)
-        self.port = bind(self._router, *self._bind)
+        self.port = bind(self._router, *self._bind, door=DATA)
         self._loop.watch(self._router, self._read_router)
 
     def shut(self) -> None:
@@ -180,12 +183,35 @@ class Sender:
             self._peers[peer] = _Downstream(peer, self._end(dialled=False), self._router)
             return
         socket = open_socket(self._context, zmq.DEALER, purpose="data", limits=self._limits)
-        monitor = Monitor(socket)
-        socket.connect(peer.endpoint)
-        downstream = _Downstream(peer, self._end(dialled=True), socket, monitor=monitor)
+        downstream = _Downstream(peer, self._end(dialled=True), socket)
         self._peers[peer] = downstream
+        self._dial(downstream)
+
+    def _dial(self, downstream: _Downstream) -> None:
+        peer, socket = downstream.peer, downstream.socket
+        downstream.monitor = monitor = Monitor(socket)
         self._loop.watch(socket, lambda: self._read_dialled(downstream))
         self._loop.watch(monitor.socket, lambda: self._watch_dialled(downstream))
+        try:
+            dial(socket, peer.endpoint, peer.name)
+        except AgentError as error:
+            self._bar(downstream, error)
+
+    def _bar(self, downstream: _Downstream, error: AgentError) -> None:
+        peer = downstream.peer
+        self._complain(
+            "%s at %s cannot be sent to: %s", peer.name, peer.endpoint, f"{error} {error.hint}".strip()
+        )
+        downstream.end.closed()
+        downstream.barred = True
+        self._loop.remind()
+
+    def _dial_again(self, downstream: _Downstream) -> None:
+        """On a new socket: ZeroMQ gives one up whose key was refused."""
+        downstream.barred = False
+        self._hang_up(downstream, 0)
+        downstream.socket = open_socket(self._context, zmq.DEALER, purpose="data", limits=self._limits)
+        self._dial(downstream)
 
     def _end(self, *, dialled: bool) -> SendingEnd:
         return SendingEnd(Handshake(self._name, dialled))
@@ -205,6 +231,9 @@ class Sender:
 
     def _let_go(self, downstream: _Downstream, linger_ms: int) -> None:
         del self._peers[downstream.peer]
+        self._hang_up(downstream, linger_ms)
+
+    def _hang_up(self, downstream: _Downstream, linger_ms: int) -> None:
         if downstream.monitor is not None:
             for each in (downstream.socket, downstream.monitor.socket):
                 self._loop.unwatch(each)
@@ -216,6 +245,9 @@ class Sender:
         for downstream in self._peers.values():
             state = downstream.end.handshake.state
             if not downstream.peer.endpoint:
+                continue
+            if downstream.barred:
+                self._dial_again(downstream)
                 continue
             if state == "refused" or (state == "greeting" and now - downstream.greeted >= GREETING_S):
                 self._greet(downstream)
@@ -240,6 +272,8 @@ class Sender:
                 peer = downstream.peer
                 log.info("The data connection to %s at %s broke.", peer.name, peer.endpoint)
                 downstream.end.closed()
+            elif downstream.monitor.refusal is not None and not downstream.barred:
+                self._bar(downstream, downstream.monitor.refusal)
 
     def _read_dialled(self, downstream: _Downstream) -> None:
         self._read(downstream.socket, lambda _, header: self._handle(downstream, header))

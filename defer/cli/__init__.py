@@ -35,6 +35,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "schema": ("defer.cli.schema:command", "Print the JSON Schema of a document."),
     "doctor": ("defer.cli.doctor:command", "Check this installation, and say what is missing."),
     "agent": ("defer.cli.agent:command", "Run an agent on this device."),
+    "keys": ("defer.cli.keys:command", "Make, list, authorise, rotate and revoke keys."),
     "profile": ("defer.cli.profile:command", "Measure a model's blocks and the links on the agents."),
     "serve": (
         "defer.cli.serve:command",

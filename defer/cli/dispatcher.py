@@ -7,13 +7,15 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from defer.cli.access import access_options
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:7600"
 
 
 def address_option(command: F) -> F:
-    """Adds `--dispatcher HOST:PORT` (argument `address`)."""
+    """Adds `--dispatcher HOST:PORT` (argument `address`), `--keys` and `--insecure`."""
     return click.option(
         "--dispatcher",
         "address",
@@ -22,4 +24,4 @@ def address_option(command: F) -> F:
         default=DEFAULT_ADDRESS,
         show_default=True,
         help="Where `defer serve` runs; also from DEFER_DISPATCHER.",
-    )(command)
+    )(access_options(command))

@@ -10,10 +10,12 @@ import click
 import msgspec
 
 import partitioner
+from defer.access import security_for
 from defer.agents import AgentPool
+from defer.cli.access import access_options, warn_insecure
 from defer.cli.chains import Shapes, analyze, input_option
 from defer.cli.output import common_options, console, examples, print_json, progress, table
-from defer.connecting import connect_all
+from defer.connecting import agent_hosts, connect_all
 from defer.documents.address import parse_address
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile, Created
@@ -44,6 +46,7 @@ from defer.units import show_bandwidth, show_duration
 @click.option(
     "--wait", default=10.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds per agent."
 )
+@access_options
 @common_options
 def command(
     model: Path,
@@ -65,11 +68,14 @@ def command(
         CostProfile.check_target(output, force=force)  # before minutes of measuring, not after
     chain = partitioner.coarsen(analyze(model, inputs, as_json=as_json), blocks)
     host = cluster.dispatcher.advertise or parse_address(cluster.dispatcher.listen).host
+    security = security_for(("dispatcher",), [host, *agent_hosts(cluster)])
+    if security.insecure:
+        warn_insecure([host, *agent_hosts(cluster)], as_json=as_json)
     with (
         progress("profile", as_json=as_json) as step,
         tempfile.TemporaryDirectory(prefix="defer-profile-") as work,
-        probe_responder(host) as here,
-        AgentPool(DISPATCHER) as pool,
+        probe_responder(host, security) as here,
+        AgentPool(DISPATCHER, security=security) as pool,
     ):
         connect_all(pool, cluster, timeout=wait)
         measured = profile(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections.abc import Callable
@@ -15,14 +14,18 @@ import click
 import msgspec
 
 from defer import units
+from defer.access import said, security_for
 from defer.accuracy import Budget
+from defer.cli.access import access_options, warn_insecure
 from defer.api import ModelInfo
 from defer.cli.chains import Shapes, batch_options, blocks_option, budget_options, input_option, sample_option
 from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway
+from defer.cli.observing import ObservingWish, log_to_stderr, observing_options, serving_metrics
 from defer.cli.output import common_options, examples, note, progress
 from defer.cli.plots import check_plot, write_plot
 from defer.cli.state_options import state_options, state_place, taken_over
 from defer.cli.stopping import StopNow, stopping
+from defer.connecting import agent_hosts
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
 from defer.dispatcher.deployments import Outcome
@@ -30,8 +33,10 @@ from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile, Created
-from defer.errors import Cancelled, FileMissing, Internal, PermissionDenied, UsageError
+from defer.errors import Cancelled, FileMissing, Internal, UsageError
+from defer.live.watcher import Watcher
 from defer.paths import profile_cache
+from node_agent.security import Security
 
 if TYPE_CHECKING:
     from defer.gateway.server import Gateway
@@ -65,7 +70,6 @@ FLUSH_S = 5.0
 )
 @click.option("--listen", metavar="HOST:PORT", help="First of three ports; the cluster file's by default.")
 @state_options
-@click.option("--insecure", is_flag=True, help="Allow an address that other machines reach, without keys.")
 @click.option(
     "--wait", default=10.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds per agent."
 )
@@ -78,11 +82,13 @@ FLUSH_S = 5.0
     help="Stop when standard input ends: for a parent process that may be killed.",
 )
 @gateway_options
+@observing_options
 @budget_options
 @sample_option
 @batch_options
 @input_option
 @blocks_option()
+@access_options
 @common_options
 def command(
     cluster_file: str,
@@ -94,13 +100,13 @@ def command(
     listen: str | None,
     state: Path | None,
     no_state: bool,
-    insecure: bool,
     wait: float,
     save_plan: str | None,
     save_profile: str | None,
     plot: Path | None,
     until_stdin_closes: bool,
     gateway: GatewayWish,
+    observing: ObservingWish,
     max_error: Budget | None,
     calibration: Path | None,
     sample: float,
@@ -119,8 +125,9 @@ def command(
     """
     if plot is not None:
         check_plot(plot)
-    cluster = _cluster(cluster_file, listen, insecure=insecure, as_json=as_json)
-    check_exposure(gateway, insecure=insecure, as_json=as_json)
+    cluster = _cluster(cluster_file, listen)
+    security = _security(cluster, as_json=as_json)
+    check_exposure(gateway, insecure=said().insecure, as_json=as_json)
     order = None
     if model is not None:
         if not model.is_file():
@@ -148,7 +155,7 @@ def command(
     with stopping() as stop, ExitStack() as stack:
         if until_stdin_closes:
             stop.with_stdin()
-        _log(as_json=as_json)
+        log_to_stderr(observing, quiet=as_json and observing.log_format == "text")
         place = state_place(cluster, state, stack, none=no_state)
         crashed: list[BaseException] = []
 
@@ -164,8 +171,11 @@ def command(
                 on_crash=crash,
                 held=True,
                 durable=place.lasting,
+                security=security,
             )
         )
+        watcher = Watcher(daemon)
+        metrics = stack.enter_context(serving_metrics(observing, watcher))
         http = _gateway(gateway, daemon, stack, crash)
         outcome = None
         try:
@@ -182,7 +192,7 @@ def command(
                 if http is not None:
                     http.service.starting = False
                 restored = () if outcome is not None else daemon.models().models
-                _say_ready(daemon.address, outcome, restored, http, as_json=as_json)
+                _say_ready(daemon.address, outcome, restored, http, metrics, as_json=as_json)
         except StopNow:
             if stop.number == signal.SIGINT:
                 raise Cancelled("stopped before it was ready") from None
@@ -238,34 +248,25 @@ class _Reporter:
             click.echo(msgspec.json.encode({"progress": what, "fraction": round(fraction, 3)}).decode())
 
 
-def _cluster(path: str, listen: str | None, *, insecure: bool, as_json: bool) -> Cluster:
+def _cluster(path: str, listen: str | None) -> Cluster:
     cluster = Cluster.load(path)
     if listen is not None:
         dispatcher = msgspec.structs.replace(cluster.dispatcher, listen=listen)
         cluster = msgspec.structs.replace(cluster, dispatcher=dispatcher)
     address = parse_address(cluster.dispatcher.listen, "--listen" if listen else "dispatcher.listen")
-    if not address.is_loopback:
-        if not insecure:
-            raise PermissionDenied(
-                f"anyone who reaches {address} could send requests and deploy models",
-                hint="listen on 127.0.0.1, or say --insecure where the network is trusted",
-            )
-        note(f"warning: whoever reaches {address} is let in without a key", as_json=as_json)
     if address.port > 0 and address.port > 65533:
         raise UsageError(f"port {address.port} leaves no room for the two data ports after it")
     cluster.check_serving()
     return cluster
 
 
-def _log(*, as_json: bool) -> None:
-    """What happens while serving, on standard error; programs get errors alone."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log = logging.getLogger("defer")
-    log.addHandler(handler)
-    log.setLevel(logging.ERROR if as_json else logging.WARNING)
-    # What an operator asked for meanwhile is news, whatever level the rest has.
-    logging.getLogger("defer.dispatcher.models").setLevel(logging.ERROR if as_json else logging.INFO)
+def _security(cluster: Cluster, *, as_json: bool) -> Security:
+    """The dispatcher's keys; without them neither it nor its agents may be beyond this machine, unless it is said."""
+    hosts = [parse_address(cluster.dispatcher.listen).host, *agent_hosts(cluster)]
+    security = security_for(("dispatcher",), hosts)
+    if security.insecure:
+        warn_insecure(hosts, as_json=as_json)
+    return security
 
 
 def _save(outcome: Outcome, save_plan: str | None, save_profile: str | None, plot: Path | None) -> None:
@@ -283,6 +284,7 @@ def _say_ready(
     outcome: Outcome | None,
     restored: tuple[ModelInfo, ...],
     http: Gateway | None,
+    metrics: Address | None,
     *,
     as_json: bool,
 ) -> None:
@@ -291,6 +293,8 @@ def _say_ready(
         ready: dict[str, object] = {"ready": str(address)}
         if http is not None:
             ready["http"] = str(http.address)
+        if metrics is not None:
+            ready["metrics"] = f"http://{metrics}/metrics"
         if restored:
             ready["restored"] = [info.name for info in restored if info.state == "ready"]
         if outcome is not None and made is not None:
@@ -305,6 +309,7 @@ def _say_ready(
         click.echo(msgspec.json.encode(ready).decode())
         return
     also = f", HTTP on {http.address}" if http is not None else ""
+    also += f", metrics on {metrics}" if metrics is not None else ""
     if outcome is None or made is None:
         for info in restored:
             click.echo(f"model {info.name} is {info.state} as before{info.reason and f': {info.reason}'}")

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import IO, Final, Literal, Self
 
 from defer import api
 from defer.accuracy import parse_budget
@@ -46,6 +46,7 @@ from defer.errors import AgentUnreachable, NotReady, PortInUse, UsageError, tran
 from defer.event_log import EventLog, Level
 from defer.hops import DISPATCHER
 from node_agent.messages import Chunk, Have, Taken, Want
+from node_agent.security import OPEN, Security
 
 logger = logging.getLogger("defer.dispatcher")
 news = logging.getLogger("defer.dispatcher.models")
@@ -64,6 +65,7 @@ class Daemon:
         limits: What the data path holds at most.
         on_crash: Called when the data or the control thread ends by an error.
         held: Deploy and undeploy nothing over the api before `let_go`: a start-up that fails takes all down.
+        security: How connections are protected.
         durable: Take durable requests; not where `state` is deleted afterwards.
     """
 
@@ -76,6 +78,7 @@ class Daemon:
         limits: e.Limits | None = None,
         on_crash: Callable[[BaseException], None] | None = None,
         held: bool = False,
+        security: Security = OPEN,
         durable: bool = True,
     ) -> None:
         self._held = held
@@ -96,6 +99,7 @@ class Daemon:
             on_sampled=self._sampled,
             on_crash=on_crash,
             chronicle=Chronicle(self.log),
+            security=security,
         )
         self.pool = AgentPool(
             DISPATCHER,
@@ -103,6 +107,7 @@ class Daemon:
             on_api=self._on_api,
             on_event=self._on_agent_event,
             on_crash=on_crash,
+            security=security,
         )
         self.deployments = Deployments(
             cluster, self.pool, self.shell, state, profiles or state / "profiles", self._keeper, self.log
@@ -110,6 +115,7 @@ class Daemon:
         self._stale: set[str] = set()
         self._repairing = threading.Lock()
         self._closing = threading.Event()
+        self._draining = False
         self._boot = secrets.token_hex(8)
 
     # ---------------------------------------------------------------------------------------------- life cycle
@@ -180,6 +186,13 @@ class Daemon:
     ) -> None:
         self.close()
 
+    @property
+    def phase(self) -> Literal["starting", "serving", "stopping"]:
+        """Where it is between its start and its end."""
+        if self._draining or self._closing.is_set():
+            return "stopping"
+        return "starting" if self._held else "serving"
+
     def let_go(self) -> None:
         """The start-up is over: whoever asks may deploy and undeploy."""
         self._held = False
@@ -192,6 +205,7 @@ class Daemon:
 
     def drain(self, seconds: float) -> None:
         """Take no new requests, and wait for those in flight."""
+        self._draining = True
         self.log.note("stopping", "the dispatcher takes no new requests, those in flight end first")
         self.shell.post(e.Closing())
         deadline = time.monotonic() + seconds

@@ -152,6 +152,7 @@ class Neighbours:
             dialled.close()
             dialled.open()
             self._watch(key, dialled)
+            self._check_keys(key, dialled)
 
     # ------------------------------------------------------------------------------------------------- inside
 
@@ -162,6 +163,15 @@ class Neighbours:
         dialled = Dialled(self._loop.context, peer, Handshake(self._name, dialled=True))
         self._dialled[key] = dialled
         self._watch(key, dialled)
+        self._check_keys(key, dialled)
+
+    def _check_keys(self, key: str, dialled: Dialled) -> None:
+        """Where keys keep a device from us it is dialled again in a while: they may be put right."""
+        if dialled.refusal is not None and key not in self._again:
+            logger.error(
+                "device %r: %s", dialled.peer.name, f"{dialled.refusal} {dialled.refusal.hint}".strip()
+            )
+            self._again[key] = time.monotonic() + AGAIN_S
 
     def _watch(self, key: str, dialled: Dialled) -> None:
         handle = partial(self._on_first, key)
@@ -189,6 +199,7 @@ class Neighbours:
             self.redial(key)
             self._feed(e.LinkDown(key))
             return  # what else was seen is of the connection that is gone
+        self._check_keys(key, dialled)
 
     def _on_first(self, key: str, _: bytes, header: DataHeader | FrameError, __: list[Any]) -> None:
         """A message from a first stage that we dialled."""

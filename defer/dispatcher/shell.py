@@ -24,6 +24,7 @@ from defer.dispatcher.keeper import Keeper
 from defer.dispatcher.links import QUEUED, Inbound, Outbox
 from defer.dispatcher.neighbours import Neighbours, drain, refuse, take
 from defer.dispatcher.noted import RequestTraces
+from defer.doors import DATA, FETCH
 from defer.dispatcher.store import KeptAnswer, Spent
 from defer.errors import DeferError, from_code, translate
 from defer.socket_loop import SocketLoop
@@ -46,6 +47,7 @@ from node_agent.messages import (
     Result,
     TensorHeader,
 )
+from node_agent.security import OPEN, Security
 
 T = TypeVar("T")
 
@@ -82,6 +84,7 @@ class DataShell:
         on_drained: Called in the data thread with the epoch of a route on which nothing is in flight any more.
         on_sampled: Called in the data thread with a request that is to be compared.
         on_crash: Called when the thread ends by an error.
+        security: How connections are protected.
         chronicle: Told what changes, and what clients are refused; in the data thread.
     """
 
@@ -97,6 +100,7 @@ class DataShell:
         on_sampled: Callable[[e.Sampled], None] | None = None,
         on_crash: Callable[[BaseException], None] | None = None,
         chronicle: Chronicle | None = None,
+        security: Security = OPEN,
     ) -> None:
         self.name = name
         self.data_port = data_port
@@ -122,6 +126,7 @@ class DataShell:
             turned=self._turned,
             closed=self._close,
             on_crash=on_crash,
+            security=security,
         )
 
     # ------------------------------------------------------------------------------------------- any thread's
@@ -238,8 +243,8 @@ class DataShell:
         self._data.setsockopt(zmq.SNDHWM, QUEUED)
         fetch = open_socket(self._loop.context, zmq.ROUTER, purpose="data")
         try:
-            self.data_port = bind(self._data, self._host, self.data_port)
-            self.fetch_port = bind(fetch, self._host, self.fetch_port)
+            self.data_port = bind(self._data, self._host, self.data_port, DATA)
+            self.fetch_port = bind(fetch, self._host, self.fetch_port, FETCH)
         except AgentError as error:
             raise translate(error) from error
         self.name = f"{self.name}:{self.data_port}"

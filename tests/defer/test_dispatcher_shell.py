@@ -16,6 +16,7 @@ from defer.dispatcher import events as e
 from defer.dispatcher.shell import DataShell
 from defer.errors import InvalidCluster, PortInUse
 from node_agent.frames import pack_item
+from node_agent.security import Security
 
 pytestmark = pytest.mark.integration
 
@@ -193,4 +194,4 @@ def test_ports_in_use_and_foreign_addresses() -> None:
         with pytest.raises(PortInUse, match=f"{port}"):
             DataShell("d", data_port=port).start()
     with pytest.raises(InvalidCluster, match=r"203\.0\.113\.1"):
-        DataShell("d", "203.0.113.1").start()
+        DataShell("d", "203.0.113.1", security=Security(insecure=True)).start()

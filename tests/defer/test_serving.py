@@ -405,7 +405,7 @@ def test_mistakes_are_one_error(
 @pytest.mark.parametrize(
     ("words", "kind", "says"),
     [
-        (["--listen", "0.0.0.0:7600"], errors.PermissionDenied, "anyone who reaches"),
+        (["--listen", "0.0.0.0:7600"], errors.PermissionDenied, "needs keys"),
         (["--listen", "127.0.0.1:65535"], errors.UsageError, "no room for the two data ports"),
         (["--plan", "plan.json"], errors.UsageError, "need --model"),
         (["--model", "none.onnx"], errors.FileMissing, "no such file"),
