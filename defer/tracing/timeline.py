@@ -58,7 +58,7 @@ class Span:
         ended_s: Not before `begun_s`, but for a transfer within its error.
         error_s: Begin and end together may be off by this much.
         nbytes: Tensor bytes that were moved.
-        detail: What it waited for, where it waited.
+        detail: What it waited for, where it waited; of a run, with how many others.
     """
 
     kind: Kind
@@ -182,13 +182,11 @@ class _Teller:
     def start(self, place: str, ns: int) -> None:
         self._where, self._at = place, self.seconds(place, ns)
 
-    def add(self, kind: Kind, ns: int, hop: int = -1, nbytes: int = 0, detail: str = "") -> None:
+    def add(self, kind: Kind, ns: int, hop: int = -1, detail: str = "") -> None:
         """Something at this place that ended at `ns` of its clock."""
         end = self.seconds(self._where, ns)
         if end > self._at or kind != "wait":
-            self.spans.append(
-                Span(kind, self._where, self._request, self._at, end, hop=hop, nbytes=nbytes, detail=detail)
-            )
+            self.spans.append(Span(kind, self._where, self._request, self._at, end, hop=hop, detail=detail))
             self._at = end
 
     def move(self, place: str, ns: int, hop: int, nbytes: int = 0) -> None:
@@ -226,7 +224,8 @@ def _tell(
         for kind, (begun, ended) in marks:
             if ended:
                 tell.add("wait", begun, hop.hop, detail=before)
-                tell.add(kind, ended, hop.hop)
+                together = f"in a batch of {hop.batch}" if kind == "run" and hop.batch > 1 else ""
+                tell.add(kind, ended, hop.hop, detail=together)
                 before = "for the sending thread" if kind == "run" else before
         tell.add("wait", hop.sent_ns, hop.hop, detail="to be sent")
     tell.move(DISPATCHER, request.returned_ns, -1, last.bytes_out)
