@@ -6,7 +6,7 @@ Safe to use from any thread. Times are given by the clock that the owner passes 
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -73,6 +73,7 @@ class EventLog:
         self._events: deque[EventInfo] = deque(maxlen=size)
         self._untold: dict[tuple[str, str], _Untold] = {}
         self._next = 1
+        self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def note(
@@ -126,7 +127,14 @@ class EventLog:
         with self._lock:
             return self._next - 1
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many events of each kind there have been, those that are no longer kept among them."""
+        with self._lock:
+            return dict(self._counts)
+
     def _append(self, event: EventInfo) -> None:
+        self._counts[event.kind] += event.count
         self._events.append(msgspec.structs.replace(event, seq=self._next))
         self._next += 1
 

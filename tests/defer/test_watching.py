@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import pty
@@ -120,3 +121,65 @@ def test_nobody_there_is_one_line() -> None:
     result = run("events", "--dispatcher", "127.0.0.1:1")
     assert result.exit_code == 69
     assert result.stderr.startswith("error: ")
+
+
+def page(port: int, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def until_ready_is(status: int, port: int) -> str:
+    deadline = time.monotonic() + DEADLINE_S
+    while (told := page(port, "/readyz"))[0] != status:
+        assert time.monotonic() < deadline, told
+        time.sleep(0.05)
+    return told[1]
+
+
+def test_the_probe_says_ready_after_the_canary_and_not_ready_when_the_agent_is_killed(
+    agent: LocalAgent, tmp_path: Path
+) -> None:
+    model = models.save(MODEL, tmp_path / f"{MODEL}.onnx")
+    cluster = tmp_path / "cluster.toml"
+    cluster.write_text(f'[[device]]\nname = "a"\naddress = "{agent.address}"\n')
+    words = [
+        "serve",
+        "--cluster",
+        str(cluster),
+        "--listen",
+        "127.0.0.1:0",
+        "--metrics",
+        "127.0.0.1:0",
+        "--json",
+    ]
+    command = [sys.executable, "-m", "defer", *words, "--until-stdin-closes"]
+    server = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        while "ready" not in (ready := json.loads(read_line(server, DEADLINE_S))):
+            pass
+        port = int(ready["metrics"].removesuffix("/metrics").rpartition(":")[2])
+        assert page(port, "/readyz") == (503, "no model is deployed\n")
+        assert page(port, "/healthz") == (200, "alive\n")
+        assert run("deploy", model, "--dispatcher", ready["ready"]).exit_code == 0
+        assert page(port, "/readyz") == (200, "ready\n")
+        status, text = page(port, "/metrics")
+        assert status == 200
+        assert f'nv_inference_request_success{{model="{MODEL}",version="1"}} 1\n' in text  # the canary
+        assert 'defer_device_up{device="a"} 1\n' in text
+        assert 'defer_events_total{kind="deployed"} 1\n' in text
+        agent.process.send_signal(signal.SIGKILL)
+        assert "device 'a' is lost" in until_ready_is(503, port)
+        assert page(port, "/healthz")[0] == 200
+        deadline = time.monotonic() + DEADLINE_S
+        while (
+            'defer_device_up{device="a"} 0\n' not in page(port, "/metrics")[1]
+        ):  # a look serves readers for a while
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        stop([server])

@@ -162,15 +162,37 @@ def test_the_agents_arguments_exist(name):
 
 
 def test_the_dispatchers_arguments_exist():
-    from defer.cli import serve, status
+    from defer.cli import serve
 
     deployment = next(each for each in workloads() if each["kind"] == "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     known = {name for parameter in serve.command.params for name in parameter.opts}
     assert options_of(container["args"]) <= known
-    probe = container["readinessProbe"]["exec"]["command"]
-    known = {name for parameter in status.command.params for name in parameter.opts}
-    assert options_of(probe) <= known
+    assert known_paths(container) == {"/healthz", "/readyz"}
+
+
+def known_paths(container: dict) -> set[str]:
+    """The paths that probes ask for; checks that they exist, at a port that serves them."""
+    from defer.live.watcher import Watcher
+
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    served = container["args"][container["args"].index("--metrics") + 1]
+    paths = set()
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asked = container[kind]["httpGet"]
+        assert served.endswith(f":{ports[asked['port']]}")
+        paths.add(asked["path"])
+    assert paths <= Watcher(None).pages().keys()
+    return paths
+
+
+@pytest.mark.parametrize("workload", workloads(), ids=lambda w: w["metadata"]["name"])
+def test_what_is_scraped_is_served(workload):
+    template = workload["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == str(ports["metrics"])
+    assert any(each.endswith(f":{ports['metrics']}") for each in container["args"])
 
 
 # ------------------------------------------------------------------------------------------------- containers
