@@ -1,4 +1,4 @@
-"""What batching queued requests gains: one model on two agents, its requests run alone, in batches, in batches that wait.
+"""What batching queued requests gains: one model on two agents, requests alone, in batches, in batches that wait.
 
 Four layers of 2048 by 2048: a run reads 67 MB of weights whatever the batch, as small requests of large models do. Three
 deployments share the agents' partitions and are loaded in turns by one client with 1, 8 and 32 requests under way. Sizes
