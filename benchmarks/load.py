@@ -29,9 +29,9 @@ Results = list[tuple[float, Any]]
 Run = Callable[[Sequence[Mapping[str, Any]], int], Results]
 
 
-def ours(address: str, model: str = "") -> Run:
-    """Through a dispatcher, to the model of this name."""
-    client = Client(address, timeout=300.0)
+def ours(address: str, model: str = "", keys: Path | None = None) -> Run:
+    """Through a dispatcher, to the model of this name; with these keys, or plain."""
+    client = Client(address, timeout=300.0, keys=keys, insecure=keys is None)
 
     def run(inputs: Sequence[Mapping[str, Any]], window: int) -> Results:
         return [
