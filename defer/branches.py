@@ -207,6 +207,14 @@ def _positions(chain: BlockChain, cuts: Sequence[int], blocks: int) -> list[int]
     return [boundary.position for boundary in chain.boundaries if boundary.position in wanted]
 
 
+def _level(cuts: Sequence[float], boundaries: int) -> tuple[float, ...]:
+    """The mean of what cuts cost, for every inner boundary of another chain."""
+    if not cuts:
+        return ()
+    mean = math.fsum(cuts) / max(1, len(cuts) - 2)
+    return (0.0, *[mean] * (boundaries - 2), 0.0)
+
+
 def _reordered(profile: CostProfile, shares: Shares, order: Sequence[int], chain: BlockChain) -> CostProfile:
     """What was measured, for the blocks of a chain in another order."""
 
@@ -226,6 +234,8 @@ def _reordered(profile: CostProfile, shares: Shares, order: Sequence[int], chain
             block_resident=tuple(round(size) for size in summed(list(shares.memory(device.block_resident))))
             if device.block_resident
             else (),
+            # What a cut costs at the other order's boundaries is not known; on average it costs what it costs here.
+            cut_seconds=_level(device.cut_seconds, len(chain.boundaries)),
             codecs={},
             unsupported=tuple(refusal(device.unsupported, block) for block in chain.blocks)
             if device.unsupported

@@ -1,15 +1,19 @@
-"""What moving tensors costs the devices at both ends beside the time on the link: copies, kernel, process. Pure."""
+"""What a cut costs the devices at both ends beside the time on the link. Pure.
+
+Moving tensors takes them copies, kernel and process, by the byte that is sent; and partitions run a little longer than
+the blocks in them (`defer.span_costs`), by the boundary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 import router
-from defer.documents.profile import CostProfile
+from defer.documents.profile import CostProfile, DeviceProfile
 
 
 def with_moving(
@@ -18,7 +22,7 @@ def with_moving(
     boundary_bytes: Sequence[int],
     devices: Sequence[str],
 ) -> tuple[router.CodecCost, ...]:
-    """The codecs with what the encoded bytes cost added: half where they are sent, half where they are received.
+    """The codecs with what a cut costs added: half where tensors are sent, half where they are received.
 
     Args:
         codecs: What may travel how.
@@ -26,23 +30,33 @@ def with_moving(
         boundary_bytes: Raw bytes of each boundary.
         devices: Every device that may send or receive.
     """
-    rates = {name: device.byte_s for name, device in profile.devices.items()} if profile else {}
-    if not any(rates.values()):
+    known = profile.devices if profile else {}
+    if not any(device.byte_s or device.cut_seconds for device in known.values()):
         return tuple(codecs)
-    return tuple(_moved(codec, rates, np.asarray(boundary_bytes, np.float64), devices) for codec in codecs)
+    return tuple(_moved(codec, known, np.asarray(boundary_bytes, np.float64), devices) for codec in codecs)
 
 
 def _moved(
-    codec: router.CodecCost, rates: dict[str, float], nbytes: npt.NDArray[np.float64], devices: Sequence[str]
+    codec: router.CodecCost,
+    known: Mapping[str, DeviceProfile],
+    nbytes: npt.NDArray[np.float64],
+    devices: Sequence[str],
 ) -> router.CodecCost:
     sent = nbytes / np.asarray(codec.ratio, np.float64)
 
+    def per_end(name: str) -> npt.NDArray[np.float64]:
+        device = known.get(name)
+        if device is None:
+            return np.zeros(len(nbytes))
+        cuts = np.asarray(device.cut_seconds or 0.0, np.float64)
+        return (sent * device.byte_s + cuts) / 2
+
     def added(table: dict[str, Sequence[float]]) -> dict[str, Sequence[float]]:
         # An empty table is free for everybody; a device that a table leaves out cannot use the codec at all.
-        known = table or {name: [0.0] * len(nbytes) for name in devices}
+        costs = table or {name: [0.0] * len(nbytes) for name in devices}
         return {
-            name: (np.asarray(seconds, np.float64) + sent * rates.get(name, 0.0) / 2).tolist()
-            for name, seconds in known.items()
+            name: (np.asarray(seconds, np.float64) + per_end(name)).tolist()
+            for name, seconds in costs.items()
         }
 
     return replace(codec, encode=added(dict(codec.encode)), decode=added(dict(codec.decode)))

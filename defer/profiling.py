@@ -11,63 +11,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 
 import msgspec
 
 import partitioner
 from defer.agents import AgentPool
-from defer.codec_profiling import client_costs, codec_costs, worst_ratios
+from defer.block_profiling import BLOCK_COSTS, BlockCosts, Step, measure_blocks, offer_of
+from defer.codec_profiling import client_costs, worst_ratios
 from defer.deployer import in_parallel, place_of
 from defer.documents.cluster import Cluster, Device
-from defer.documents.profile import CodecProfile, CostProfile, DeviceProfile, LinkProfile
+from defer.documents.profile import CostProfile, DeviceProfile, LinkProfile
 from defer.errors import AgentFault
 from defer.hops import Place
 from defer.link_probe import measure_from_here
-from defer.parts import WrittenPart, write_parts
+from defer.parts import write_parts
 from defer.precision import Ranges
-from defer.shipping import ship
-from defer.span_costs import Span, adding_up, levels
+from defer.span_costs import levels
 from node_agent import messages as m
-
-BLOCK_COSTS = 7
-"""Version of what is remembered of a device; older ones are measured again."""
-
-MEASURE_TIMEOUT_S = 300.0
-"""One block: shipping is done before; this is load, warm-up and the timed runs."""
 
 LINK_BUDGET_S = 0.25
 """Seconds of probing per direction of a link."""
 
 MEASURE_LINK_TIMEOUT_S = 60.0
 """A probe over a link of 1 Mbit/s takes seconds."""
-
-FULL = 0.7
-"""Part of a device's memory that the weights of a span may take: running it takes more."""
-
-STAGE_OVERHEAD_S = 0.3e-3
-"""What an item costs an agent beside its run, where the agent does not measure it."""
-
-Step = Callable[[str, str, float], None]
-"""Called with (device, what is being done, fraction 0–1), from several threads."""
-
-
-class BlockCosts(msgspec.Struct, frozen=True):
-    """What was measured of a chain's blocks on one kind of device; the cached document."""
-
-    version: int
-    engine: str
-    block_seconds: tuple[float, ...]
-    block_resident: tuple[int, ...]
-    codecs: dict[str, CodecProfile]
-    ratios: dict[str, tuple[float, ...]]
-    item_s: float
-    byte_s: float
-    unsupported: tuple[str, ...] = ()
-    cut_seconds: tuple[float, ...] = ()
 
 
 def profile(
@@ -103,7 +71,7 @@ def profile(
         UnsupportedPrecision: The model cannot be written in a device's precision.
     """
     positions = tuple(boundary.position for boundary in chain.boundaries)
-    computing = [d for d in cluster.agents if d.computes and _offer(pool, d.name) is not None]
+    computing = [d for d in cluster.agents if d.computes and offer_of(pool, d.name) is not None]
     parts = {
         precision: write_parts(
             model, chain, positions[1:-1], work, (precision,) * (len(positions) - 1), ranges
@@ -145,7 +113,7 @@ def profile(
         path = cache / f"{_cache_key(chain, positions, *alike(device))}.json"
         known = None if fresh else _cached(path)
         if known is None:
-            known = _measure_blocks(
+            known = measure_blocks(
                 pool, device, chain, parts[device.precision], spans[device.precision], on_step
             )
             _remember(path, known)
@@ -170,120 +138,8 @@ def profile(
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ blocks
-
-
-def _measure_blocks(
-    pool: AgentPool,
-    device: Device,
-    chain: partitioner.BlockChain,
-    parts: Sequence[WrittenPart],
-    spans: Sequence[tuple[int, int, WrittenPart]],
-    on_step: Step | None,
-) -> BlockCosts:
-    name = device.name
-    engines: dict[str, None] = {}
-    seconds: list[float] = []
-    resident: list[int] = []
-    refused: list[str] = []
-    produced: dict[str, m.TensorStats] = {}
-    item_s, byte_s = STAGE_OVERHEAD_S, 0.0
-    # A session of its own for each run: what an aborted one kept may be of other shapes.
-    session = secrets.token_hex(8)
-    try:
-        for index, written in enumerate(parts):
-            if on_step is not None:
-                on_step(name, f"measuring block {index + 1} of {len(parts)}", index / len(parts))
-            answer = _measure(pool, device, chain, written, index + 1, session)
-            # The median: one run that the machine interrupted says nothing about the block.
-            seconds.append(median(answer.seconds))
-            resident.append(answer.resident_bytes)
-            refused.append(answer.unsupported)
-            engines[answer.engine or _engine_name(pool, name, device.engine)] = None
-            if answer.item_s > 0:
-                item_s, byte_s = answer.item_s, answer.byte_s
-            produced.update({stats.name: stats for stats in answer.outputs})
-        known: list[Span] = []
-        for number, (start, stop, written) in enumerate(spans):
-            # An engine that cannot run one of the blocks leaves the whole span to another.
-            if any(refused[start:stop]) or not _fits(pool, name, written):
-                continue
-            if on_step is not None:
-                on_step(name, f"measuring span {number + 1} of {len(spans)}", number / len(spans))
-            try:
-                answer = _measure(pool, device, chain, written, stop, f"{session} spans", codecs=False)
-            except AgentFault:  # too large for what is free there, perhaps
-                continue
-            known.append(Span(start, stop, median(answer.seconds)))
-    finally:
-        pool.tell(name, m.Done(0))  # drop what the session kept
-    codecs, ratios = codec_costs(chain, produced)
-    adding = adding_up(seconds, [boundary.nbytes for boundary in chain.boundaries], known)
-    return BlockCosts(
-        BLOCK_COSTS,
-        ", ".join(engines),
-        adding.blocks,
-        tuple(resident),
-        codecs,
-        ratios,
-        item_s,
-        byte_s,
-        compiled_refusals(tuple(engines), refused),
-        adding.cuts if any(adding.cuts) else (),
-    )
-
-
-def _measure(
-    pool: AgentPool,
-    device: Device,
-    chain: partitioner.BlockChain,
-    written: WrittenPart,
-    stop: int,
-    session: str,
-    *,
-    codecs: bool = True,
-) -> m.Measured:
-    """Time a partition that ends before block `stop` on a device."""
-    ship(pool, device.name, written.files)
-    request = m.Measure(
-        0,
-        session,
-        written.part.graph,
-        written.part.weights,
-        written.part.warm_up,
-        tuple(chain.boundaries[stop].tensors) if stop < len(chain.blocks) else (),
-        engine=device.engine,
-        options=device.engine_options,
-        codecs=codecs,
-    )
-    answer = pool.ask(device.name, request, timeout=MEASURE_TIMEOUT_S)
-    if not isinstance(answer, m.Measured):
-        raise AgentFault(f"agent {device.name!r} answered {type(answer).__name__} to Measure")
-    return answer
-
-
-def _fits(pool: AgentPool, name: str, written: WrittenPart) -> bool:
-    """Whether a device can be expected to hold a partition beside nothing else."""
-    offer = _offer(pool, name)
-    memory = offer.memory_bytes if offer is not None else 0
-    return not memory or sum(ref.nbytes for ref in written.files) <= FULL * memory
-
-
-def compiled_refusals(engines: Sequence[str], refused: Sequence[str]) -> tuple[str, ...]:
-    """What a compiling engine refuses, block by block; nothing where that makes no difference.
-
-    Args:
-        engines: Those that ran the blocks.
-        refused: Why TensorRT cannot run each block, empty where it can.
-
-    Returns:
-        `refused`, if TensorRT runs other blocks: only then does a refused one take anything from its neighbours.
-    """
-    return tuple(refused) if "tensorrt" in engines and any(refused) else ()
-
-
 def _device_profile(pool: AgentPool, name: str, costs: BlockCosts) -> DeviceProfile:
-    offer = _offer(pool, name)
+    offer = offer_of(pool, name)
     return DeviceProfile(
         fingerprint=_fingerprint(pool, name),
         engine=costs.engine,
@@ -308,7 +164,7 @@ def _measure_links(
     """Both directions between every two endpoints that may talk, one at a time so that they do not share a wire."""
     source = cluster.dispatcher.device
     places = {
-        d.name: place_of(pool, cluster, d.name) for d in cluster.agents if _offer(pool, d.name) is not None
+        d.name: place_of(pool, cluster, d.name) for d in cluster.agents if offer_of(pool, d.name) is not None
     }
     wanted = [
         link
@@ -381,19 +237,6 @@ def _remember(path: Path, costs: BlockCosts) -> None:
     partial.replace(path)
 
 
-def _offer(pool: AgentPool, name: str) -> m.Offer | None:
-    """What a connected agent offers; None for one that is lost, whose offer means nothing now."""
-    known = pool.liveness(name)
-    return known.offer if known is not None and known.state == "alive" else None
-
-
-def _engine_name(pool: AgentPool, name: str, engine: str) -> str:
-    """The engine that a device's agent takes for `engine`: its default for `auto`."""
-    offer = _offer(pool, name)
-    present = [known.name for known in offer.engines if not known.missing] if offer is not None else []
-    return present[0] if engine == m.AUTO_ENGINE and present else engine
-
-
 def _fingerprint(pool: AgentPool, name: str) -> str:
-    offer = _offer(pool, name)
+    offer = offer_of(pool, name)
     return "" if offer is None else offer.fingerprint

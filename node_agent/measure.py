@@ -97,7 +97,7 @@ class BlockTimer:
         dtypes = {spec.name: spec.dtype for spec in (*request.inputs, *session.outputs)}
         stats = tuple(
             tensor_stats(name, array, dtypes.get(name), clock=work_clock(self._cores, 1))
-            for name, array in {**fresh, **results}.items()
+            for name, array in ({**fresh, **results} if request.codecs else {}).items()
         )
         self._keep({**self._held, **inputs, **results}, request.keep)
         # Work that an accelerator does takes no processor time.

@@ -425,6 +425,7 @@ class Measure(msgspec.Struct, frozen=True, tag="measure", tag_field="t"):
         keep: Names to keep for later blocks; everything else is dropped after the run.
         repeats: Runs to time after one warm-up.
         budget_s: Stop repeating after this many seconds.
+        codecs: Whether to try every codec on what the block makes.
     """
 
     id: int
@@ -438,6 +439,7 @@ class Measure(msgspec.Struct, frozen=True, tag="measure", tag_field="t"):
     engine: str = "auto"
     options: dict[str, str] = {}
     """Options of the engine."""
+    codecs: bool = True
 
 
 class TensorStats(msgspec.Struct, frozen=True):

@@ -29,7 +29,9 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
         fingerprint: The agent's; the profile holds for any device with the same one.
         engine: What ran the blocks.
         method: Whether the seconds were measured.
-        block_seconds: One run of each block.
+        block_seconds: What each block takes inside a partition; they add up.
+        cut_seconds: Per boundary, what a cut there costs the run of the partitions at both its sides, half each; empty
+            where not measured.
         block_resident: Memory that each block's session takes, in bytes; empty where not measured.
         stage_overhead_s: Seconds that a stage costs per request beside its blocks: receive, dispatch, send.
         byte_s: Seconds that a byte costs a device that receives and sends it; half for one that does one of both.
@@ -43,6 +45,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     method: Method
     block_seconds: tuple[float, ...]
+    cut_seconds: tuple[float, ...] = ()
     block_resident: tuple[int, ...] = ()
     stage_overhead_s: float = 0.0
     byte_s: float = 0.0
@@ -165,6 +168,8 @@ class CostProfile(Document, frozen=True, kw_only=True):
     def _check_device(self, device: DeviceProfile, place: str) -> None:
         blocks = len(self.positions) - 1
         self._check(device.block_seconds, blocks, f"{place}.block_seconds", "blocks")
+        if device.cut_seconds:
+            self._check(device.cut_seconds, blocks + 1, f"{place}.cut_seconds", "boundaries")
         if device.block_resident:
             self._check(device.block_resident, blocks, f"{place}.block_resident", "blocks")
         if device.unsupported and len(device.unsupported) != blocks:

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 import router
+from defer.block_profiling import compiled_refusals
 from defer.cutting_around import cut_around
 from defer.documents.profile import CostProfile
 from defer.errors import InvalidDocument
 from defer.planning import make_plan, parse_placement
-from defer.profiling import compiled_refusals
 from defer.wishes import Rules, Tie
 from tests.defer.plan_fixtures import a_chain, a_cluster, a_device, a_profile
 

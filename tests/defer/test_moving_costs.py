@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 import router
@@ -32,3 +33,12 @@ def test_half_of_a_byte_is_paid_at_each_end_and_only_for_bytes_that_travel() -> 
 def test_without_a_measurement_nothing_is_added() -> None:
     assert with_moving((router.RAW,), None, [1, 2], ["a"]) == (router.RAW,)
     assert with_moving((router.RAW,), _profile(a=0.0), [1, 2, 3], ["a"]) == (router.RAW,)
+
+
+def test_a_cut_is_paid_half_at_each_end_whatever_travels() -> None:
+    profile = _profile(a=0.0)
+    device = msgspec.structs.replace(profile.devices["a"], cut_seconds=(0.0, 0.5, 0.0))
+    profile = msgspec.structs.replace(profile, devices={"a": device})
+    raw, coded = with_moving((router.RAW, router.CodecCost("c", 2.0)), profile, [10, 10, 10], ["a", "b"])
+    assert raw.encode["a"] == raw.decode["a"] == coded.encode["a"] == [0.0, 0.25, 0.0]
+    assert raw.encode["b"] == [0.0, 0.0, 0.0]

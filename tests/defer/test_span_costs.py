@@ -1,0 +1,55 @@
+"""Block times that add up: a device whose cuts cost something is found out by its spans."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from defer.span_costs import Adding, Span, adding_up, levels
+
+SECONDS = st.floats(1e-4, 0.1)
+
+
+def test_levels_halve_until_a_span_is_short() -> None:
+    assert list(levels(1)) == []
+    assert list(levels(2)) == [((0, 2),)]
+    assert list(levels(5)) == [((0, 5),), ((0, 2), (2, 5))]
+    assert [len(level) for level in levels(64)] == [1, 2, 4, 8]
+    assert list(levels(64))[-1][-1] == (56, 64)
+
+
+@given(
+    st.lists(st.tuples(SECONDS, st.integers(1, 10**6)), min_size=2, max_size=40), SECONDS, st.floats(0, 1e-8)
+)
+def test_the_truth_is_found_where_cuts_cost_what_the_model_says(
+    rows: list[tuple[float, int]], per_cut: float, per_byte: float
+) -> None:
+    sizes = [size for _, size in rows] + [7]
+    cuts = [0.0] + [per_cut + per_byte * size for size in sizes[1:-1]] + [0.0]
+    truth = Adding(tuple(seconds for seconds, _ in rows), tuple(cuts))
+    count = len(rows)
+    alone = [truth.seconds(block, block + 1) for block in range(count)]
+    spans = [Span(a, b, truth.seconds(a, b)) for level in levels(count) for a, b in level]
+    found = adding_up(alone, sizes, spans)
+    for span in spans:
+        assert found.seconds(span.start, span.stop) == pytest.approx(span.seconds, rel=0.05)
+    assert found.seconds(0, count) == pytest.approx(sum(truth.blocks), rel=0.05)
+
+
+def test_blocks_that_add_up_already_stay_as_they_are() -> None:
+    alone = [0.01, 0.02, 0.03, 0.04]
+    spans = [Span(0, 4, 0.1), Span(0, 2, 0.03), Span(2, 4, 0.07)]
+    found = adding_up(alone, [10, 20, 30, 40, 50], spans)
+    assert found.blocks == pytest.approx(alone)
+    assert found.cuts == pytest.approx([0.0] * 5)
+
+
+def test_a_span_is_never_slower_than_its_blocks() -> None:
+    found = adding_up([0.01, 0.01], [1, 1, 1], [Span(0, 2, 0.03)])
+    assert found.cuts == (0.0, 0.0, 0.0)
+    assert found.seconds(0, 2) == pytest.approx(0.02)
+
+
+def test_without_spans_nothing_changes() -> None:
+    assert adding_up([0.5, 0.25], [1, 2, 3], []) == Adding((0.5, 0.25), (0.0, 0.0, 0.0))
