@@ -104,6 +104,7 @@ class Dispatcher:
         self._queue: deque[Order] = deque()
         self._bringing: _Bringing | None = None
         self.order: Order | None = None
+        self._stale = True
         self.served: dict[int, tuple[Order, Leg]] = {}
         self.ever: dict[int, Order] = {}
         self._left: dict[int, tuple[str, ...]] = {}
@@ -192,6 +193,7 @@ class Dispatcher:
         routes = [leg for (of, leg) in self.served.values() if of is order]
         hit = any(name in leg.devices for leg in routes)
         if len(routes) < len(order.legs) or (hit and not lessened_only):
+            self._stale = True
             self.deploy(order)
 
     # ----------------------------------------------------------------------------------- as the deployments do
@@ -259,6 +261,7 @@ class Dispatcher:
         first, *beside = bringing.epochs
         self.shell.post(e.RouteReady(first, tuple(beside)))
         self.order = bringing.order
+        self._stale = False
         Stage.world.note(HOST, "ready", *bringing.epochs)
         self._bringing = None
         self._next()
@@ -271,13 +274,13 @@ class Dispatcher:
                 self._unload(epoch, leg.devices)
         Stage.world.note(HOST, "deploy failed", *bringing.epochs)
         self._bringing = None
-        # A deployment that is served is loaded again until that works; nobody repeats a new one but its operator.
-        if not self._queue and (self.order is None or bringing.order is self.order):
-            self.process.after(AGAIN_S, self._retry, bringing.order)
+        # What was served is loaded again until that works; nobody repeats a new one but its operator.
+        if self._stale:
+            self.process.after(AGAIN_S, self._retry, self.order or bringing.order)
         self._next()
 
     def _retry(self, order: Order) -> None:
-        if self._bringing is None and not self._queue:
+        if self._stale and self._bringing is None and not self._queue:
             self.deploy(order)
 
     def _route(self, epoch: int, leg: Leg, made: Layout) -> e.Route:

@@ -85,6 +85,13 @@ def file_of(version: Version, first: int, last: int) -> FileRef:
     return FileRef(hashlib.sha256(text.encode()).hexdigest(), 1000, ".onnx")
 
 
+class _Bare(SimpleNamespace):
+    """A plan's part with what numbering hops needs; of what else it may have it has nothing."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
 def layout(
     version: Version,
     stages: Sequence[tuple[str, int, int]],
@@ -112,17 +119,11 @@ def layout(
         skipped = ("x",) if version.skip and first > 0 else ()
         names = (name_of(first), *skipped)
         path = (before, *relays.get(number, ()), device)
-        transfers.append(
-            SimpleNamespace(path=path, tensors=names, codec=codec, seconds=0.001, nbytes=credit_bytes)
-        )
+        transfers.append(_Bare(path=path, tensors=names, codec=codec, seconds=0.001, nbytes=credit_bytes))
         takes = (name_of(first), *(skipped if last == LAYERS else ()))
         specs = tuple(map(spec, takes))
         parts.append(Part(file_of(version, first, last), (), specs, (spec(name_of(last)),), specs))
         before = device
-    transfers.append(
-        SimpleNamespace(path=(before, DISPATCHER), tensors=("y",), codec="raw", seconds=0.001, nbytes=1)
-    )
-    plan = SimpleNamespace(
-        transfers=transfers, stages=[SimpleNamespace(device=d, seconds=0.002) for d, _, _ in stages]
-    )
+    transfers.append(_Bare(path=(before, DISPATCHER), tensors=("y",), codec="raw", seconds=0.001, nbytes=1))
+    plan = _Bare(transfers=transfers, stages=[_Bare(device=d, seconds=0.002) for d, _, _ in stages])
     return lay_out(cast(Plan, plan), parts, places, dispatcher)

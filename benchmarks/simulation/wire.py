@@ -224,6 +224,7 @@ class Monitor:
 
     def __init__(self, socket: Socket) -> None:
         self.socket = _Signal()
+        self.refusal: None = None
         self._watched = socket
         socket.monitor = self
 
@@ -352,7 +353,7 @@ def open_socket(context: Context, kind: int, **_: Any) -> Socket:
     return Socket(context, kind)
 
 
-def bind(socket: Socket, host: str, port: int, **_: Any) -> int:
+def bind(socket: Socket, host: str, port: int, *_: Any, **__: Any) -> int:
     """See `node_agent.link.bind`; a process chooses its own free ports."""
     while not port or f"tcp://{host}:{port}" in socket.net.bound:
         port = (port or 20000) + 1

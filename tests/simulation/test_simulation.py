@@ -23,7 +23,7 @@ def test_no_schedule_breaks_a_promise() -> None:
         "-m",
         "benchmarks.simulation",
         "--schedules",
-        "600",
+        "500",
         "--seed",
         "20000",
         "--json",
