@@ -163,7 +163,7 @@ class RemoteBackend:
 
         if file is None:
             raise UnknownModel(f"model {name!r} is not in the gateway's repository")
-        with Admin(self._requests.address) as admin:
+        with Admin(self._requests.address, security=self._requests.security) as admin:
             files = model_files(file)
             upload(admin, files)
             admin.ask(api.Deploy(0, name, tuple(files)), api.Deployed, timeout=LOAD_S)
@@ -175,7 +175,7 @@ class RemoteBackend:
     def _unload(self, name: str) -> None:
         from defer.admin import Admin
 
-        with Admin(self._requests.address) as admin:
+        with Admin(self._requests.address, security=self._requests.security) as admin:
             admin.ask(api.Undeploy(0, name, UNLOAD_S), messages.Done, timeout=UNLOAD_S + 60)
 
     def launch(self, submit: Submit, done: Done) -> Cancel:
