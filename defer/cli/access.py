@@ -31,7 +31,8 @@ def access_options(command: F) -> F:
     run = click.option(
         "--insecure",
         is_flag=True,
-        help="Use addresses beyond this machine without keys: whoever is on that network may read and command.",
+        help="Use addresses beyond this machine without keys (a gateway's without a token): whoever is on that network "
+        "may read and command.",
     )(run)
     run = click.option(
         "--keys",

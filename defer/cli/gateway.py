@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
+from defer.access import said
 from defer.cli.dispatcher import address_option
 from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway
 from defer.cli.output import common_options, examples, note
@@ -22,13 +23,10 @@ DRAIN_S = 30.0
     )
 )
 @gateway_options
-@click.option("--insecure", is_flag=True, help="Allow an address that other machines reach, without a token.")
 @click.option("--until-stdin-closes", is_flag=True, help="Stop when standard input ends.")
 @address_option
 @common_options
-def command(
-    gateway: GatewayWish, insecure: bool, until_stdin_closes: bool, address: str, as_json: bool
-) -> None:
+def command(gateway: GatewayWish, until_stdin_closes: bool, address: str, as_json: bool) -> None:
     """Serve a running dispatcher's models by the Open Inference Protocol v2, until SIGTERM or Ctrl-C.
 
     `defer serve --http` does the same in the dispatcher's own process, which costs less; this is for a dispatcher that
@@ -39,7 +37,7 @@ def command(
 
     if not gateway.wanted:
         raise UsageError("nowhere to listen", hint="give --http HOST:PORT")
-    check_exposure(gateway, insecure=insecure, as_json=as_json)
+    check_exposure(gateway, insecure=said().insecure, as_json=as_json)
     backend = RemoteBackend(
         Requests(address, model="", timeout=gateway.timeout_s, codec="auto", connect_timeout=5.0)
     )
