@@ -1,0 +1,1 @@
+"""Hostile input: mutated messages on every port of real processes, and to every decoder."""
