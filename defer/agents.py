@@ -86,6 +86,7 @@ class AgentPool:
         self._monitors: dict[str, Monitor] = {}
         self._identities: dict[str, bytes] = {}
         self._router: zmq.Socket[bytes] | None = None
+        self._router_monitor: Monitor | None = None
         self._changed = threading.Condition()
         self._loop = SocketLoop(
             "defer-control",
@@ -242,6 +243,9 @@ class AgentPool:
         self._waiting.clear()
         for name in list(self._dealers):
             self._hang_up(name)
+        if self._router_monitor is not None:
+            self._loop.unwatch(self._router_monitor.socket)
+            self._router_monitor.close()
 
     def _drain(self, handle: Callable[[list[bytes]], None], socket: zmq.Socket[bytes]) -> None:
         for _ in range(64):  # a flood on one socket does not starve the others
@@ -292,6 +296,8 @@ class AgentPool:
         self._router = router
         drain = self._drain_router if self.security.curve else partial(self._drain, self._heard_on_router)
         self._loop.watch(router, partial(drain, router))
+        monitor = self._router_monitor = Monitor(router)
+        self._loop.watch(monitor.socket, lambda: self._hung_up(monitor))
 
     def _dial(self, name: str, endpoint: str) -> None:
         known = self._core.agents.get(name)
@@ -322,6 +328,10 @@ class AgentPool:
                 continue
             act = self._core.connected if event == "up" else self._core.disconnected
             self._execute(act(name, time.monotonic()))
+
+    def _hung_up(self, monitor: Monitor) -> None:
+        if "down" in monitor.events():
+            self._core.hung_up(time.monotonic())
 
     def _hang_up(self, name: str) -> None:
         dealer, monitor = self._dealers.pop(name), self._monitors.pop(name)

@@ -26,8 +26,22 @@ from node_agent.versions import OURS, VersionRange, negotiate
 HELLO_EVERY_S = 0.5
 """Seconds between greetings to an agent that does not answer."""
 
-SILENCE_S = 3.0
-"""An agent that has sent nothing for this long is lost; a closed connection says so at once."""
+SILENCE_S = 0.4
+SILENCE_LIMIT_S = 3.0
+"""An agent that has sent nothing for this long is lost; a closed connection says so at once.
+
+Longer, up to the limit, where its heartbeats come irregularly: four times the longest pause lately.
+"""
+
+PAUSES = 4.0
+FADES = 0.98
+"""What is left of the longest pause after each message."""
+
+DOUBT_S = 0.25
+"""After a connection of unknown owner closed on our socket, an agent that says nothing for this long was its owner."""
+
+OWN_PAUSE_S = 0.3
+"""Longer between two ticks means that this process stood still, and heard nobody."""
 
 KEYS = "unauthorised"
 """Code of a refusal that ends by itself once keys are put right."""
@@ -37,7 +51,10 @@ State = Literal["connecting", "alive", "lost", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
-    """What is known of one agent; times are on the caller's monotonic clock."""
+    """What is known of one agent; times are on the caller's monotonic clock.
+
+    `pause` is the longest time between two of its messages lately.
+    """
 
     name: str
     endpoint: str
@@ -47,6 +64,7 @@ class Liveness:
     offer: m.Offer | None = None
     heartbeat: m.Heartbeat | None = None
     heard_at: float = 0.0
+    pause: float = 0.0
     refusal: str = ""
     refusal_code: str = ""
 
@@ -108,6 +126,8 @@ class AgentsCore:
     _questions: dict[int, _Question] = field(default_factory=dict)
     _next_id: int = 1
     _next_hello: dict[str, float] = field(default_factory=dict)
+    _doubted: float | None = None
+    _ticked: float | None = None
 
     # -------------------------------------------------------------------------------------------- connections
 
@@ -160,6 +180,10 @@ class AgentsCore:
         """The connection to the agent closed: its process ended or the link went."""
         return self._lose(name, "its connection closed", now)
 
+    def hung_up(self, now: float) -> None:
+        """Somebody who had dialled us is gone; who, the socket does not tell."""
+        self._doubted = now
+
     # ---------------------------------------------------------------------------------------------- questions
 
     def ask(
@@ -182,7 +206,9 @@ class AgentsCore:
         known = self.agents.get(name)
         if known is None:
             return []
-        known = self.agents[name] = replace(known, heard_at=now)
+        # What is between a loss and the return is no pause of an agent that lives.
+        last = min(now - known.heard_at, SILENCE_LIMIT_S / PAUSES) if known.state == "alive" else 0.0
+        known = self.agents[name] = replace(known, heard_at=now, pause=max(last, FADES * known.pause))
         match message:
             case m.Heartbeat():
                 self.agents[name] = replace(known, heartbeat=message)
@@ -206,9 +232,13 @@ class AgentsCore:
     def tick(self, now: float) -> list[Instruction]:
         """Let time pass: greet again, end what waited too long, notice silence."""
         instructions: list[Instruction] = []
+        self._stood_still(now)
         for name, liveness in list(self.agents.items()):
-            if liveness.state == "alive" and now - liveness.heard_at > SILENCE_S:
-                instructions += self._lose(name, f"it has been silent for {SILENCE_S:g} s", now)
+            silent = now - liveness.heard_at
+            if liveness.state == "alive" and silent > max(SILENCE_S, PAUSES * liveness.pause):
+                instructions += self._lose(name, f"it has been silent for {silent:.2g} s", now)
+            elif liveness.state == "alive" and self._hung_up(liveness, now):
+                instructions += self._lose(name, "its connection closed", now)
             elif liveness.state in ("connecting", "lost") and now >= self._next_hello.get(name, 0):
                 instructions += self._greet(name, now)
         for number, question in list(self._questions.items()):
@@ -218,6 +248,20 @@ class AgentsCore:
         return instructions
 
     # ------------------------------------------------------------------------------------------------- inside
+
+    def _stood_still(self, now: float) -> None:
+        """What this process did not hear while it was stopped itself, nobody failed to say."""
+        late = 0.0 if self._ticked is None else now - self._ticked
+        self._ticked = now
+        if late > OWN_PAUSE_S:
+            for name, liveness in self.agents.items():
+                self.agents[name] = replace(liveness, heard_at=max(liveness.heard_at, now - OWN_PAUSE_S))
+
+    def _hung_up(self, liveness: Liveness, now: float) -> bool:
+        """Whether an agent that had dialled us was the one whose connection closed."""
+        if self._doubted is None or liveness.endpoint or now < self._doubted + DOUBT_S:
+            return False
+        return liveness.heard_at <= self._doubted
 
     def _take_id(self) -> int:
         number, self._next_id = self._next_id, self._next_id + 1

@@ -18,6 +18,7 @@ from defer.hops import Place
 
 if TYPE_CHECKING:
     from defer.deployer import Deployment
+    from defer.dispatcher.foresight import Foreseen
     from partitioner import BlockChain
 
 OnProgress = Callable[[str, float], None]
@@ -149,17 +150,21 @@ def load(
     *,
     epoch: int,
     on_progress: OnProgress,
+    foreseen: Foreseen | None = None,
 ) -> Deployment:
-    """Cut the model by the plan and load it on the agents; errors as in `deployer.deploy`."""
+    """Cut the model by the plan, unless that was done, and load it on the agents; errors as in `deployer.deploy`."""
     from defer.deployer import deploy
     from defer.parts import bound_inputs, wire_spec, write_parts
     from defer.precision import precisions_of, ranges_for
 
-    on_progress("cutting the model", 0.0)
-    cuts = tuple(stage.ops[1] for stage in plan.stages[:-1])
-    precisions = precisions_of(cluster, (stage.device for stage in plan.stages))
-    ranges = ranges_for(precisions, order.model, chain, places.parts, order.calibration)
-    parts = write_parts(order.model, chain, cuts, places.parts, precisions, ranges, plan.order)
+    if foreseen is not None:
+        parts = foreseen.written(places.parts)
+    else:
+        on_progress("cutting the model", 0.0)
+        cuts = tuple(stage.ops[1] for stage in plan.stages[:-1])
+        precisions = precisions_of(cluster, (stage.device for stage in plan.stages))
+        ranges = ranges_for(precisions, order.model, chain, places.parts, order.calibration)
+        parts = write_parts(order.model, chain, cuts, places.parts, precisions, ranges, plan.order)
     inputs, outputs = map(wire_spec, chain.inputs), map(wire_spec, chain.outputs)
     return deploy(
         pool,

@@ -7,7 +7,6 @@ background threads.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import secrets
 import threading
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Literal, Self
+from typing import Final, Literal, Self
 
 from defer import api
 from defer.accuracy import parse_budget
@@ -30,9 +29,11 @@ from defer.dispatcher.chronicle import Chronicle
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.deployments import Deployments, Outcome
 from defer.dispatcher.keeper import Keeper
+from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.report import models_of, status_of
 from defer.dispatcher.restoring import kept_request
 from defer.dispatcher.shell import DataShell
+from defer.dispatcher.state_lock import lock
 from defer.dispatcher.store import KeptModel, Snapshot
 from defer.dispatcher.store_sqlite import SqliteStore
 from defer.dispatcher.tracing import traces_of
@@ -42,7 +43,7 @@ from defer.documents.base import decode, encode
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
 from defer.documents.profile import CostProfile
-from defer.errors import AgentUnreachable, NotReady, PortInUse, UsageError, translate
+from defer.errors import AgentUnreachable, NotReady, PortInUse, translate
 from defer.event_log import EventLog, Level
 from defer.hops import DISPATCHER
 from node_agent.messages import Chunk, Have, Taken, Want
@@ -50,9 +51,6 @@ from node_agent.security import OPEN, Security
 
 logger = logging.getLogger("defer.dispatcher")
 news = logging.getLogger("defer.dispatcher.models")
-
-AGAIN_S = 1.0
-"""Pause before a deployment that lost an agent's state is loaded again after a failed attempt."""
 
 
 class Daemon:
@@ -112,8 +110,7 @@ class Daemon:
         self.deployments = Deployments(
             cluster, self.pool, self.shell, state, profiles or state / "profiles", self._keeper, self.log
         )
-        self._stale: set[str] = set()
-        self._repairing = threading.Lock()
+        self.recovery = Recovery(self.deployments, self.pool, self.shell)
         self._closing = threading.Event()
         self._draining = False
         self._boot = secrets.token_hex(8)
@@ -130,7 +127,7 @@ class Daemon:
         self._started = time.monotonic()
         try:
             self._state.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self._state / "lock", str(self._listen))
+            self._lock = lock(self._state / "lock", str(self._listen))
             self._uploads = Uploads.open(self._state)
             self._snapshot = self._keeper.open()
             self._tidy_uploads()
@@ -163,12 +160,14 @@ class Daemon:
         self._closing.set()
         self.shell.post(e.Stopped())
         self._api.stop()
+        self.recovery.stop()
         self._background.shutdown(wait=False, cancel_futures=True)
         for epoch in list(self.deployments.served):
             self.deployments.forget(epoch)
         # A deployment that is being made now fails with the connections that it needs.
         self.pool.close()
         self._api.close()
+        self.recovery.close()
         self._background.shutdown(wait=True)
         self.shell.close()
         for name, order in self.deployments.orders.items():
@@ -237,23 +236,22 @@ class Daemon:
             if not self._snapshot.models:
                 raise
             logger.warning("%s", error)
-        later = {model.name for model in self._snapshot.models if not self._restore(model)}
+        for model in self._snapshot.models:
+            self._restore(model)
         self.deployments.clean()
         self.shell.post(e.Resumed(tuple(kept_request(each) for each in self._snapshot.requests)))
         self._snapshot = Snapshot()
-        if later:
-            self._background_do(lambda: self._repair(later))
+        self.recovery.start()
 
-    def _restore(self, model: KeptModel) -> bool:
+    def _restore(self, model: KeptModel) -> None:
         try:
             self.deployments.restore(model)
         except Exception as error:
             told = translate(error)
             logger.warning("model %s is not back yet: %s", model.name, told)
             self.deployments.postpone(model, f"coming back failed: {told}")
-            return False
+            return
         news.info("model %s is served again", model.name)
-        return True
 
     # ------------------------------------------------------------------------------------- what happens meanwhile
 
@@ -261,36 +259,20 @@ class Daemon:
         """From the control thread."""
         if kind == "lost":
             self.shell.post(e.DeviceLost(name, detail or "its connection closed"))
+            self.recovery.lost(name)
         elif kind == "back":
             self.shell.post(e.DeviceBack(name))
             self._background_do(lambda: self.deployments.clean(name))
-            self._background_do(lambda: self._repair(self.deployments.lessened()))
+            self.recovery.look()
         elif kind == "restarted":
             # Its process is new: what it had loaded is gone, and with it every route through it. What it could not
             # be told to forget is forgotten.
             self._background_do(lambda: self.deployments.clean(name))
             self.shell.post(e.DeviceLost(name, "its agent restarted", restarted=True))
-            self._background_do(
-                lambda: self._repair(self.deployments.hit_by(name) | self.deployments.lessened())
-            )
+            self.recovery.look()
         self.log.note(*agent_words(kind, name, detail), level=AGENT_LEVELS.get(kind, "info"), device=name)
         level = logging.INFO if kind == "alive" else logging.WARNING
         logger.log(level, "agent %s is %s%s", name, kind, f": {detail}" if detail else "")
-
-    def _repair(self, models: set[str]) -> None:
-        """Load models again by the same plan until that works, or they are undeployed."""
-        self._stale |= models
-        while self._stale and not self._closing.is_set():
-            if not self._repairing.acquire(timeout=0.01):
-                return  # another thread is at it, and sees what was added
-            try:
-                for name in sorted(self._stale):
-                    if self.deployments.load_again(name):
-                        self._stale.discard(name)
-            finally:
-                self._repairing.release()
-            if self._stale:
-                self._closing.wait(AGAIN_S)
 
     def _drained(self, epoch: int) -> None:
         """From the data thread: nothing is in flight on the route any more."""
@@ -395,35 +377,6 @@ class Daemon:
         """Verbs that take long run one after the other, so no other model is between its upload and its deployment."""
         orders = list(self.deployments.orders.values())
         self._uploads.tidy(path for order in orders for path in (order.model, order.calibration) if path)
-
-
-def _lock(path: Path, listen: str) -> IO[str]:
-    """Keeps other dispatchers out of a state directory until the file is closed.
-
-    Raises:
-        PortInUse: One that listens on the same address is in there already.
-        UsageError: Another one is.
-    """
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        theirs = file.read()
-        file.close()
-        if theirs == listen and not listen.endswith(":0"):
-            raise PortInUse(
-                f"a dispatcher already runs on {listen}",
-                hint="stop it, or choose another port with --listen HOST:PORT",
-            ) from None
-        raise UsageError(
-            f"another dispatcher keeps its state in {path.parent}",
-            hint="stop it, or give this one a directory of its own with --state",
-        ) from None
-    file.truncate(0)
-    file.write(listen)
-    file.flush()
-    return file
 
 
 AGENT_LEVELS: Final[dict[str, Level]] = {"lost": "error", "restarted": "warning", "refused": "error"}

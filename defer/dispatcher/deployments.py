@@ -8,33 +8,30 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from defer.agents import AgentPool
-from defer.burdens import latency_of, work_of
 from defer.dispatcher import events as e
 from defer.dispatcher.bringup import OnProgress, Order, Places, load, make_ready
 from defer.dispatcher.epochs import EpochLog
+from defer.dispatcher.foresight import Foreseen
 from defer.dispatcher.keeper import Keeper
-from defer.dispatcher.neighbours import link_of
+from defer.dispatcher.proving import devices_of, files_of, prove, route_of
 from defer.dispatcher.report import Served
 from defer.dispatcher.restoring import KeptModels, digest_of, load_kept, order_of
 from defer.dispatcher.sampling import Sampler, Tally, reference_of
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.store import KeptModel, KeptRoute, Snapshot
+from defer.dispatcher.unloading import UNLOAD_S, Unloader
 from defer.documents.address import Address
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile
-from defer.errors import AgentUnreachable, DeferError, UnknownModel, from_code, translate
+from defer.errors import DeferError, OutOfMemory, UnknownModel, translate
 from defer.event_log import EventLog
 from defer.hops import Place
-from node_agent.dtypes import storage
-from node_agent.frames import pack_item
-from node_agent.messages import Unload
 
 if TYPE_CHECKING:
     from defer.deployer import Deployment
@@ -42,12 +39,6 @@ if TYPE_CHECKING:
     from partitioner import BlockChain
 
 logger = logging.getLogger("defer.dispatcher")
-
-CANARY_S = 60.0
-"""Seconds in which the first request must come back; engines may still optimise."""
-
-UNLOAD_S = 10.0
-"""Seconds in which an agent forgets an epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +82,19 @@ class Deployments:
         self._lock = threading.RLock()
         self.served: dict[int, Served] = {}
         self.orders: dict[str, Order] = {}
-        self._left: dict[int, tuple[str, ...]] = {}
+        self._unloader = Unloader(pool, self._epochs)
+        self.clean = self._unloader.clean
+        self.canaries: dict[int, float] = {}
+        self.files_ahead: Callable[[], set[str]] = set
+        self.changed: Callable[[], None] = lambda: None
+        self._chains: dict[str, tuple[Path, BlockChain]] = {}
+        self._switching = threading.Lock()
+        self._changing = 0
         self.sampler = Sampler(shell)
 
     def open(self, snapshot: Snapshot) -> None:
         """Learn what an earlier process left on agents; `clean` has them forget it."""
-        self._left = dict(self._epochs.load(snapshot))
+        self._unloader.left = dict(self._epochs.load(snapshot))
 
     # ------------------------------------------------------------------------------------------- after a restart
 
@@ -121,8 +119,8 @@ class Deployments:
                     made = self._adopt(kept, route, leg)
                     self.served[made.epoch] = Served(made, order.objective)
                     opened.append(made)
-                    self._shell.open_route(replace(_route(made), fraction=fraction), made.layout.first)
-                    self._canary(made)
+                    self._shell.open_route(replace(route_of(made), fraction=fraction), made.layout.first)
+                    self.canaries[made.epoch] = prove(self._shell, made)
             except BaseException as error:
                 for made in opened:
                     self._shell.post(e.RouteDropped(made.epoch, f"it could not be taken over: {error}"))
@@ -138,7 +136,7 @@ class Deployments:
         try:
             return load_kept(self._pool, self.cluster, kept, route, leg, self._places().dispatcher, epoch)
         except BaseException:
-            self.unload(epoch, devices)
+            self._unloader.unload(epoch, devices)
             raise
 
     def postpone(self, kept: KeptModel, reason: str) -> None:
@@ -179,41 +177,56 @@ class Deployments:
             made = outcome.deployment
             text = f"{order.name} is deployed as {made.epoch} on {', '.join(devices_of(made))}"
             self.log.note("deployed", text, model=order.name, epoch=made.epoch)
-            # The same plan is loaded again when an agent restarts, so the order keeps it.
-            self.orders[order.name] = replace(order, plan=outcome.deployment.plan, profile=outcome.profile)
             self._tidy()
+            self.changed()
             return outcome
 
     def _bring_up(self, order: Order, on_progress: OnProgress, begin: float) -> Outcome:
-        places = self._places()
-        chain, plan, profile = make_ready(self._pool, self.cluster, order, places, on_progress)
+        chain, plan, profile = make_ready(self._pool, self.cluster, order, self._places(), on_progress)
+        self._chains[order.name] = (order.model, chain)
+        opened, canary_s = self._load_plan(order, chain, plan, None, on_progress)
+        with self._switching:
+            self._switch(order, plan, profile, opened)
+            # The same plan is loaded again when an agent restarts, so the order keeps it.
+            self.orders[order.name] = replace(order, plan=plan, profile=profile)
+        deployment = replace(opened[0], plan=plan, sent_bytes=sum(made.sent_bytes for made in opened))
+        return Outcome(deployment, profile, time.monotonic() - begin, canary_s)
+
+    def _switch(
+        self, order: Order, plan: Plan, profile: CostProfile | None, opened: Sequence[Deployment]
+    ) -> None:
+        first, *beside = opened
+        self._shell.post(e.RouteReady(first.epoch, tuple(made.epoch for made in beside)))
+        self.kept.put(order, plan, profile, opened)
+
+    def _load_plan(
+        self, order: Order, chain: BlockChain, plan: Plan, foreseen: Foreseen | None, on_progress: OnProgress
+    ) -> tuple[list[Deployment], float]:
+        """Load every route of a plan and prove each; the seconds of the longest canary."""
         every = max(1, round(1 / order.sample)) if order.sample > 0 else 0
         opened: list[Deployment] = []
         canary_s = 0.0
         try:
             # Routes that share a stage share its partition on the device: agents load it once.
             for fraction, leg in plan.legs:
-                made = self._load_route(order, chain, leg, places, on_progress)
+                made = self._load_route(order, chain, leg, foreseen, on_progress)
                 opened.append(made)
                 exact = reference_of(leg) if every else None
-                route = replace(_route(made), sample_every=every if exact else 0, fraction=fraction)
+                route = replace(route_of(made), sample_every=every if exact else 0, fraction=fraction)
                 self._shell.open_route(route, made.layout.first)
                 on_progress("sending a canary through the pipeline", 0.0)
-                canary_s = max(canary_s, self._canary(made))
+                self.canaries[made.epoch] = prove(self._shell, made)
+                canary_s = max(canary_s, self.canaries[made.epoch])
                 if exact is not None:
                     self._load_reference(order, chain, exact, made, on_progress)
         except BaseException as error:
             for made in opened:
                 self._shell.post(e.RouteDropped(made.epoch, f"the deployment failed: {error}"))
             raise
-        first, *beside = opened
-        self._shell.post(e.RouteReady(first.epoch, tuple(made.epoch for made in beside)))
-        self.kept.put(order, plan, profile, opened)
-        deployment = replace(first, plan=plan, sent_bytes=sum(made.sent_bytes for made in opened))
-        return Outcome(deployment, profile, time.monotonic() - begin, canary_s)
+        return opened, canary_s
 
     def _load_route(
-        self, order: Order, chain: BlockChain, leg: Plan, places: Places, on_progress: OnProgress
+        self, order: Order, chain: BlockChain, leg: Plan, foreseen: Foreseen | None, on_progress: OnProgress
     ) -> Deployment:
         """Load one route's stages under an epoch of its own."""
         passed = [device for transfer in leg.transfers for device in transfer.path[1:-1]]
@@ -221,10 +234,18 @@ class Deployments:
         epoch = self._epochs.begin(devices)
         try:
             made = load(
-                self._pool, self.cluster, order, chain, leg, places, epoch=epoch, on_progress=on_progress
+                self._pool,
+                self.cluster,
+                order,
+                chain,
+                leg,
+                self._places(),
+                epoch=epoch,
+                on_progress=on_progress,
+                foreseen=foreseen,
             )
         except BaseException:
-            self.unload(epoch, devices)
+            self._unloader.unload(epoch, devices)
             raise
         self.served[epoch] = Served(made, order.objective)
         return made
@@ -247,37 +268,27 @@ class Deployments:
                 on_progress=on_progress,
             )
         except BaseException as error:
-            self.unload(epoch, devices)
+            self._unloader.unload(epoch, devices)
             if not isinstance(error, DeferError):
                 raise
             logger.warning("model %s is served without sampling: %s", order.name, error)
             return
         self.served[epoch] = Served(made, order.objective)
-        route = replace(_route(made), reference_of=of.epoch)
+        route = replace(route_of(made), reference_of=of.epoch)
         self._shell.open_route(route, made.layout.first)
         metric = of.plan.accuracy.metric if of.plan.accuracy is not None else "relative"
         self.sampler.tallies[of.epoch] = Tally(epoch, metric)
 
-    def _canary(self, deployment: Deployment) -> float:
-        """Seconds of one request of zeros through the whole pipeline."""
-        arrays = {}
-        for spec in deployment.warm_up:
-            shape = [dim for dim in spec.shape if isinstance(dim, int)]
-            arrays[spec.name] = np.zeros(shape, storage(spec.dtype))
-        dtypes = {spec.name: spec.dtype for spec in deployment.warm_up}
-        headers, frames = pack_item(arrays, "raw", dtypes)
-        try:
-            *_, seconds = self._shell.canary(deployment.epoch, headers, frames, CANARY_S).result(CANARY_S + 5)
-        except DeferError as error:
-            hint = error.hint or "the logs of the agents on its route say more"
-            raise from_code(error.code, f"the canary failed: {error.message}", hint) from error
-        return float(seconds)
+    @property
+    def parts(self) -> Path:
+        """Where partitions lie."""
+        return self._state / "parts"
 
     def _places(self) -> Places:
         host = self.cluster.dispatcher_host
         data, fetch = Address(host, self._shell.data_port), Address(host, self._shell.fetch_port)
         here = Place(self._shell.name, data.endpoint(), fetch.endpoint())
-        return Places(here, self._state / "parts", self._profiles)
+        return Places(here, self.parts, self._profiles)
 
     # ----------------------------------------------------------------------------------------------------- down
 
@@ -305,14 +316,11 @@ class Deployments:
 
     def _tidy(self) -> None:
         """Remove partitions that no deployment uses: agents hold theirs, and cutting again gives the same files."""
-        hops = [
-            spec
-            for served in list(self.served.values())
-            for specs in served.deployment.layout.hops.values()
-            for spec in specs
-        ]
-        used = {f"{ref.sha256}{ref.suffix}" for spec in hops for ref in (spec.graph, *spec.weights) if ref}
-        folder = self._places().parts
+        if self._changing:
+            return  # what is being cut now is not in use yet
+        used = files_of([served.deployment for served in list(self.served.values())])
+        used |= self.files_ahead()
+        folder = self.parts
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.name not in used and path.is_file():
                 path.unlink(missing_ok=True)
@@ -335,94 +343,65 @@ class Deployments:
             )
         served = self.served.get(epoch)
         if served is not None:
-            self.unload(epoch, devices_of(served.deployment))
+            self._unloader.unload(epoch, devices_of(served.deployment))
             self.served.pop(epoch, None)
+            self.canaries.pop(epoch, None)
 
-    def unload(self, epoch: int, devices: tuple[str, ...]) -> None:
-        """Tell agents to forget an epoch; where one cannot be told now, `clean` tells it later."""
-        asked = []
-        left = []
-        for device in devices:
-            known = self._pool.liveness(device)
+    # -------------------------------------------------------------------------------------------------- changes
+
+    def change(
+        self, order: Order, plan: Plan, foreseen: Foreseen | None, wanted: Callable[[], bool]
+    ) -> Deployment | None:
+        """Load another plan of a model that is served, beside what serves it, and switch to it.
+
+        Where an agent has no room for both, and what serves is lost anyway, that is unloaded first.
+
+        Args:
+            order: What is served; where that is not so any more, nothing is done.
+            plan: What it is to be served by.
+            foreseen: The plan's partitions where they are cut already; None has them cut.
+            wanted: Asked before the switch, when all is loaded.
+
+        Returns:
+            The new deployment, or None where it is not wanted any more.
+
+        Raises:
+            DeferError: It cannot be loaded or run; nothing has changed then.
+        """
+        self._changing += 1
+        try:
             try:
-                if known is None or known.state != "alive":
-                    raise AgentUnreachable(f"agent {device!r} is out of reach")
-                asked.append((device, self._pool.submit(device, Unload(0, epoch), timeout=UNLOAD_S)))
-            except AgentUnreachable:  # or the control thread has ended
-                left.append(device)
-        for device, future in asked:
-            try:
-                self._pool.result(future, device, UNLOAD_S)
-            except AgentUnreachable as error:
-                logger.warning("agent %s was not told to unload %d: %s", device, epoch, error)
-                left.append(device)
-            except DeferError as error:  # it answered: it does not hold the epoch
-                logger.info("agent %s: %s", device, error)
-        if left:
-            self._left[epoch] = tuple(left)
-        else:
-            self._left.pop(epoch, None)
-            self._epochs.end(epoch)
+                opened, _ = self._load_plan(order, self.chain_of(order), plan, foreseen, lambda _w, _f: None)
+            except OutOfMemory:
+                if not self._make_room(order.name):
+                    raise
+                opened, _ = self._load_plan(order, self.chain_of(order), plan, foreseen, lambda _w, _f: None)
+            with self._switching:
+                if self.orders.get(order.name) is order and wanted():
+                    self._switch(order, plan, order.profile, opened)
+                    return opened[0]
+            for made in opened:
+                self._shell.post(e.RouteDropped(made.epoch, "it is not needed any more"))
+            return None
+        finally:
+            self._changing -= 1
 
-    def clean(self, device: str | None = None) -> None:
-        """Tell agents (one, or all) to forget epochs that they could not be told of before."""
-        for epoch, devices in list(self._left.items()):
-            if device is None or device in devices:
-                self.unload(epoch, devices)
+    def _make_room(self, name: str) -> bool:
+        """Unload the routes of a model that are lost; whether there were any."""
+        lost = self._shell.call(lambda core, _: core.routes.lost_of(name)).result(5)
+        for epoch in lost:
+            self._shell.post(e.RouteVoid(epoch, "it was unloaded to make room for what takes its place"))
+            served = self.served.get(epoch)
+            if served is not None:
+                self._unloader.unload(epoch, devices_of(served.deployment))
+        return bool(lost)
 
-    # ---------------------------------------------------------------------------------------------------- repair
+    def chain_of(self, order: Order) -> BlockChain:
+        """A model's blocks; analysed where they are not known."""
+        import partitioner
 
-    def hit_by(self, device: str) -> set[str]:
-        """Models that are served through a device."""
-        return {
-            served.deployment.model
-            for served in list(self.served.values())
-            if device in devices_of(served.deployment)
-        } & self.orders.keys()
-
-    def lessened(self) -> set[str]:
-        """Models with replicas of which a route was given up, because a device was lost."""
-        held = [served.deployment.model for served in list(self.served.values())]
-        return {
-            name
-            for name, order in list(self.orders.items())
-            if order.plan is not None and held.count(name) < len(order.plan.shares)
-        }
-
-    def load_again(self, name: str) -> bool:
-        """Load a model by its plan once more, because an agent restarted; False when that did not work yet."""
-        with self._lock:
-            order = self.orders.get(name)
-            if order is None:
-                return True  # undeployed meanwhile
-            self._shell.post(e.ModelAnnounced(name, "loading again, because an agent restarted"))
-            try:
-                self.bring_up(order, lambda _what, _fraction: None)
-            except DeferError as error:
-                logger.warning("model %s could not be loaded again: %s", name, error)
-                self._shell.post(e.ModelAnnounced(name, f"loading again failed: {error}"))
-                return False
-            logger.warning("model %s is served again", name)
-            return True
-
-
-def devices_of(deployment: Deployment) -> tuple[str, ...]:
-    """Every device of a deployment, in the order in which requests pass."""
-    passed = sorted((spec.hop, device) for device, hops in deployment.layout.hops.items() for spec in hops)
-    return tuple(dict.fromkeys(device for _, device in passed))
-
-
-def _route(deployment: Deployment) -> e.Route:
-    return e.Route(
-        model=deployment.model,
-        epoch=deployment.epoch,
-        inputs=deployment.inputs,
-        outputs=deployment.outputs,
-        link=link_of(deployment.layout.first),
-        hops=deployment.layout.count,
-        devices=devices_of(deployment),
-        codec=deployment.plan.transfers[0].codec,
-        last=deployment.layout.last.name,
-        latency_s=latency_of(deployment.plan),
-        work=work_of(deployment.plan),
-    )
+        known = self._chains.get(order.name)
+        if known is None or known[0] != order.model:
+            chain = partitioner.analyze(order.model, order.shapes or None)
+            known = self._chains[order.name] = (order.model, chain)
+        return known[1]

@@ -121,6 +121,10 @@ class Routes:
         states = map(self.by_epoch.__getitem__, self.serving.get(model, ()))
         return [state for state in states if state.state == "ready"]
 
+    def lost_of(self, model: str) -> list[int]:
+        """Epochs that serve a model and are lost."""
+        return [epoch for epoch in self.serving.get(model, ()) if self.by_epoch[epoch].state == "lost"]
+
     def best(self, model: str, now: float) -> RouteState | None:
         """The ready route of a model that a request should take; None where none is ready."""
         ready = self.ready_for(model)

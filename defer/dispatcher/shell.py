@@ -24,8 +24,8 @@ from defer.dispatcher.keeper import Keeper
 from defer.dispatcher.links import QUEUED, Inbound, Outbox
 from defer.dispatcher.neighbours import Neighbours, drain, refuse, take
 from defer.dispatcher.noted import RequestTraces
-from defer.doors import DATA, FETCH
 from defer.dispatcher.store import KeptAnswer, Spent
+from defer.doors import DATA, FETCH
 from defer.errors import DeferError, from_code, translate
 from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from defer.agents_core import HELLO_EVERY_S, SILENCE_S, AgentsCore, Notify, Report, Send, Settle
+from defer.agents_core import (
+    DOUBT_S,
+    HELLO_EVERY_S,
+    SILENCE_LIMIT_S,
+    SILENCE_S,
+    AgentsCore,
+    Notify,
+    Report,
+    Send,
+    Settle,
+)
 from node_agent import messages as m
 
 OFFER = m.Offer((m.EngineInfo("cpu"),), 1 << 30, 2.0, 1, "same", 7701, 7702)
@@ -77,6 +87,8 @@ def test_unknown_agent_cannot_be_asked(core: AgentsCore) -> None:
 
 def test_silence_loses_the_agent_and_its_questions(core: AgentsCore) -> None:
     number = ask(core, 100.0)
+    for tick in (0.2, 0.3, 0.4):
+        assert core.tick(tick) == []
     todo = core.tick(0.2 + SILENCE_S)
     assert todo[0] == Settle(number, None, "lost")
     assert isinstance(todo[1], Notify)
@@ -87,6 +99,48 @@ def test_heartbeats_keep_it_alive(core: AgentsCore) -> None:
     for tenth in range(1, 100):
         assert core.received("box", beat(), tenth / 10) == []
         assert core.tick(tenth / 10) == []
+
+
+def test_irregular_heartbeats_are_waited_for_longer(core: AgentsCore) -> None:
+    now = 0.1
+    for pause in (0.1, 0.3, 0.1, 0.1):
+        now += pause
+        core.received("box", beat(), now)
+    lost_at = now
+    while not (todo := core.tick(lost_at)):
+        lost_at += 0.1
+    assert isinstance(todo[0], Notify)
+    assert 1.0 < lost_at - now < 1.4
+    # However irregular they are, there is an end to patience.
+    core.received("box", welcome(1), lost_at + 50)
+    for pause in (2.5, 2.5, 2.5):
+        lost_at += pause
+        core.received("box", beat(), lost_at + 50)
+    steps = [core.tick(lost_at + 50 + tenth / 10) for tenth in range(1, 2 + int(SILENCE_LIMIT_S * 10))]
+    assert [step[0].name for step in steps if step and isinstance(step[0], Notify)] == ["box"]
+
+
+def test_a_dispatcher_that_stood_still_has_lost_nobody(core: AgentsCore) -> None:
+    core.tick(0.2)
+    assert core.tick(60.0) == []
+    assert core.tick(60.05) == []
+    assert core.received("box", beat(), 60.1) == []
+    assert core.tick(60.2) == []
+
+
+def test_a_connection_of_unknown_owner_that_closed_was_that_of_the_agent_that_falls_silent() -> None:
+    core = AgentsCore("@dispatcher")
+    for number, name in enumerate(("nat", "other")):
+        core.registered(m.Hello(number, 1, 1, name, "agent", OFFER, name), 0.0)
+        core.received(name, m.Welcome(7, 1, name, name, OFFER), 0.0)
+    core.dial("box", "tcp://127.0.0.1:7700", 0.0)
+    core.received("box", welcome(9), 0.0)
+    for name in ("nat", "other", "box"):
+        core.received(name, beat("a" if name == "box" else name), 0.1)
+    core.hung_up(0.12)
+    core.received("other", beat("other"), 0.2)
+    assert core.tick(0.2) == []
+    assert core.tick(0.13 + DOUBT_S) == [Notify("lost", "nat", "its connection closed")]
 
 
 @pytest.mark.parametrize(("boot", "kind"), [("a", "back"), ("b", "restarted")])

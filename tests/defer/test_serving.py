@@ -165,7 +165,13 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-def test_an_agent_that_is_killed_and_started_again_is_loaded_again(
+def working(client: Client) -> list[str]:
+    """Devices of the route that takes requests, in order."""
+    ready = [each for each in client.status().deployments if each.state == "ready"]
+    return [stage.device for each in ready for stage in each.stages]
+
+
+def test_the_rest_takes_over_from_an_agent_that_is_killed_until_it_is_started_again(
     agents: tuple[LocalAgent, ...], daemon: Daemon, order: Order, expected: Any, tmp_path: Path
 ) -> None:
     daemon.deployments.bring_up(order, quiet)
@@ -177,18 +183,43 @@ def test_an_agent_that_is_killed_and_started_again_is_loaded_again(
         waiting = [client.submit(models.example_inputs(MODEL, seed=seed)) for seed in range(3)]
         time.sleep(0.1)
         b.process.kill()
-        until(lambda: client.models()[0].state == "lost")
-        waiting.append(client.submit(models.example_inputs(MODEL, seed=3)))
-        with pytest.raises(errors.DeadlineExceeded, match="'b'"):
-            client.infer(models.example_inputs(MODEL), timeout=0.3)
+        for seed, future in enumerate(waiting):
+            for name, array in expected(models.example_inputs(MODEL, seed=seed)).items():
+                np.testing.assert_allclose(future.result(20)[name], array, rtol=1e-4, atol=1e-5)
+        assert working(client) == ["a"]
+        check(client, expected, range(20))
         again = restart(b, tmp_path)
         try:
-            for seed, future in enumerate(waiting):
-                for name, array in expected(models.example_inputs(MODEL, seed=seed)).items():
-                    np.testing.assert_allclose(future.result(20)[name], array, rtol=1e-4, atol=1e-5)
+            until(lambda: working(client) == ["a", "b"])
             check(client, expected, range(20))
         finally:
             stop([again])
+
+
+def test_without_any_agent_requests_end_at_their_deadline_and_new_ones_are_refused(
+    agents: tuple[LocalAgent, ...], daemon: Daemon, order: Order
+) -> None:
+    daemon.deployments.bring_up(order, quiet)
+    with Client(str(daemon.address)) as client:
+        client.infer(models.example_inputs(MODEL))
+        for agent in agents:
+            os.kill(agent.process.pid, signal.SIGSTOP)
+        waiting = client.submit(models.example_inputs(MODEL), timeout=8)
+        for agent in agents:
+            agent.process.kill()
+
+        def refused() -> bool:
+            try:
+                client.infer(models.example_inputs(MODEL), timeout=0.2)
+            except errors.NotReady as error:
+                return "nothing can hold it without a, b" in str(error)
+            except errors.DeadlineExceeded:
+                return False
+            raise AssertionError("nobody can have answered")
+
+        until(refused)
+        with pytest.raises(errors.DeadlineExceeded, match="nothing can hold it without a, b"):
+            waiting.result(20)
 
 
 def stopped(pid: int) -> bool:

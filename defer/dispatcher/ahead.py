@@ -1,0 +1,138 @@
+"""Plans for the loss of one more device, made before it happens, and kept for when it does."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from defer.dispatcher.bringup import Order
+from defer.dispatcher.foresight import Foreseen, Foresight, Question
+from defer.errors import DeferError
+
+if TYPE_CHECKING:
+    from defer.dispatcher.deployments import Deployments
+
+logger = logging.getLogger("defer.dispatcher")
+
+SETTLE_S = 2.0
+"""Nothing is planned ahead before nothing has happened for so long."""
+
+MOST = 64
+"""Plans kept for one model; the oldest go first."""
+
+
+class Ahead:
+    """See the module. Methods are safe to use from several threads.
+
+    Args:
+        deployments: Where models and partitions lie.
+    """
+
+    def __init__(self, deployments: Deployments) -> None:
+        self._deployments = deployments
+        self._foresight = Foresight()
+        self._lock = threading.Lock()
+        self._plans: dict[str, dict[frozenset[str], Foreseen]] = {}
+        self._orders: dict[str, Order] = {}
+        self._asked: dict[str, frozenset[frozenset[str]]] = {}
+        self._settled: dict[str, float] = {}
+        self._closing = threading.Event()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="defer-ahead")
+
+    def stop(self) -> None:
+        """Plan no more."""
+        self._closing.set()
+        self._foresight.close()
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """`stop`, and wait for what runs."""
+        self.stop()
+        self._worker.shutdown(wait=True)
+
+    def find(self, order: Order, missing: frozenset[str]) -> Foreseen | None:
+        """The plan that was made for just these devices missing."""
+        with self._lock:
+            return self._of(order).get(missing)
+
+    def files(self) -> set[str]:
+        """Names of the files of all plans that are kept."""
+        with self._lock:
+            found = [foreseen for plans in self._plans.values() for foreseen in plans.values()]
+        return {f"{ref.sha256}{ref.suffix}" for foreseen in found for ref in foreseen.files}
+
+    def want(self, order: Order, missing: frozenset[str], serving: frozenset[str]) -> None:
+        """Have plans made, soon, for the further loss of each device that serves a model."""
+        sets = frozenset(missing | {device} for device in serving - missing)
+        with self._lock:
+            lacking = sets - self._of(order).keys()
+            if not lacking or self._asked.get(order.name) == lacking:
+                return
+            self._asked[order.name] = lacking
+            self._settled[order.name] = time.monotonic() + SETTLE_S
+        self._submit(order, lacking)
+
+    def plan_now(self, order: Order, missing: frozenset[str]) -> Foreseen:
+        """Make a plan here and now; blocks."""
+        from defer.dispatcher.foreseeing import answer
+
+        (found,) = answer(self._question(order, (missing,)), self._deployments.chain_of(order))
+        self._keep(order, {missing: found})
+        return found
+
+    def _submit(self, order: Order, lacking: frozenset[frozenset[str]]) -> None:
+        def run() -> None:
+            while (left := self._settled[order.name] - time.monotonic()) > 0:
+                if self._closing.wait(left):
+                    return
+            with self._lock:
+                if self._asked.get(order.name) != lacking:
+                    return  # something else is wanted by now
+            try:
+                sets = tuple(sorted(lacking, key=sorted))
+                answers = self._foresight.ask(self._question(order, sets), patient=True)
+                self._keep(order, dict(zip(sets, answers, strict=True)))
+                logger.info("model %s: planned ahead for the loss of %s", order.name, _told(sets))
+            except DeferError as error:
+                if not self._closing.is_set():
+                    logger.warning("model %s could not be planned ahead: %s", order.name, error)
+
+        try:
+            self._worker.submit(run)
+        except RuntimeError:
+            logger.debug("not planned ahead: the dispatcher is closing")
+
+    def _keep(self, order: Order, made: dict[frozenset[str], Foreseen]) -> None:
+        with self._lock:
+            plans = self._of(order)
+            plans.update(made)
+            while len(plans) > MOST:
+                del plans[next(iter(plans))]
+
+    def _of(self, order: Order) -> dict[frozenset[str], Foreseen]:
+        """The plans of a model; those of an order before this one are forgotten."""
+        if self._orders.get(order.name) is not order:
+            self._orders[order.name] = order
+            self._plans[order.name] = {}
+            self._asked.pop(order.name, None)
+        return self._plans[order.name]
+
+    def _question(self, order: Order, sets: tuple[frozenset[str], ...]) -> Question:
+        return Question(
+            model=str(order.model),
+            shapes=dict(order.shapes),
+            blocks=order.blocks,
+            cluster=self._deployments.cluster,
+            profile=order.profile,
+            objective=order.objective,
+            calibration=str(order.calibration) if order.calibration is not None else "",
+            parts=str(self._deployments.parts),
+            without=tuple(tuple(sorted(lost)) for lost in sets),
+        )
+
+
+def _told(sets: tuple[frozenset[str], ...]) -> str:
+    return ", ".join(" and ".join(sorted(lost)) for lost in sets)

@@ -1,0 +1,57 @@
+"""The process behind `defer.dispatcher.foresight`: one question on standard input, the answers on standard output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from defer.blocks import planning_chain
+from defer.dispatcher.foresight import Foreseen, Question, without
+from defer.errors import translate
+
+if TYPE_CHECKING:
+    from partitioner import BlockChain
+
+
+def answer(question: Question, chain: BlockChain | None = None) -> tuple[Foreseen, ...]:
+    """Plan for each set of lost devices, and cut the model by each plan; `chain` is the model's analysis, if known."""
+    import partitioner
+    from defer.parts import write_parts
+    from defer.planning import make_plan
+    from defer.precision import precisions_of, ranges_for
+
+    model, parts = Path(question.model), Path(question.parts)
+    calibration = Path(question.calibration) if question.calibration else None
+    chain = chain or partitioner.analyze(model, question.shapes or None)
+    blocks = planning_chain(chain, question.blocks, question.profile)
+
+    def foresee(lost: tuple[str, ...]) -> Foreseen:
+        left = without(question.cluster, lost)
+        try:
+            plan = make_plan(blocks, left, question.profile, objective=question.objective)
+            precisions = precisions_of(left, (stage.device for stage in plan.stages))
+            ranges = ranges_for(precisions, model, chain, parts, calibration)
+            written = write_parts(model, chain, plan.cuts, parts, precisions, ranges, plan.order)
+        except Exception as error:
+            told = translate(error)
+            return Foreseen(code=told.code, problem=str(told))
+        return Foreseen(plan, tuple(each.part for each in written))
+
+    return tuple(map(foresee, question.without))
+
+
+def main() -> None:
+    """Read, answer, end."""
+    out = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    question = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Question)
+    with os.fdopen(out, "wb") as file:
+        file.write(msgspec.msgpack.encode(answer(question)))
+
+
+if __name__ == "__main__":
+    main()

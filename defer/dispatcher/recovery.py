@@ -1,0 +1,271 @@
+"""Keeps every model served as devices are lost and come back.
+
+One thread looks at the heartbeats ten times a second, and at what each model needs whenever something has happened.
+What takes long (planning, shipping, loading) is done in a thread per model. Plans for the loss of each further device
+are made ahead, once nothing happens any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from defer.agents import AgentPool
+from defer.dispatcher import events as e
+from defer.dispatcher.ahead import Ahead
+from defer.dispatcher.bringup import Order
+from defer.dispatcher.core import DispatcherCore
+from defer.dispatcher.deployments import Deployments
+from defer.dispatcher.foresight import Foreseen
+from defer.dispatcher.mending import Serving, devices_of_plan, remedy
+from defer.dispatcher.shell import DataShell
+from defer.dispatcher.trust import Trust
+from defer.dispatcher.watch import LEAST_S, Hung, Watch
+from defer.errors import DeferError
+
+logger = logging.getLogger("defer.dispatcher")
+
+LOOK_S = 0.1
+"""How often heartbeats are looked at; they come as often."""
+
+AGAIN_S = 1.0
+"""Pause before a model that could not be mended is tried again."""
+
+AT_ONCE = 4
+"""Models that are mended at the same time."""
+
+
+class Recovery:
+    """See the module.
+
+    Args:
+        deployments: What is deployed, and how plans are loaded.
+        pool: Connections to the agents.
+        shell: The data thread.
+    """
+
+    def __init__(self, deployments: Deployments, pool: AgentPool, shell: DataShell) -> None:
+        self._deployments, self._pool, self._shell = deployments, pool, shell
+        self._cluster, self._log = deployments.cluster, deployments.log
+        self.ahead = Ahead(deployments)
+        deployments.files_ahead, deployments.changed = self.ahead.files, self.look
+        self._watch = Watch()
+        self._trust = Trust()
+        self._changed = threading.Condition()
+        self._dirty = True
+        self._closing = False
+        self._busy: dict[str, float] = {}
+        self._again: dict[str, float] = {}
+        self._stuck: dict[str, frozenset[str]] = {}
+        self._thread: threading.Thread | None = None
+        self._workers = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="defer-recovery")
+
+    def start(self) -> None:
+        """Start to look."""
+        self._thread = threading.Thread(target=self._run, name="defer-recovery", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self.ahead.stop()
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """`stop`, and wait for what runs."""
+        self.stop()
+        if self._thread is not None:
+            self._thread.join()
+        self._workers.shutdown(wait=True)
+        self.ahead.close()
+
+    def lost(self, device: str) -> None:
+        """A device was lost; from any thread."""
+        self._trust.lost(device, time.monotonic())
+        self.look()
+
+    def look(self) -> None:
+        """Something has changed; from any thread."""
+        with self._changed:
+            self._dirty = True
+            self._changed.notify()
+
+    # ------------------------------------------------------------------------------------------ in the thread
+
+    def _run(self) -> None:
+        while not self._closing:
+            with self._changed:
+                if not self._dirty:
+                    self._changed.wait(LOOK_S)
+            try:
+                self._look_at_heartbeats()
+                now = time.monotonic()
+                due = [name for name, at in self._again.items() if at <= now]
+                if self._dirty or due:
+                    self._dirty = False
+                    self._again = {name: at for name, at in self._again.items() if name not in due}
+                    self._look_at_models()
+            except Exception:
+                if not self._closing:
+                    logger.exception("looking after the deployments failed")
+                    time.sleep(LOOK_S)
+
+    def _look_at_heartbeats(self) -> None:
+        beats = {
+            name: (known.heartbeat, known.heard_at)
+            for name, known in self._pool.agents().items()
+            if known.state == "alive" and known.heartbeat is not None
+        }
+        quiet = self._watch.quiet
+        for change in self._watch.look(beats, self._expected(beats)):
+            device = change.device
+            if isinstance(change, Hung):
+                reason = f"its stage hangs: an item is {change.age_s:.2g} s old"
+                self._shell.post(e.DeviceLost(device, reason))
+                self._log.note("stage-hangs", f"{device}: {reason}", level="warning", device=device)
+                logger.warning("device %s: %s", device, reason)
+                self.lost(device)
+            else:
+                self._shell.post(e.DeviceBack(device))
+                self._log.note("stage-moves", f"the stage on {device} goes on", device=device)
+                self.look()
+        if self._watch.quiet != quiet:
+            self._shell.post(e.DevicesQuiet(self._watch.quiet))
+
+    def _expected(self, beats: Mapping[str, tuple[object, float]]) -> dict[str, float]:
+        """Predicted seconds of the longest stage on each device."""
+        found: dict[str, float] = {}
+        for epoch, served in list(self._deployments.served.items()):
+            made = served.deployment
+            # Seconds that were not measured are a guess; a whole request is longer than any of its stages.
+            least = 0.0 if made.plan.method == "measured" else self._deployments.canaries.get(epoch, 0.0)
+            for stage in made.plan.stages:
+                found[stage.device] = max(found.get(stage.device, 0.0), stage.seconds, least)
+        if any(getattr(beat, "item_age_s", 0.0) > LEAST_S for beat, _ in beats.values()):
+            # A larger request takes longer: in proportion to its size, or to its square.
+            for device, scale in self._shell.call(_largest).result(5).items():
+                if device in found:
+                    found[device] *= max(1.0, scale) ** 2
+        return found
+
+    def missing(self, *, hard: bool = False) -> frozenset[str]:
+        """Devices with an agent that cannot be planned with now; `hard` leaves out those that are only distrusted."""
+        now = time.monotonic()
+        found = set(self._watch.hung)
+        for device in self._cluster.agents:
+            known = self._pool.liveness(device.name)
+            if known is None or known.state != "alive":
+                found.add(device.name)
+            elif not hard and (until := self._trust.until(device.name, now)) > now:
+                found.add(device.name)
+                self._again.setdefault(f"device {device.name}", until)
+        return frozenset(found)
+
+    def _look_at_models(self) -> None:
+        orders = dict(self._deployments.orders)
+        if not orders:
+            return
+        missing = self.missing()
+        routes = self._shell.call(_serving).result(5)
+        for name, order in orders.items():
+            if name in self._busy or order.plan is None:
+                continue
+            serving = self._served(routes.get(name, ()))
+            what = remedy(order.plan, serving, missing)
+            if what == "none":
+                self._stuck.pop(name, None)
+                if serving:
+                    self.ahead.want(order, missing, frozenset().union(*(_devices(each) for each in serving)))
+            elif not (what == "elsewhere" and self._stuck.get(name) == missing):
+                self._busy[name] = time.monotonic()
+                self._workers.submit(self._mend, order, what == "home")
+
+    def _served(self, routes: tuple[tuple[int, bool], ...]) -> list[Serving]:
+        served = self._deployments.served
+        return [
+            Serving(epoch, ready, served[epoch].deployment.plan if epoch in served else None)
+            for epoch, ready in routes
+        ]
+
+    # ------------------------------------------------------------------------------------- in a thread per model
+
+    def _mend(self, order: Order, home: bool) -> None:
+        name = order.name
+        try:
+            self._try_to_mend(order, home)
+        except Exception as error:
+            if not self._closing:
+                level = logging.WARNING if isinstance(error, DeferError) else logging.ERROR
+                logger.log(
+                    level, "model %s could not be mended: %s", name, error, exc_info=level == logging.ERROR
+                )
+            self._again[name] = time.monotonic() + AGAIN_S
+        finally:
+            del self._busy[name]
+            self.look()
+
+    def _try_to_mend(self, order: Order, home: bool) -> None:
+        begin, name = self._busy[order.name], order.name
+        assert order.plan is not None
+        if home:
+            needs = devices_of_plan(order.plan)
+            made = self._deployments.change(
+                order, order.plan, None, lambda: not needs & self.missing(hard=True)
+            )
+        else:
+            foreseen, missing = self._plan(order)
+            if foreseen.plan is None:
+                reason = f"nothing can hold it without {', '.join(sorted(missing))}: {foreseen.problem}"
+                self._stuck[name] = missing
+                self._shell.post(e.ModelStuck(name, reason))
+                self._log.note("model-stuck", f"{name}: {reason}", level="error", model=name)
+                logger.error("model %s: %s", name, reason)
+                return
+            made = self._deployments.change(order, foreseen.plan, foreseen, lambda: self._unserved(name))
+        if made is not None:
+            took = time.monotonic() - begin
+            on = " → ".join(stage.device for stage in made.plan.stages)
+            self._log.note("mended", f"{name} runs on {on} after {took:.2f} s", model=name, epoch=made.epoch)
+            logger.warning("model %s runs on %s, as deployment %d, after %.2f s", name, on, made.epoch, took)
+
+    def _plan(self, order: Order) -> tuple[Foreseen, frozenset[str]]:
+        """The best plan for the devices that are left, and those that are missing."""
+        missing = self.missing()
+        found = self.ahead.find(order, missing) or self.ahead.plan_now(order, missing)
+        hard = self.missing(hard=True)
+        if found.plan is None and hard != missing:
+            missing = hard
+            found = self.ahead.find(order, missing) or self.ahead.plan_now(order, missing)
+        return found, missing
+
+    def _unserved(self, name: str) -> bool:
+        routes: Callable[[DispatcherCore, float], dict[str, tuple[tuple[int, bool], ...]]] = _serving
+        return not any(ready for _, ready in self._shell.call(routes).result(5).get(name, ()))
+
+
+def _devices(serving: Serving) -> frozenset[str]:
+    return devices_of_plan(serving.plan) if serving.plan is not None else frozenset()
+
+
+def _serving(core: DispatcherCore, _: float) -> dict[str, tuple[tuple[int, bool], ...]]:
+    """Per model, the epochs that serve it and whether each is ready; in the data thread."""
+    return {
+        model: tuple((epoch, core.routes[epoch].state == "ready") for epoch in epochs)
+        for model, epochs in core.routes.serving.items()
+    }
+
+
+def _largest(core: DispatcherCore, _: float) -> dict[str, float]:
+    """Per device, the size of the largest request under way by that of the canary; in the data thread."""
+    found: dict[str, float] = {}
+    for request in core.requests.values():
+        route = core.routes[request.epoch].route
+        if request.sent and route.typical_bytes:
+            for device in route.devices:
+                found[device] = max(found.get(device, 1.0), request.nbytes / route.typical_bytes)
+    return found

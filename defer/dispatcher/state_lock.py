@@ -1,0 +1,38 @@
+"""One dispatcher per state directory."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import IO
+
+from defer.errors import PortInUse, UsageError
+
+
+def lock(path: Path, listen: str) -> IO[str]:
+    """Keeps other dispatchers out of a state directory until the file is closed.
+
+    Raises:
+        PortInUse: One that listens on the same address is in there already.
+        UsageError: Another one is.
+    """
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        theirs = file.read()
+        file.close()
+        if theirs == listen and not listen.endswith(":0"):
+            raise PortInUse(
+                f"a dispatcher already runs on {listen}",
+                hint="stop it, or choose another port with --listen HOST:PORT",
+            ) from None
+        raise UsageError(
+            f"another dispatcher keeps its state in {path.parent}",
+            hint="stop it, or give this one a directory of its own with --state",
+        ) from None
+    file.truncate(0)
+    file.write(listen)
+    file.flush()
+    return file
