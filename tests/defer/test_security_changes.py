@@ -156,9 +156,9 @@ def test_agents_that_are_revoked_or_rotated_while_they_run(root: Path, model: Pa
         assert infer(daemon, root)
         keys.revoke(root / "main", "n")
         until(lambda: state(daemon, "n") == "lost")
-        with AgentPool(DISPATCHER, security=security) as pool:
-            with pytest.raises(Unauthorised, match="No key of agent 'n'"):
-                pool.connect("n", f"tcp://{listens['n']}")
+        stranger = pytest.raises(Unauthorised, match="No key of agent 'n'")
+        with AgentPool(DISPATCHER, security=security) as pool, stranger:
+            pool.connect("n", f"tcp://{listens['n']}")
         keys.authorise(root / "main", public(root, "n"), replace=True)
         until(lambda: state(daemon, "n") == "alive")
         until(lambda: infer_or_not(daemon, root))
