@@ -274,12 +274,11 @@ def receive(
     more = True
     count = 0
     while more:
-        copy = count < len(tensors) and tensors[count].nbytes < COPY_BELOW
-        frame = socket.recv(NOW, copy=copy)
-        more = bool(socket.getsockopt(zmq.RCVMORE)) if copy else frame.more
+        frame = socket.recv(NOW, copy=False)
+        more = frame.more
         count += 1
         if problem is None and count <= allowed:
-            frames.append(frame)
+            frames.append(frame.bytes if len(frame) < COPY_BELOW else frame)
     if problem is None and count > allowed:
         problem = FrameError(f"A message came with {count} frames after its header; {allowed} are announced.")
     if problem is None and tensors:

@@ -62,7 +62,7 @@ class DataPlane:
             forward=self._sender.submit,
             window=self._window,
         )
-        self._receiver.short_way = ShortWay(self._worker, self._sender, self._release).take
+        self._receiver.short_way = ShortWay(self._worker, self._sender, self._receiver.release).take
         loop.parts = (self._sender, self._receiver)
         loop.submit = self._sender.submit
         self._decoder = Coder("decode", lambda work: decode(work, name), self._decoded)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import zmq
 
-from node_agent.sockets import Socket, readable, used, was_used
+from node_agent.sockets import POLLIN, Asked, Socket, note_use, poll_now, used
 
 Handler = Callable[[], None]
 
@@ -24,7 +24,8 @@ class Readiness:
     def __init__(self) -> None:
         self._poll = select.poll()
         self._handlers: dict[int, tuple[Handler, Socket | None]] = {}
-        self._sockets: dict[Socket, int] = {}
+        self._numbers: dict[Socket, int] = {}
+        self._used: set[Asked] = set()
 
     def watch(self, source: Socket | int, handler: Handler) -> None:
         """Calls `handler` whenever something waits on `source`, a ZeroMQ socket or a descriptor.
@@ -32,32 +33,40 @@ class Readiness:
         A handler need not take everything: it is called again until nothing is left.
         """
         if isinstance(source, int):
-            self._handlers[source] = (handler, None)
-            self._poll.register(source, select.POLLIN)
-            return
-        number = int(source.getsockopt(zmq.FD))
-        used(source)  # what came before is not told any more
-        self._sockets[source] = number
-        self._handlers[number] = (handler, source)
+            number = source
+            self._handlers[number] = (handler, None)
+        else:
+            number = int(source.getsockopt(zmq.FD))
+            self._handlers[number] = (handler, source)
+            self._numbers[source] = number
+            note_use(source, self._used)
+            used(source)  # what came before is not told any more
         self._poll.register(number, select.POLLIN)
 
     def unwatch(self, source: Socket | int) -> None:
         """Before `source` is closed."""
-        number = source if isinstance(source, int) else self._sockets.pop(source)
+        if isinstance(source, int):
+            number = source
+        else:
+            number = self._numbers.pop(source)
+            self._used.discard((source, POLLIN))
+            note_use(source, None)
         self._poll.unregister(number)
         del self._handlers[number]
 
     def turn(self, timeout_ms: float | None) -> None:
         """Waits until something can be read, or for so long (None: without end), and calls the handlers."""
-        ready = [number for socket, number in self._sockets.items() if was_used(socket) and readable(socket)]
+        ready: list[int] = []
+        if self._used:
+            ready = [self._numbers[socket] for socket, _ in poll_now(list(self._used))]
+            self._used.clear()
         for number, _ in self._poll.poll(0 if ready else timeout_ms):
             if number not in ready:
                 ready.append(number)
+        handlers = self._handlers
         for number in ready:
-            known = self._handlers.get(number)
-            if known is None:
-                continue  # closed by a handler before it
-            handler, socket = known
-            if socket is not None:
-                used(socket)
-            handler()
+            if number in handlers:  # not closed by a handler before it
+                handler, socket = handlers[number]
+                if socket is not None:
+                    self._used.add((socket, POLLIN))
+                handler()

@@ -120,9 +120,12 @@ class Sender:
     def open_to(self, peer: PeerRef) -> _Downstream | None:
         """The connection to a peer if an item may be sent there now, before none that waits; else None."""
         downstream = self._peers.get(peer)
-        return (
-            downstream if downstream is not None and not downstream.pending and downstream.end.ready else None
-        )
+        if downstream is None or downstream.pending:
+            return None
+        end = downstream.end
+        window = end.window  # asked as `SendingEnd.ready` does, in one function less
+        ready = end.handshake.state == "ready" and window.items > 0 and window.nbytes > 0
+        return downstream if ready else None
 
     def _flush(self, downstream: _Downstream) -> None:
         pending = downstream.pending

@@ -103,13 +103,27 @@ class ShortWay:
         except Exception as error:
             failed = error
         ended_ns = self._worker.end(loaded, arrived_ns)
-        sending = None if failed is not None else _as_known(known, outputs, frames)
-        if sending is not None and (left == NO_DEADLINE or left > ended_ns - arrived_ns):
+        sending: list[Any] = []
+        for name, index, kind, shape in known.made if failed is None else ():
+            if index >= 0:
+                sending.append(frames[index])
+                continue
+            array = outputs[name]
+            if array.shape != shape or array.dtype != kind or not array.flags.c_contiguous:
+                break
+            sending.append(memoryview(array).cast("B"))
+        if (
+            failed is None
+            and len(sending) == len(known.made)
+            and (left == NO_DEADLINE or left > ended_ns - arrived_ns)
+        ):
             if left != NO_DEADLINE:
                 left -= ended_ns - arrived_ns
             header = encode_header(Item(item.epoch, item.request, item.hop + 1, left, known.sent))
             if send(downstream.socket, header, sending, downstream.identity) is Sent.YES:
-                downstream.end.window.take(known.sent_bytes)
+                window = downstream.end.window  # `open_to` has asked for credit
+                window.items -= 1
+                window.nbytes -= known.sent_bytes
                 counters = loaded.counters
                 counters.items += 1
                 counters.bytes_out += known.sent_bytes
@@ -124,17 +138,3 @@ class ShortWay:
             work.outputs = outputs
         self._sender.submit(work)
         return True
-
-
-def _as_known(known: Known, outputs: Any, frames: list[Any]) -> list[Any] | None:
-    """The frames to send, where the outputs are of the known types and shapes."""
-    sending = []
-    for name, index, dtype, shape in known.made:
-        if index >= 0:
-            sending.append(frames[index])
-            continue
-        array = outputs[name]
-        if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
-            return None
-        sending.append(memoryview(array).cast("B"))
-    return sending

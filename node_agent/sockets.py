@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import zmq
 from zmq.backend import Socket as _Plain
+from zmq.backend import zmq_poll
 
 Socket = zmq.Socket[bytes]
 
@@ -20,17 +22,40 @@ MORE_NOW = int(zmq.NOBLOCK | zmq.SNDMORE)
 post: Any = _Plain.send
 """Sends one frame: `post(socket, data, flags, copy)`."""
 
-_POLLIN = int(zmq.POLLIN)
+POLLIN = int(zmq.POLLIN)
+
+Asked = tuple[Socket, int]
+"""A socket and what it is asked: an entry of ZeroMQ's poll."""
+
+poll_now: Any = partial(zmq_poll, timeout=0)
+"""Which of a list of `Asked` hold, without waiting."""
 
 
 def readable(socket: Socket) -> bool:
-    """Whether a message waits on a socket."""
-    return bool(socket.getsockopt(zmq.EVENTS) & _POLLIN)  # type: ignore[operator]
+    """Whether a message waits on a socket; if none does, its descriptor tells of the next one."""
+    noted = socket.__dict__.get("noted")
+    if noted is None:
+        return bool(poll_now([(socket, POLLIN)]))
+    # Unlike `getsockopt` this makes no enumeration member of the option's number.
+    if poll_now([noted[1]]):
+        return True
+    noted[0].discard(noted[1])
+    return False
 
 
 def used(socket: Socket) -> None:
     """Notes that a socket was read from or written to: see `node_agent.readiness`."""
-    socket.__dict__["used"] = True
+    noted = socket.__dict__.get("noted")
+    if noted is not None:
+        noted[0].add(noted[1])
+
+
+def note_use(socket: Socket, where: set[Asked] | None) -> None:
+    """Has `used` put a socket into a set from now on; None ends that."""
+    if where is None:
+        socket.__dict__.pop("noted", None)
+    else:
+        socket.__dict__["noted"] = (where, (socket, POLLIN))
 
 
 def say(socket: Socket, frames: Sequence[Any]) -> None:
@@ -42,8 +67,3 @@ def say(socket: Socket, frames: Sequence[Any]) -> None:
     """
     used(socket)
     socket.send_multipart(frames, NOW)
-
-
-def was_used(socket: Socket) -> bool:
-    """Whether it was, since this was asked last."""
-    return bool(socket.__dict__.pop("used", False))

@@ -140,13 +140,11 @@ class ChosenSession:
 
     def __init__(self, inner: Session, engine: str, notes: Sequence[str] = ()) -> None:
         self._inner = inner
+        self.run = inner.run
+        """See `Session.run`."""
         self.outputs: Sequence[TensorSpec] = inner.outputs
         self.engine = engine
         self.notes = tuple(notes)
-
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """See `Session.run`."""
-        return self._inner.run(inputs)
 
     def close(self) -> None:
         """See `Session.close`."""

@@ -146,18 +146,23 @@ class _PlainSession:
         self.outputs = outputs
         self._inner = inner
         self._names = [spec.name for spec in outputs]
+        # The compiled session: around it ONNX Runtime looks up in Python what was checked when the item was admitted,
+        # and changes providers where one fails, for which there is none here.
+        compiled: Any = getattr(inner, "_sess", None)
+        alone = compiled is not None and inner.get_providers() == ["CPUExecutionProvider"]
+        self._run: Any = compiled.run if alone else inner.run
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         """See `Session.run`."""
         try:
-            values = self._inner.run(self._names, inputs)
+            values = self._run(self._names, inputs, None)
         except Exception as error:
             raise RunFailedError(f"ONNX Runtime failed: {sentence(error)}") from None
         return dict(zip(self._names, values, strict=True))
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._inner = None
+        self._inner = self._run = None
         trim()
 
 
