@@ -8,6 +8,7 @@ model travels by content with the agents' own `Want`/`Have`/`Chunk`/`Taken`.
 from __future__ import annotations
 
 from pathlib import PurePosixPath
+from typing import Literal
 
 import msgspec
 
@@ -243,6 +244,45 @@ class Undeploy(msgspec.Struct, frozen=True, tag="undeploy", tag_field="t"):
     drain_s: float = 30.0
 
 
+class Roll(msgspec.Struct, frozen=True, tag="roll", tag_field="t"):
+    """Change which version of a model requests without a version take, or show it; answered by `Rolled`.
+
+    Attributes:
+        name: The model's name.
+        action: `show`; `canary`: a share takes `version`; `promote`: all take it (or the one that is tried); `rollback`:
+            end the canary, or go back to the version before.
+        version: A version, or a deployment's whole name.
+        share: Part of the requests for a canary, 0 to 1.
+    """
+
+    id: int
+    name: str
+    action: Literal["show", "canary", "promote", "rollback"] = "show"
+    version: str = ""
+    share: float = 0.0
+
+
+class Rolled(msgspec.Struct, frozen=True, tag="rolled", tag_field="t"):
+    """Answers `Roll`: what the name stands for now.
+
+    Attributes:
+        name: The model's name.
+        stable: Deployment that its requests take.
+        canary: Deployment that is tried; empty for none.
+        share: Part of the requests that takes it.
+        before: What was stable before; empty for none.
+        versions: Deployments of the model.
+    """
+
+    id: int
+    name: str
+    stable: str
+    canary: str = ""
+    share: float = 0.0
+    before: str = ""
+    versions: tuple[str, ...] = ()
+
+
 ApiMessage = (
     Hello
     | Welcome
@@ -260,6 +300,8 @@ ApiMessage = (
     | Deploy
     | Deployed
     | Undeploy
+    | Roll
+    | Rolled
     | GetEvents
     | Events
     | GetTraces

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 

@@ -6,7 +6,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
@@ -149,8 +149,8 @@ class Requests:
     def known(self, model: str) -> api.ModelInfo | None:
         """The signature of a model as far as it was asked for; None when the dispatcher must be asked."""
         models = self._models
-        if not model and len(models) == 1:
-            (info,) = models.values()
+        if not model and len(named := _named(models)) == 1:
+            (info,) = named
         else:
             info = models.get(model, _NOTHING)
         return info if info.inputs else None
@@ -170,9 +170,10 @@ class Requests:
             raise NotReady(
                 f"no model is deployed at {self.address}", hint="deploy one with `defer deploy MODEL`"
             )
-        if not model and len(served) > 1:
+        named = _named(served)
+        if not model and len(named) != 1:
             raise UnknownModel(f"several models are served, say which: {', '.join(sorted(served))}")
-        found = served.get(model) if model else next(iter(served.values()))
+        found = served.get(model) if model else named[0]
         if found is None:
             raise UnknownModel(f"no model {model!r} is served; served: {', '.join(sorted(served))}")
         if not found.inputs:
@@ -364,6 +365,11 @@ class Requests:
             session, self._session = self._session, None
         if session is not None:
             session.close()
+
+
+def _named(models: Mapping[str, api.ModelInfo]) -> list[api.ModelInfo]:
+    """The models that a request without a name may mean: a version is meant by its own name alone."""
+    return [info for info in models.values() if info.version_of not in models or not info.version_of]
 
 
 _NOTHING = api.ModelInfo("", "")

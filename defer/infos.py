@@ -18,6 +18,10 @@ class ModelInfo(msgspec.Struct, frozen=True):
         inputs: Its inputs; a free dimension is a string.
         outputs: Its outputs.
         codec: How the plan wants inputs to come.
+        version_of: Name of the model that it is a version of; empty where it is none, or stands for all.
+        stable: Deployment that requests for the name alone take; empty where the model has no versions.
+        canary: Deployment that part of them takes; empty for none.
+        share: That part, 0 to 1.
     """
 
     name: str
@@ -27,6 +31,10 @@ class ModelInfo(msgspec.Struct, frozen=True):
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     codec: str = "raw"
+    version_of: str = ""
+    stable: str = ""
+    canary: str = ""
+    share: float = 0.0
 
 
 class StageInfo(msgspec.Struct, frozen=True):

@@ -46,6 +46,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "Serve a dispatcher's models by the Open Inference Protocol v2.",
     ),
     "deploy": ("defer.cli.deploy:command", "Deploy a model through a running dispatcher."),
+    "rollout": (
+        "defer.cli.rollout:command",
+        "Try a new version on a share of the requests, promote it, roll it back.",
+    ),
     "undeploy": ("defer.cli.undeploy:command", "Take a deployment down."),
     "status": ("defer.cli.status:command", "Show the dispatcher's deployments, agents and requests."),
     "top": ("defer.cli.top:command", "Watch stages, queues, rates and events in the terminal."),

@@ -20,9 +20,11 @@ from defer.cli.chains import (
 )
 from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, examples, print_json, progress
+from defer.dispatcher.rollout import versioned
 from defer.documents.base import decode, encode
 from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile
+from defer.errors import UsageError
 from defer.upload import upload
 
 STEP_S = 600.0
@@ -34,10 +36,17 @@ STEP_S = 600.0
         "defer deploy resnet50.onnx",
         "defer deploy bert.onnx --name text --input input_ids=1,128 --objective throughput",
         "defer deploy resnet50.onnx --plan plan.json --dispatcher 192.168.1.2:7600",
+        "defer deploy resnet50-new.onnx --name resnet50 --version 2 --canary 0.1",
     )
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--name", help="Name to serve it under; the file's by default.")
+@click.option(
+    "--version", default="", help="Deploy it as a version beside others of its name; see `defer rollout`."
+)
+@click.option(
+    "--canary", type=click.FloatRange(0, 1), help="Let this share of the requests take the version."
+)
 @click.option("--plan", "plan_file", metavar="FILE", help="Follow this plan.json.")
 @click.option("--profile", "profile_file", metavar="FILE", help="Plan with this profile.json.")
 @click.option(
@@ -56,6 +65,8 @@ STEP_S = 600.0
 def command(
     model: Path,
     name: str | None,
+    version: str,
+    canary: float | None,
     plan_file: str | None,
     profile_file: str | None,
     objective: Objective,
@@ -69,8 +80,11 @@ def command(
 ) -> None:
     """Send MODEL to the dispatcher, which measures, plans, loads it on the agents and serves it.
 
-    A model that is served under the same name is replaced without a gap.
+    A model that is served under the same name, and version, is replaced without a gap.
     """
+    if canary is not None and not version:
+        raise UsageError("--canary needs --version", hint="the version that is tried has a name of its own")
+    deployment = versioned(name or model.stem, version)
     from defer.model_files import calibration_file, model_files
 
     check_calibration(calibration, max_error)
@@ -83,7 +97,7 @@ def command(
         sent = upload(admin, everything, lambda done, total: show("sending the model", done / max(total, 1)))
         order = api.Deploy(
             0,
-            name or model.stem,
+            deployment,
             tuple(files),
             plan,
             profile,
@@ -98,6 +112,9 @@ def command(
         made = admin.ask(
             order, api.Deployed, timeout=STEP_S, on_progress=lambda step: show(step.what, step.fraction)
         )
+        if canary is not None:
+            roll = api.Roll(0, name or model.stem, "canary", version, canary)
+            admin.ask(roll, api.Rolled, timeout=STEP_S)
     if as_json:
         told = msgspec.to_builtins(made) | {"uploaded_bytes": sent, "plan": msgspec.json.decode(made.plan)}
         print_json({key: value for key, value in told.items() if key not in ("id", "t")})

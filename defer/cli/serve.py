@@ -16,8 +16,8 @@ import msgspec
 from defer import units
 from defer.access import said, security_for
 from defer.accuracy import Budget
-from defer.cli.access import access_options, warn_insecure
 from defer.api import ModelInfo
+from defer.cli.access import access_options, warn_insecure
 from defer.cli.chains import Shapes, batch_options, blocks_option, budget_options, input_option, sample_option
 from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway
 from defer.cli.observing import ObservingWish, log_to_stderr, observing_options, serving_metrics

@@ -69,7 +69,11 @@ def taken_over(deployments: Deployments, order: Order) -> bool:
     """Whether the process before was told to serve just this, so that it is back, or will be.
 
     What else its command line asked for is served no more.
+
+    Raises:
+        UsageError: Its name is no name of a deployment.
     """
+    deployments.rollouts.check(order.name)
     for name, old in list(deployments.orders.items()):
         if old.source == "serve" and name != order.name:
             deployments.take_down(name, 0.0)

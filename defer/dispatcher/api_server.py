@@ -59,6 +59,9 @@ class Verbs(Protocol):
     def undeploy(self, order: api.Undeploy) -> None:
         """Serve a model no more."""
 
+    def roll(self, order: api.Roll) -> api.Rolled:
+        """Change which version requests take, or show it."""
+
 
 class ApiServer:
     """Takes messages of the api ROUTER and answers them.
@@ -107,7 +110,7 @@ class ApiServer:
         if not self._waiting.acquire(blocking=False):
             self._fault(identity, number, Overloaded(f"{WAITING} questions wait already"))
             return
-        slow = isinstance(message, api.Deploy | api.Undeploy)
+        slow = isinstance(message, api.Deploy | api.Undeploy | api.Roll)
         piece = frames[1] if len(frames) > 1 else b""
         key = object()
         self._owed[key] = (identity, number)
@@ -138,7 +141,17 @@ class ApiServer:
 
     def _answer(
         self, identity: bytes, number: int, message: api.ApiMessage, piece: bytes
-    ) -> api.Models | api.ServerStatus | api.Events | api.Traces | api.Deployed | Have | Taken | Done:
+    ) -> (
+        api.Models
+        | api.ServerStatus
+        | api.Events
+        | api.Traces
+        | api.Deployed
+        | api.Rolled
+        | Have
+        | Taken
+        | Done
+    ):
         def report(what: str, fraction: float) -> None:
             self._say(identity, Progress(number, what, fraction))
 
@@ -157,6 +170,8 @@ class ApiServer:
                 return self._verbs.chunk(message, piece)
             case api.Deploy():
                 return self._verbs.deploy(message, report)
+            case api.Roll():
+                return self._verbs.roll(message)
             case api.Undeploy():
                 self._verbs.undeploy(message)
                 return Done(number)

@@ -21,12 +21,13 @@ from defer.dispatcher import events as e
 from defer.dispatcher.answers import Answer, say
 from defer.dispatcher.conveyor import Conveyor
 from defer.dispatcher.durable import gone
-from defer.dispatcher.ledger import Request, obstacle
+from defer.dispatcher.ledger import Request, mismatch, obstacle
 from defer.dispatcher.parking import Parking
+from defer.dispatcher.rollout import Splits
 from defer.dispatcher.routes import RouteState
 from node_agent.errors import FlowError
 from node_agent.flow import SendWindow
-from node_agent.messages import NO_DEADLINE, Credit, Failure, Item, Rejection, Result, TensorHeader
+from node_agent.messages import NO_DEADLINE, Credit, Failure, Infer, Item, Rejection, Result, TensorHeader
 
 MOST_LOSSES = 8
 """A request that was under way at the loss of so many devices is perhaps what they are lost by."""
@@ -42,6 +43,7 @@ class DispatcherCore(Conveyor):
     def __init__(self, limits: e.Limits | None = None) -> None:
         super().__init__(limits)
         self.parking = Parking(self.limits)
+        self.splits = Splits()
         self._closing = False
 
     # ------------------------------------------------------------------------------------------------- events
@@ -182,12 +184,23 @@ class DispatcherCore(Conveyor):
             if state.lost:
                 return refuse("not-ready", state.reason)
         else:
-            found = self.routes.find(infer.model, now)
+            found = self.routes.find(self._version(infer), now)
             if isinstance(found, tuple):
                 return refuse(*found)
             state = found
         why = obstacle(state, infer, nbytes, self.nbytes, self.limits)
         return state if why is None else refuse(*why)
+
+    def _version(self, infer: Infer) -> str:
+        """The deployment that a request takes, where what it names has versions."""
+        if not self.splits.by_name:
+            return infer.model
+
+        def takes(deployment: str) -> bool:
+            ready = self.routes.ready_for(deployment)
+            return bool(ready) and mismatch(ready[0].route, infer) is None
+
+        return self.splits.choose(infer.model or self.splits.only(self.routes.serving), takes)
 
     def _returned(self, item: Item, frames: e.Frames, now: float) -> list[e.Instruction]:
         request = self.requests.get(item.request)
@@ -343,6 +356,10 @@ class DispatcherCore(Conveyor):
                 self.routes.stuck[model] = reason
             case e.ModelAnnounced(model, reason):
                 self.routes.announced[model] = reason
+            case e.SplitSet(split):
+                self.splits.put(split)
+            case e.SplitForgotten(name):
+                self.splits.drop(name)
             case e.ModelForgotten(model):
                 self.routes.announced.pop(model, None)
             case e.RouteLoaded(route):

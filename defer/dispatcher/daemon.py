@@ -32,6 +32,7 @@ from defer.dispatcher.keeper import Keeper
 from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.report import models_of, status_of
 from defer.dispatcher.restoring import kept_request
+from defer.dispatcher.rollout import base_of
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.state_lock import lock
 from defer.dispatcher.store import KeptModel, Snapshot
@@ -236,6 +237,7 @@ class Daemon:
             if not self._snapshot.models:
                 raise
             logger.warning("%s", error)
+        self.deployments.rollouts.load(self._snapshot.splits)
         for model in self._snapshot.models:
             self._restore(model)
         self.deployments.clean()
@@ -335,6 +337,7 @@ class Daemon:
         if self._closing.is_set():
             raise NotReady("the dispatcher is shutting down")
         self._refuse_while_held()
+        self.deployments.rollouts.check(order.name)
         try:
             outcome = self.deployments.bring_up(
                 Order(
@@ -367,6 +370,23 @@ class Daemon:
             news.info("model %s is no longer served", order.name)
         finally:
             self._tidy()
+
+    def roll(self, order: api.Roll) -> api.Rolled:
+        """See `Verbs`."""
+        self._refuse_while_held()
+        served = list(self.deployments.orders)
+        split = self.deployments.rollouts.roll(order.name, order.action, order.version, order.share, served)
+        if order.action != "show":
+            news.info("requests for %s take %s", split.name, split.stable)
+        return api.Rolled(
+            0,
+            split.name,
+            split.stable,
+            split.canary,
+            split.share,
+            split.before,
+            tuple(sorted(each for each in served if base_of(each) == split.name)),
+        )
 
     def _tidy_uploads(self) -> None:
         """At the start: what is served again needs its model's files, if its agents have lost theirs."""

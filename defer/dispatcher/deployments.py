@@ -22,6 +22,7 @@ from defer.dispatcher.keeper import Keeper
 from defer.dispatcher.proving import devices_of, files_of, prove, route_of
 from defer.dispatcher.report import Served
 from defer.dispatcher.restoring import KeptModels, digest_of, load_kept, order_of
+from defer.dispatcher.rollouts import Rollouts
 from defer.dispatcher.sampling import Sampler, Tally, reference_of
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.store import KeptModel, KeptRoute, Snapshot
@@ -29,7 +30,7 @@ from defer.dispatcher.unloading import UNLOAD_S, Unloader
 from defer.documents.address import Address
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile
-from defer.errors import DeferError, OutOfMemory, UnknownModel, translate
+from defer.errors import DeferError, OutOfMemory, translate
 from defer.event_log import EventLog
 from defer.hops import Place
 
@@ -78,6 +79,7 @@ class Deployments:
         self.log = log or EventLog(time.time)
         self._pool, self._shell, self._state, self._profiles = pool, shell, state, profiles
         self.kept = KeptModels(keeper, self.log)
+        self.rollouts = Rollouts(shell, keeper, self.log)
         self._epochs = EpochLog(keeper)
         self._lock = threading.RLock()
         self.served: dict[int, Served] = {}
@@ -177,6 +179,7 @@ class Deployments:
             made = outcome.deployment
             text = f"{order.name} is deployed as {made.epoch} on {', '.join(devices_of(made))}"
             self.log.note("deployed", text, model=order.name, epoch=made.epoch)
+            self.rollouts.deployed(order.name, self.orders)
             self._tidy()
             self.changed()
             return outcome
@@ -293,15 +296,20 @@ class Deployments:
     # ----------------------------------------------------------------------------------------------------- down
 
     def take_down(self, name: str, drain_s: float) -> None:
-        """Serve a model no more; what is in flight has `drain_s` seconds to end.
+        """Serve a model, or one version of it, no more; what is in flight has `drain_s` seconds to end.
 
         Raises:
             UnknownModel: No such model is served.
+            UsageError: Requests for its model take this version, and there are others.
         """
         with self._lock:
-            if self.orders.pop(name, None) is None:
-                known = ", ".join(sorted(self.orders)) or "none"
-                raise UnknownModel(f"no model {name!r} is served; served: {known}")
+            for deployment in self.rollouts.leave(name, self.orders):
+                self._take_down(deployment, drain_s)
+            self._tidy()
+
+    def _take_down(self, name: str, drain_s: float) -> None:
+        with self._lock:
+            del self.orders[name]
             self.log.note("undeployed", f"{name} is no longer served", model=name)
             self.kept.drop(name)
             mine = [epoch for epoch, served in list(self.served.items()) if served.deployment.model == name]
@@ -312,7 +320,6 @@ class Deployments:
                 for epoch in mine:
                     self._shell.post(e.RouteDropped(epoch, f"model {name!r} was undeployed"))
                 self._gone(mine, 2 * UNLOAD_S)
-            self._tidy()
 
     def _tidy(self) -> None:
         """Remove partitions that no deployment uses: agents hold theirs, and cutting again gives the same files."""

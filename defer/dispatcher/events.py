@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from defer.dispatcher.rollout import Split
 from defer.dispatcher.store import Change, KeptAnswer
 from node_agent.messages import Credit, Failure, Infer, Item, Rejection, Result, TensorSpec
 
@@ -253,6 +254,20 @@ class ModelForgotten:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitSet:
+    """A model's name without a version stands for this from now on."""
+
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class SplitForgotten:
+    """A model's name stands for nothing but a deployment of that name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class RecallArrived:
     """A client asks for the answer to a request by its id."""
 
@@ -322,6 +337,8 @@ Event = (
     | RouteRetired
     | RouteDropped
     | ModelForgotten
+    | SplitSet
+    | SplitForgotten
     | RecallArrived
     | Kept
     | Recalled

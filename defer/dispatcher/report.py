@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
+
 import defer
 from defer import api
 from defer.agents import AgentPool
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.counters import LATENCY_BOUNDS, Totals
+from defer.dispatcher.rollout import base_of
 from defer.dispatcher.routes import RouteState
 from defer.dispatcher.sampling import Tally
 from defer.dispatcher.shell import DataShell
@@ -37,21 +40,49 @@ class Served:
 
 
 def models_of(core: DispatcherCore, _: float) -> tuple[api.ModelInfo, ...]:
-    """What clients may ask for; runs in the data thread."""
+    """What clients may ask for, names that stand for a version among it; runs in the data thread."""
+    infos = {info.name: info for info in _deployed_models(core)}
+    for name, split in core.splits.by_name.items():
+        stable = infos.get(split.stable) or api.ModelInfo(
+            name, "announced", f"{split.stable} is not there yet"
+        )
+        infos[name] = msgspec.structs.replace(
+            stable, name=name, version_of="", stable=split.stable, canary=split.canary, share=split.share
+        )
+    return tuple(infos[name] for name in sorted(infos))
+
+
+def _deployed_models(core: DispatcherCore) -> list[api.ModelInfo]:
     routes = core.routes
     infos = []
     for name in sorted(routes.serving.keys() | routes.announced.keys()):
         if name not in routes.serving:
-            infos.append(api.ModelInfo(name, "announced", routes.announced[name]))
+            infos.append(
+                api.ModelInfo(name, "announced", routes.announced[name], version_of=_version_of(name))
+            )
             continue
         state = next(iter(routes.ready_for(name)), routes[routes.serving[name][0]])
         epoch = routes.serving[name][0]
         reason = "" if state.state == "ready" else routes.announced.get(name) or state.reason
         route = state.route
         infos.append(
-            api.ModelInfo(name, state.state, reason, epoch, route.inputs, route.outputs, route.codec)
+            api.ModelInfo(
+                name,
+                state.state,
+                reason,
+                epoch,
+                route.inputs,
+                route.outputs,
+                route.codec,
+                version_of=_version_of(name),
+            )
         )
-    return tuple(infos)
+    return infos
+
+
+def _version_of(deployment: str) -> str:
+    name = base_of(deployment)
+    return name if name != deployment else ""
 
 
 @dataclass(frozen=True, slots=True)

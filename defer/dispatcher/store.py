@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from defer.dispatcher.rollout import Split
 from node_agent.messages import HopSpec, Infer, Rejection, Result, TensorSpec
 
 
@@ -144,7 +145,29 @@ class AnswersDropped(msgspec.Struct, frozen=True):
     requests: tuple[bytes, ...]
 
 
-Change = EpochBegun | EpochEnded | ModelKept | ModelDropped | RequestKept | AnswerKept | AnswersDropped
+class SplitKept(msgspec.Struct, frozen=True):
+    """A model's name stands for this; replaces what was kept under it."""
+
+    split: Split
+
+
+class SplitDropped(msgspec.Struct, frozen=True):
+    """A model's name stands for nothing but a deployment of that name."""
+
+    name: str
+
+
+Change = (
+    EpochBegun
+    | EpochEnded
+    | ModelKept
+    | ModelDropped
+    | RequestKept
+    | AnswerKept
+    | AnswersDropped
+    | SplitKept
+    | SplitDropped
+)
 
 
 class Spent(msgspec.Struct, frozen=True):
@@ -164,6 +187,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         models: Deployments, by name.
         requests: Durable requests without an answer, the oldest first.
         answers: Answers that are kept, the oldest first.
+        splits: What models' names stand for, by name.
     """
 
     last_epoch: int = 0
@@ -171,6 +195,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     models: tuple[KeptModel, ...] = ()
     requests: tuple[KeptRequest, ...] = ()
     answers: tuple[Spent, ...] = ()
+    splits: tuple[Split, ...] = ()
 
 
 class Store(Protocol):
@@ -206,6 +231,7 @@ class MemoryStore:
         self._models: dict[str, KeptModel] = {}
         self._requests: dict[bytes, KeptRequest] = {}
         self._answers: dict[bytes, KeptAnswer] = {}
+        self._splits: dict[str, Split] = {}
 
     def open(self) -> Snapshot:
         """See `Store`."""
@@ -215,6 +241,7 @@ class MemoryStore:
             tuple(self._models[name] for name in sorted(self._models)),
             tuple(self._requests.values()),
             tuple(Spent(request, len(answer.frames), answer.at) for request, answer in self._answers.items()),
+            tuple(self._splits[name] for name in sorted(self._splits)),
         )
 
     def apply(self, changes: Sequence[Change]) -> None:
@@ -235,6 +262,10 @@ class MemoryStore:
                 case AnswerKept(answer):
                     self._requests.pop(answer.message.request, None)
                     self._answers.setdefault(answer.message.request, answer)
+                case SplitKept(split):
+                    self._splits[split.name] = split
+                case SplitDropped(name):
+                    self._splits.pop(name, None)
                 case AnswersDropped(requests):
                     for old in requests:
                         self._answers.pop(old, None)

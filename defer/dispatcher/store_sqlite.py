@@ -15,16 +15,15 @@ from pathlib import Path
 import msgspec
 
 from defer.dispatcher import store as s
+from defer.dispatcher.rollout import Split
 from defer.errors import CorruptFile, DeferError, DiskFull, FileProblem, PermissionDenied, translate
 from node_agent.messages import Infer, Rejection, Result
-
-SCHEMA = 1
-"""Raised with every change of the tables; an older file is brought up to it, a newer one refused."""
 
 BUSY_S = 5.0
 """Another process that reads the file may hold it this long."""
 
-_TABLES = """
+_STEPS = (
+    """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, devices BLOB NOT NULL);
 CREATE TABLE models (name TEXT PRIMARY KEY, kept BLOB NOT NULL);
@@ -37,12 +36,18 @@ CREATE TABLE answers (
   at REAL NOT NULL
 );
 INSERT INTO meta VALUES ('last_epoch', 0);
-"""
+""",
+    "CREATE TABLE splits (name TEXT PRIMARY KEY, kept BLOB NOT NULL);",
+)
+"""What makes the tables, one step after the other: an older file lacks the last ones, a newer one is refused."""
+
+SCHEMA = len(_STEPS)
 
 _encode = msgspec.msgpack.encode
 _model = msgspec.msgpack.Decoder(s.KeptModel)
 _infer = msgspec.msgpack.Decoder(Infer)
 _message = msgspec.msgpack.Decoder(Result | Rejection)
+_split = msgspec.msgpack.Decoder(Split)
 _devices = msgspec.msgpack.Decoder(tuple[str, ...])
 
 
@@ -82,8 +87,9 @@ class SqliteStore:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA journal_size_limit = 67108864")
         (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            db.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version = {SCHEMA};COMMIT;")
+        if version < SCHEMA:
+            steps = "".join(_STEPS[version:])
+            db.executescript(f"BEGIN IMMEDIATE;{steps}PRAGMA user_version = {SCHEMA};COMMIT;")
         elif version > SCHEMA:
             raise CorruptFile(
                 f"it was written by a newer version of defer (schema {version}, this one knows {SCHEMA})",
@@ -97,6 +103,7 @@ class SqliteStore:
         models = db.execute("SELECT kept FROM models ORDER BY name").fetchall()
         requests = db.execute("SELECT infer, frames, deadline FROM requests ORDER BY number")
         answers = db.execute("SELECT request, length(frames), at FROM answers ORDER BY number")
+        splits = db.execute("SELECT kept FROM splits ORDER BY name").fetchall()
         return s.Snapshot(
             last,
             {epoch: _devices.decode(devices) for epoch, devices in epochs},
@@ -105,6 +112,7 @@ class SqliteStore:
                 s.KeptRequest(_infer.decode(infer), frames, deadline) for infer, frames, deadline in requests
             ),
             tuple(s.Spent(*row) for row in answers),
+            tuple(_split.decode(kept) for (kept,) in splits),
         )
 
     def apply(self, changes: Sequence[s.Change]) -> None:
@@ -193,5 +201,9 @@ def _write(db: sqlite3.Connection, change: s.Change) -> None:
                 "INSERT OR IGNORE INTO answers (request, message, frames, at) VALUES (?, ?, ?, ?)",
                 (message.request, _encode(message), frames, at),
             )
+        case s.SplitKept(split):
+            db.execute("INSERT OR REPLACE INTO splits VALUES (?, ?)", (split.name, _encode(split)))
+        case s.SplitDropped(name):
+            db.execute("DELETE FROM splits WHERE name = ?", (name,))
         case s.AnswersDropped(requests):
             db.executemany("DELETE FROM answers WHERE request = ?", ((name,) for name in requests))

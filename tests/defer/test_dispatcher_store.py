@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from defer import errors
 from defer.dispatcher import store as s
+from defer.dispatcher import store_sqlite
 from defer.dispatcher.epochs import EpochLog
 from defer.dispatcher.keeper import Keeper
+from defer.dispatcher.rollout import Split
 from defer.dispatcher.store_sqlite import SqliteStore
 from node_agent.messages import FileRef, HopSpec, Infer, PeerRef, Rejection, Result, TensorHeader, TensorSpec
 
@@ -51,6 +53,8 @@ changes = st.one_of(
     st.builds(s.EpochEnded, numbers),
     st.builds(lambda name, epoch: s.ModelKept(model(name, epoch)), st.sampled_from("mn"), numbers),
     st.builds(s.ModelDropped, st.sampled_from("mn")),
+    st.builds(lambda name, to: s.SplitKept(Split(name, to)), st.sampled_from("mn"), st.sampled_from("ab")),
+    st.builds(s.SplitDropped, st.sampled_from("mn")),
     st.builds(lambda number, data: s.RequestKept(request(number, data)), numbers, st.binary(max_size=4)),
     st.builds(lambda number, data: s.AnswerKept(answer(number, data)), numbers, st.binary(max_size=4)),
     st.builds(s.AnswersDropped, st.lists(numbers.map(lambda n: n.to_bytes(16)), max_size=3).map(tuple)),
@@ -69,7 +73,7 @@ def test_a_store_that_is_opened_again_holds_what_it_was_given(batches: list[list
         store.close()
         seen, wanted = store.open(), oracle.open()
         assert (seen.last_epoch, dict(seen.epochs)) == (wanted.last_epoch, dict(wanted.epochs))
-        assert seen.models == wanted.models
+        assert (seen.models, seen.splits) == (wanted.models, wanted.splits)
         assert {r.infer.request: r for r in seen.requests} == {r.infer.request: r for r in wanted.requests}
         assert {a.request: a for a in seen.answers} == {a.request: a for a in wanted.answers}
         for number in range(1, 13):
@@ -116,6 +120,19 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         SqliteStore(tmp_path / "no" / "such.db").open()
     with pytest.raises(errors.FileProblem, match="not open"):
         store.apply([s.EpochEnded(1)])
+
+
+def test_a_file_of_an_older_build_is_brought_up_to_date(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "dispatcher.db") as db:
+        db.executescript(f"{store_sqlite._STEPS[0]}PRAGMA user_version = 1;")
+        db.execute("UPDATE meta SET value = 7")
+    db.close()
+    store = SqliteStore(tmp_path / "dispatcher.db")
+    assert store.open().last_epoch == 7
+    store.apply([s.SplitKept(Split("m", "m@1"))])
+    store.close()
+    assert store.open() == s.Snapshot(last_epoch=7, splits=(Split("m", "m@1"),))
+    store.close()
 
 
 CRASHING = """

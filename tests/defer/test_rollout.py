@@ -1,0 +1,211 @@
+"""Versions of a model: what its name stands for, exact shares, and every way there and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+import models
+from defer import errors
+from defer.cli import group
+from defer.client import Client
+from defer.dispatcher import events as e
+from defer.dispatcher import rollout as r
+from defer.dispatcher.bringup import Order
+from defer.dispatcher.core import DispatcherCore
+from defer.dispatcher.daemon import Daemon
+from defer.documents.cluster import loads_cluster
+from defer.local_agents import local_agents
+from node_agent.messages import Infer, TensorHeader, TensorSpec
+
+SERVED = ("m@1", "m@2", "m@3", "n")
+
+
+# ---------------------------------------------------------------------------------------------------------- values
+
+
+def test_a_version_is_tried_promoted_and_rolled_back() -> None:
+    split = r.Split("m", "m@1")
+    tried = r.canary(split, "m@2", 0.25, SERVED)
+    assert tried == r.Split("m", "m@1", "m@2", 0.25)
+    assert r.rollback(tried, SERVED) == split
+    done = r.promote(tried, "", SERVED)
+    assert done == r.Split("m", "m@2", before="m@1")
+    assert r.rollback(done, SERVED) == r.Split("m", "m@1", before="m@2")
+    assert r.promote(split, "m@3", SERVED) == r.Split("m", "m@3", before="m@1")
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (lambda: r.canary(r.Split("m", "m@1"), "m@1", 0.1, SERVED), "m@1 is what m stands for already"),
+        (lambda: r.canary(r.Split("m", "m@1"), "m@2", 1.5, SERVED), "not between 0 and 1"),
+        (lambda: r.promote(r.Split("m", "m@1"), "", SERVED), "no version of m is being tried"),
+        (lambda: r.promote(r.Split("m", "m@1"), "m@1", SERVED), "already"),
+        (lambda: r.rollback(r.Split("m", "m@1"), SERVED), "no version before m@1"),
+        (lambda: r.without(r.Split("m", "m@1", before="m@2"), "m@1"), "requests for m take m@1"),
+        (lambda: r.versioned("a@b", "2"), "no name of a deployment"),
+        (lambda: r.versioned("a", " 2"), "no name of a deployment"),
+    ],
+)
+def test_what_cannot_be_done_is_said(act: Callable[[], object], says: str) -> None:
+    with pytest.raises(errors.UsageError, match=says):
+        act()
+
+
+def test_a_version_that_is_not_there() -> None:
+    for act in (
+        lambda: r.canary(r.Split("m", "m@1"), "m@9", 0.1, SERVED),
+        lambda: r.promote(r.Split("m", "m@1"), "m@9", SERVED),
+        lambda: r.rollback(r.Split("m", "m@1", before="m@9"), SERVED),
+    ):
+        with pytest.raises(errors.UnknownModel, match="versions of m: m@1, m@2, m@3"):
+            act()
+
+
+def test_names() -> None:
+    assert (r.versioned("m", ""), r.versioned("m", "2")) == ("m", "m@2")
+    assert (r.named("m", "2"), r.named("m", "m@2"), r.named("m", "m")) == ("m@2", "m@2", "m")
+    assert r.without(r.Split("m", "m@1"), "m@1") is None
+    assert r.without(r.Split("m", "m@1", "m@2", 0.5, "m@3"), "m@2") == r.Split("m", "m@1", before="m@3")
+    assert r.without(r.Split("m", "m@1", "m@2", 0.5, "m@3"), "m@3") == r.Split("m", "m@1", "m@2", 0.5)
+
+
+@given(st.integers(1, 100), st.integers(1, 400))
+def test_shares_come_out_exactly(percent: int, count: int) -> None:
+    splits = r.Splits()
+    splits.put(r.Split("m", "m@1", "m@2", percent / 100))
+    taken = [splits.choose("m", lambda _: True) for _ in range(count)]
+    assert taken.count("m@2") == count * percent // 100
+
+
+def test_a_canary_that_cannot_take_a_request_leaves_it_to_the_stable_version_and_gets_the_next() -> None:
+    splits = r.Splits()
+    splits.put(r.Split("m", "m@1", "m@2", 0.5))
+    able = iter([False, False, True, True])
+    assert [splits.choose("m", lambda _: next(able)) for _ in range(6)] == ["m@1"] * 3 + ["m@2", "m@1", "m@2"]
+    splits.put(r.Split("m", "m@1", "m@2", 0.0))
+    assert {splits.choose("m", lambda _: True) for _ in range(50)} == {"m@1"}
+    assert splits.choose("m@2", lambda _: True) == "m@2"
+    assert (splits.only({"m@1", "m@2"}), splits.only({"m@1", "n"}), splits.only({"n"})) == ("m", "", "")
+    splits.drop("m")
+    assert splits.choose("m", lambda _: True) == "m"
+
+
+# ------------------------------------------------------------------------------------------------------ data path
+
+
+def core_with(*names: str) -> DispatcherCore:
+    core = DispatcherCore()
+    for epoch, name in enumerate(names, 1):
+        inputs = (TensorSpec("x", "uint8", (2 if name != "m@3" else 3,)),)
+        route = e.Route(name, epoch, inputs, (TensorSpec("y", "uint8", (2,)),), "L", 1, ("a",))
+        core.handle(e.RouteLoaded(route), 0)
+        core.handle(e.RouteReady(epoch), 0)
+    return core
+
+
+def took(core: DispatcherCore, count: int, model: str = "m") -> list[str]:
+    header = TensorHeader("x", "uint8", (2,), "raw", 2)
+    models = []
+    for _ in range(count):
+        number = len(core.requests).to_bytes(16)
+        assert core.handle(e.InferArrived(b"c", Infer(number, model, -1, (header,)), (b"xx",)), 0) == []
+        *_, request = core.requests.values()
+        models.append(core.routes[request.epoch].route.model)
+    return models
+
+
+def test_requests_without_a_version_are_split() -> None:
+    core = core_with("m@1", "m@2")
+    core.handle(e.SplitSet(r.Split("m", "m@1", "m@2", 0.25)), 0)
+    assert took(core, 8) == ["m@1", "m@1", "m@1", "m@2"] * 2
+    assert took(core, 4, model="") == ["m@1", "m@1", "m@1", "m@2"]
+    assert took(core, 2, model="m@2") == ["m@2", "m@2"]
+    core.handle(e.DeviceLost("a", "gone"), 0)
+    core.handle(e.SplitForgotten("m"), 0)
+    header = TensorHeader("x", "uint8", (2,), "raw", 2)
+    (said,) = core.handle(e.InferArrived(b"c", Infer(b"9" * 16, "m", -1, (header,)), (b"xx",)), 0)
+    assert isinstance(said, e.Reject)
+    assert said.rejection.code == "unknown-model"
+
+
+def test_a_version_with_another_signature_gets_no_request_that_it_cannot_take() -> None:
+    core = core_with("m@1", "m@3")
+    core.handle(e.SplitSet(r.Split("m", "m@1", "m@3", 1.0)), 0)
+    assert took(core, 3) == ["m@1"] * 3
+
+
+# -------------------------------------------------------------------------------------------------- a real cluster
+
+
+def defer(*words: object) -> Any:
+    return CliRunner().invoke(group, [str(word) for word in words], standalone_mode=False)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    with local_agents(["a"], tmp_path) as (agent,):
+        text = f'[dispatcher]\nlisten = "127.0.0.1:0"\n[[device]]\nname = "a"\naddress = "{agent.address}"'
+        with Daemon(loads_cluster(text), tmp_path / "state") as running:
+            running.connect(20)
+            yield running
+
+
+@pytest.mark.integration
+def test_two_versions_on_a_cluster(daemon: Daemon, tmp_path: Path) -> None:
+    name, files, sessions = "tiny_chain", {}, {}
+    for version in ("1", "2"):
+        files[version] = models.save(name, tmp_path / f"v{version}.onnx", seed=int(version))
+        sessions[version] = onnxruntime.InferenceSession(
+            str(files[version]), providers=["CPUExecutionProvider"]
+        )
+    inputs = models.example_inputs(name, seed=7)
+    wanted = {version: session.run(None, inputs)[0] for version, session in sessions.items()}
+    address = str(daemon.address)
+
+    def which(client: Client, model: str = "m") -> str:
+        (got,) = client.infer(inputs, model=model).values()
+        (found,) = (v for v, array in wanted.items() if np.allclose(got, array, rtol=1e-4, atol=1e-5))
+        return found
+
+    daemon.deployments.bring_up(Order("m@1", files["1"]), lambda _what, _fraction: None)
+    deploy = defer(
+        "deploy", files["2"], "--name", "m", "--version", "2", "--canary", "0.25", "--dispatcher", address
+    )
+    assert deploy.exit_code == 0, deploy.exception
+    with Client(address) as client:
+        assert [(info.name, info.version_of) for info in client.models()] == [
+            ("m", ""),
+            ("m@1", "m"),
+            ("m@2", "m"),
+        ]
+        assert [which(client) for _ in range(8)] == ["1", "1", "1", "2"] * 2
+        assert which(client, "") == "1", "versions of one model need no name"
+        assert (which(client, "m@1"), which(client, "m@2")) == ("1", "2")
+        told = json.loads(defer("rollout", "promote", "m", "--dispatcher", address, "--json").output)
+        assert (told["stable"], told["before"], told["versions"]) == ("m@2", "m@1", ["m@1", "m@2"])
+        assert {which(client) for _ in range(4)} == {"2"}
+        refused = defer("undeploy", "m@2", "--dispatcher", address)
+        assert isinstance(refused.exception, errors.UsageError)
+        hidden = defer("deploy", files["1"], "--name", "m", "--dispatcher", address)
+        assert isinstance(hidden.exception, errors.UsageError)
+        shown = defer("rollout", "rollback", "m", "--dispatcher", address)
+        assert "m@1                      1 of the requests" in shown.output
+        assert {which(client) for _ in range(4)} == {"1"}
+        assert defer("rollout", "canary", "m", "2", "--share", "0.5", "--dispatcher", address).exit_code == 0
+        assert [which(client) for _ in range(4)] == ["1", "2", "1", "2"]
+        assert isinstance(
+            defer("rollout", "show", "n", "--dispatcher", address).exception, errors.UnknownModel
+        )
+        assert defer("undeploy", "m", "--dispatcher", address).exit_code == 0
+        assert client.models() == ()
