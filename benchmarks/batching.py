@@ -14,9 +14,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import onnx
@@ -129,10 +132,10 @@ def _load(
     latencies: list[float] = []
     differences: list[float] = []
 
-    def ended(future: object, begun: float, want: np.ndarray) -> None:
+    def ended(begun: float, want: np.ndarray, future: Future[Any]) -> None:
         latencies.append(time.perf_counter() - begun)
         room.release()
-        got = future.result()["y"]  # type: ignore[attr-defined]
+        got = future.result()["y"]
         differences.append(float(np.max(np.abs(got - want)) / np.max(np.abs(want))))
 
     start = time.perf_counter()
@@ -142,7 +145,7 @@ def _load(
         x, want = inputs[number % len(inputs)], expected[number % len(inputs)]
         begun = time.perf_counter()
         future = client.submit({"x": x}, model=_key(name), timeout=60)
-        future.add_done_callback(lambda done, begun=begun, want=want: ended(done, begun, want))
+        future.add_done_callback(partial(ended, begun, want))
         futures.append(future)
     for future in futures:
         future.result()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from defer.api import DeploymentInfo, DeviceInfo, ServerStatus, StageInfo
-from defer.bench import Power, stage_loads
+from defer.api import DeploymentInfo, DeviceInfo, ModelInfo, ServerStatus, StageInfo
+from defer.bench import Quantities, client_coding_s, quantities_of
+from defer.bench_stages import Power, StageLoad, stage_loads
 from defer.errors import NotReady
+from node_agent.messages import TensorSpec
 
 
 def _status(items: int, run_s: float, *, epoch: int = 1, **sensors: float) -> ServerStatus:
@@ -64,3 +67,60 @@ def test_a_model_that_is_gone_or_new_is_said() -> None:
         stage_loads("other", _status(1, 1.0), _status(2, 1.0), 1.0, Power())
     with pytest.raises(NotReady, match="anew"):
         stage_loads("m", _status(1, 1.0), _status(2, 1.0, epoch=2), 1.0, Power())
+
+
+def test_a_device_with_two_stages_counts_its_energy_once() -> None:
+    def status(items: int) -> ServerStatus:
+        stages = tuple(StageInfo("box", n, n + 1, items, run_s=run) for n, run in enumerate((0.3, 0.1)))
+        device = DeviceInfo("box", "alive", sensors={"rapl.package.energy_j": 4.0 * items})
+        return ServerStatus(
+            0, "d", "1", 1.0, deployments=(DeploymentInfo("m", 1, "ready", stages=stages),), devices=(device,)
+        )
+
+    first, second = stage_loads("m", status(0), status(10), 10.0, Power())
+    assert (first.energy_j, second.energy_j) == (pytest.approx(3.0), pytest.approx(1.0))
+
+
+def test_power_is_summed_up_over_time_and_a_rail_that_holds_all_is_taken_alone() -> None:
+    def at(seconds: float, watts: float, items: int) -> tuple[float, ServerStatus]:
+        rails = {"rail.VDD_IN.power_w": watts, "rail.VDD_SOC.power_w": 100.0}
+        return seconds, _status(items, 0.1, **rails)
+
+    looks = [at(0, 2.0, 0), at(4, 10.0, 5), at(8, 10.0, 9), at(10, 2.0, 10)]
+    (_, before), *between, (_, after) = looks
+    (load,) = stage_loads("m", before, after, 10.0, Power(), between)
+    assert load.energy_by == "sensor"
+    assert load.energy_j == pytest.approx((4 * 6 + 4 * 10 + 2 * 6) / 10)
+
+
+def test_the_four_quantities_of_a_pipeline() -> None:
+    stages = [
+        StageLoad("a", 0.5, 0, 0.001, 0.1, 0.002, 100, 40, 3.0, "sensor"),
+        StageLoad("b", 0.5, 0, 0.003, 0.1, 0.0, 40, 8, 2.0, "model"),
+    ]
+    four = quantities_of(12.5, stages, 0.007)
+    assert four == Quantities(12.5, 5.0, "both", 148, 0.007)
+    assert quantities_of(0.0, [], 0.0).energy_by == "model"
+
+
+def test_runs_that_held_several_requests_are_told() -> None:
+    def status(items: int, runs: int) -> ServerStatus:
+        stage = StageInfo("box", 0, 1, items, run_s=0.1, runs=runs)
+        return ServerStatus(0, "d", "1", 1.0, deployments=(DeploymentInfo("m", 1, "ready", stages=(stage,)),))
+
+    (load,) = stage_loads("m", status(4, 4), status(24, 9), 1.0, Power())
+    assert load.batch == 4
+    (untold,) = stage_loads("m", status(4, 0), status(24, 0), 1.0, Power())
+    assert untold.batch == 1
+
+
+def test_the_clients_own_coding_is_timed() -> None:
+    info = ModelInfo(
+        "m",
+        "ready",
+        inputs=(TensorSpec("x", "float32", ("n", 64)),),
+        outputs=(TensorSpec("y", "float32", ("n", 64)),),
+        codec="int8",
+    )
+    array = np.ones((16, 64), np.float32)
+    assert 0 < client_coding_s(info, {"x": array}, {"y": array}) < 1

@@ -105,3 +105,20 @@ def test_the_command_draws_writes_and_counts(daemon: Daemon, tmp_path: Path) -> 
     (tmp_path / "notes.json").write_text("[1]")
     refused = run(group, ["trace", *where, "-o", str(tmp_path / "notes.json")])
     assert refused.exit_code != 0
+
+
+def test_bench_reports_the_four_quantities(daemon: Daemon) -> None:
+    words = ["bench", "--dispatcher", str(daemon.address), "--requests", "30", "--singles", "3"]
+    told = CliRunner().invoke(group, [*words, "--json"])
+    assert told.exit_code == 0, told.output
+    load = json.loads(told.stdout)
+    four = load["quantities"]
+    assert four["throughput_per_s"] == load["rate_per_s"] > 0
+    assert four["energy_j"] == pytest.approx(sum(stage["energy_j"] for stage in load["stages"]))
+    moved = sum(stage["bytes_in"] for stage in load["stages"]) + load["stages"][-1]["bytes_out"]
+    assert four["payload_bytes"] == pytest.approx(moved)
+    assert four["overhead_s"] >= load["client_coding_s"] > 0
+    shown = CliRunner().invoke(group, [*words, "--rate", "200"])
+    assert shown.exit_code == 0, shown.output
+    assert "on the network" in shown.output
+    assert "asked for 200/s" in shown.output
