@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from node_agent.dtypes import storage
+from node_agent.dtypes import STRING, storage
 from node_agent.frames import encode_header
 from node_agent.link import Sent, send
 from node_agent.messages import NO_DEADLINE, Item
@@ -51,7 +51,9 @@ def known_from(work: Work) -> Known | None:
 
 
 def _viewable(dtype: str) -> bool:
-    """Whether the bytes of such an array can be had without NumPy's help."""
+    """Whether the bytes of such an array can be had without NumPy's help; text is no buffer at all."""
+    if dtype == STRING:
+        return False
     try:
         memoryview(np.empty(1, storage(dtype)).data).cast("B")
     except (ValueError, TypeError):

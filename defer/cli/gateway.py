@@ -7,7 +7,7 @@ import msgspec
 
 from defer.access import said
 from defer.cli.dispatcher import address_option
-from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway
+from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway, told
 from defer.cli.output import common_options, examples, note
 from defer.cli.stopping import stopping
 from defer.errors import Internal, UsageError
@@ -36,7 +36,7 @@ def command(gateway: GatewayWish, until_stdin_closes: bool, address: str, as_jso
     from defer.gateway.backend import RemoteBackend
 
     if not gateway.wanted:
-        raise UsageError("nowhere to listen", hint="give --http HOST:PORT")
+        raise UsageError("nowhere to listen", hint="give --http HOST:PORT or --grpc HOST:PORT")
     check_exposure(gateway, insecure=said().insecure, as_json=as_json)
     backend = RemoteBackend(
         Requests(address, model="", timeout=gateway.timeout_s, codec="auto", connect_timeout=5.0)
@@ -51,11 +51,12 @@ def command(gateway: GatewayWish, until_stdin_closes: bool, address: str, as_jso
             stop.set()
 
         with make_gateway(gateway, backend, on_crash=crash) as running:
-            told = {"ready": str(running.address), "dispatcher": address}
+            where = told(running)
             if as_json:
-                click.echo(msgspec.json.encode(told).decode())
+                click.echo(msgspec.json.encode({"ready": address, **where}).decode())
             else:
-                click.echo(f"ready: HTTP on {running.address}, dispatcher at {address}")
+                listening = ", ".join(f"{protocol} on {at}" for protocol, at in where.items())
+                click.echo(f"ready: {listening}, dispatcher at {address}")
             stop.wait()
             if crashed:
                 raise Internal(f"the gateway ended: {crashed[0]}") from crashed[0]

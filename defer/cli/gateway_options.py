@@ -32,6 +32,7 @@ class GatewayWish:
 
     Attributes:
         http: Where HTTP listens; None for nowhere.
+        grpc: Where gRPC listens; None for nowhere.
         token: What callers must show; empty lets everyone in.
         certificate: The server's TLS certificate.
         key: Its key.
@@ -41,6 +42,7 @@ class GatewayWish:
     """
 
     http: Address | None = None
+    grpc: Address | None = None
     token: str = ""
     certificate: Path | None = None
     key: Path | None = None
@@ -51,12 +53,12 @@ class GatewayWish:
     @property
     def wanted(self) -> bool:
         """Whether there is to be a gateway at all."""
-        return self.http is not None
+        return bool(self.listens)
 
     @property
     def listens(self) -> tuple[Address, ...]:
         """Every address that it listens on."""
-        return tuple(address for address in (self.http,) if address is not None)
+        return tuple(address for address in (self.http, self.grpc) if address is not None)
 
 
 def gateway_options(command: F) -> F:
@@ -66,6 +68,7 @@ def gateway_options(command: F) -> F:
     def wrapped(
         *args: Any,
         http: str | None,
+        grpc: str | None,
         token_file: Path | None,
         tls_certificate: Path | None,
         tls_key: Path | None,
@@ -76,6 +79,7 @@ def gateway_options(command: F) -> F:
     ) -> Any:
         wish = GatewayWish(
             http=parse_address(http, "--http") if http else None,
+            grpc=parse_address(grpc, "--grpc") if grpc else None,
             token=_token(token_file),
             certificate=tls_certificate,
             key=tls_key,
@@ -84,12 +88,17 @@ def gateway_options(command: F) -> F:
             repository=repository,
         )
         if not wish.wanted and (token_file or tls_certificate or tls_key or repository):
-            raise UsageError("--token-file, --tls-certificate, --tls-key and --repository need --http")
+            raise UsageError(
+                "--token-file, --tls-certificate, --tls-key and --repository need --http or --grpc"
+            )
         return command(*args, gateway=wish, **more)
 
     options = (
         click.option(
             "--http", metavar="HOST:PORT", help="Serve the Open Inference Protocol v2 over HTTP there."
+        ),
+        click.option(
+            "--grpc", metavar="HOST:PORT", help="Serve the Open Inference Protocol v2 over gRPC there."
         ),
         click.option(
             "--token-file",
@@ -101,7 +110,7 @@ def gateway_options(command: F) -> F:
             "--tls-certificate",
             type=click.Path(path_type=Path),
             metavar="FILE.pem",
-            help="Serve HTTPS with it.",
+            help="Serve with TLS, by it.",
         ),
         click.option(
             "--tls-key", type=click.Path(path_type=Path), metavar="FILE.pem", help="Key of the certificate."
@@ -131,6 +140,12 @@ def gateway_options(command: F) -> F:
     for option in reversed(options):
         decorated = option(decorated)
     return decorated  # type: ignore[no-any-return]
+
+
+def told(gateway: Gateway) -> dict[str, str]:
+    """Where a gateway listens, for `--json` and for people."""
+    where = {"http": gateway.http, "grpc": gateway.grpc}
+    return {protocol: str(address) for protocol, address in where.items() if address is not None}
 
 
 def check_exposure(wish: GatewayWish, *, insecure: bool, as_json: bool) -> None:
@@ -172,8 +187,7 @@ def make_gateway(
     service = Service(
         backend, Limits(body=wish.body, timeout_s=wish.timeout_s), repository=Repository(wish.repository)
     )
-    assert wish.http is not None
-    options = Options(wish.http, wish.token, wish.certificate, wish.key)
+    options = Options(wish.http, wish.grpc, wish.token, wish.certificate, wish.key)
     return Gateway(service, options, more=more, on_crash=on_crash)
 
 

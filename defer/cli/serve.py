@@ -19,7 +19,7 @@ from defer.accuracy import Budget
 from defer.api import ModelInfo
 from defer.cli.access import access_options, warn_insecure
 from defer.cli.chains import Shapes, batch_options, blocks_option, budget_options, input_option, sample_option
-from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway
+from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway, told
 from defer.cli.observing import ObservingWish, log_to_stderr, observing_options, serving_metrics
 from defer.cli.output import common_options, examples, note, progress
 from defer.cli.plots import check_plot, write_plot
@@ -292,7 +292,7 @@ def _say_ready(
     if as_json:
         ready: dict[str, object] = {"ready": str(address)}
         if http is not None:
-            ready["http"] = str(http.address)
+            ready |= told(http)
         if metrics is not None:
             ready["metrics"] = f"http://{metrics}/metrics"
         if restored:
@@ -308,7 +308,7 @@ def _say_ready(
             }
         click.echo(msgspec.json.encode(ready).decode())
         return
-    also = f", HTTP on {http.address}" if http is not None else ""
+    also = "".join(f", {protocol} on {at}" for protocol, at in told(http).items()) if http is not None else ""
     also += f", metrics on {metrics}" if metrics is not None else ""
     if outcome is None or made is None:
         for info in restored:

@@ -1,4 +1,4 @@
-"""The gateway's thread: uvicorn on an event loop of its own, beside whatever else the process does."""
+"""The gateway's thread: uvicorn and gRPC on an event loop of its own, beside whatever else the process does."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import uvicorn
-from starlette.applications import Starlette
 
 from defer.documents.address import Address
 from defer.errors import FileMissing, UsageError, translate
@@ -39,13 +39,15 @@ class Options:
     """How the gateway listens.
 
     Attributes:
-        http: Where, for HTTP.
+        http: Where, for HTTP; None for not at all.
+        grpc: Where, for gRPC; None for not at all.
         token: What callers must show; empty lets everyone in.
         certificate: PEM file of the server's certificate (chain); None for plain HTTP.
         key: PEM file of its key; None where the certificate's file holds it.
     """
 
-    http: Address
+    http: Address | None = None
+    grpc: Address | None = None
     token: str = ""
     certificate: Path | None = None
     key: Path | None = None
@@ -74,7 +76,11 @@ class Gateway:
         self._more = more
         self._on_crash = on_crash
         self._thread: threading.Thread | None = None
-        self.address = options.http
+        self._stop: Callable[[], object] = _nothing
+        self.http: Address | None = None
+        """Where HTTP is served, its port resolved."""
+        self.grpc: Address | None = None
+        """Where gRPC is served, its port resolved."""
 
     def start(self) -> None:
         """Listen and serve.
@@ -83,12 +89,61 @@ class Gateway:
             PortInUse: Another process listens there.
             UsageError: This machine has no such address, or the certificate cannot be used.
         """
+        _check_tls(self._options)
+        listener = None if self._options.http is None else _listen(self._options.http)
+        self.helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="defer-gateway")
+        started: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(listener, started), name="defer-gateway", daemon=True
+        )
+        self._thread.start()
+        try:
+            started.result(timeout=30)
+        except BaseException:
+            self.close()
+            raise
+
+    def _run(self, listener: socket.socket | None, started: Future[None]) -> None:
+        try:
+            with asyncio.Runner(loop_factory=uvicorn.Config(_nothing).get_loop_factory()) as runner:
+                runner.run(self._serve(listener, started))
+        except BaseException as error:
+            if not started.done():
+                started.set_exception(error)
+                return
+            logger.exception("the gateway failed")
+            if self._on_crash is not None:
+                self._on_crash(error)
+        finally:
+            if listener is not None:
+                listener.close()
+
+    async def _serve(self, listener: socket.socket | None, started: Future[None]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(self.helpers)
+        self._stopping = asyncio.Event()
+        self._stop = partial(loop.call_soon_threadsafe, self._stopping.set)
+        async with contextlib.AsyncExitStack() as stack:
+            if self._options.grpc is not None:
+                await self._serve_grpc(self._options.grpc, stack)
+            if listener is not None:
+                await self._serve_http(listener, stack)
+            started.set_result(None)
+            await self._stopping.wait()
+
+    async def _serve_grpc(self, address: Address, stack: contextlib.AsyncExitStack) -> None:
+        from defer.gateway.rpc import RpcServer
+
         options = self._options
-        _check_tls(options)
-        listener = _listen(options.http)
-        self.address = Address(options.http.host, listener.getsockname()[1])
+        server = RpcServer(self.service, address, options.token, options.certificate, options.key)
+        await server.start()
+        stack.push_async_callback(server.stop, CLOSE_S)
+        self.grpc = server.address
+
+    async def _serve_http(self, listener: socket.socket, stack: contextlib.AsyncExitStack) -> None:
+        options = self._options
         config = uvicorn.Config(
-            self._app(),
+            create_app(self.service, token=options.token, more=self._more),
             lifespan="off",
             ws="none",
             log_config=None,
@@ -99,39 +154,18 @@ class Gateway:
             ssl_keyfile=options.key,
             timeout_graceful_shutdown=int(CLOSE_S),
         )
-        self._server = uvicorn.Server(config)
-        self.helpers = ThreadPoolExecutor(HELPERS, thread_name_prefix="defer-gateway")
-        started: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=self._run, args=(config, listener, started), name="defer-gateway", daemon=True
-        )
-        self._thread.start()
-        started.result(timeout=30)
-
-    def _app(self) -> Starlette:
-        return create_app(self.service, token=self._options.token, more=self._more)
-
-    def _run(self, config: uvicorn.Config, listener: socket.socket, started: Future[None]) -> None:
-        factory = config.get_loop_factory()
-        try:
-            with asyncio.Runner(loop_factory=factory) as runner, listener:
-                runner.run(self._serve(listener, started))
-        except BaseException as error:
-            if not started.done():
-                started.set_exception(error)
-                return
-            logger.exception("the gateway failed")
-            if self._on_crash is not None:
-                self._on_crash(error)
-
-    async def _serve(self, listener: socket.socket, started: Future[None]) -> None:
-        asyncio.get_running_loop().set_default_executor(self.helpers)
-        serving = asyncio.ensure_future(self._server.serve(sockets=[listener]))
-        while not self._server.started and not serving.done():
+        server = uvicorn.Server(config)
+        assert options.http is not None
+        self.http = Address(options.http.host, listener.getsockname()[1])
+        serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+        while not server.started and not serving.done():
             await asyncio.sleep(0.005)
-        if not serving.done():
-            started.set_result(None)
-        await serving
+
+        async def stop() -> None:
+            server.should_exit = True
+            await serving
+
+        stack.push_async_callback(stop)
 
     def drain(self, seconds: float) -> None:
         """Let no new requests in (the ready probe says no), and wait for those under way."""
@@ -146,8 +180,9 @@ class Gateway:
         if thread is None:
             return
         self.service.draining = True
-        self._server.should_exit = True
-        thread.join(2 * CLOSE_S)
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+            self._stop()
+        thread.join(3 * CLOSE_S)
         self.service.backend.close()
 
     def __enter__(self) -> Self:
@@ -158,6 +193,10 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _listen(address: Address) -> socket.socket:

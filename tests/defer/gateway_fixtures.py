@@ -102,7 +102,7 @@ def served(
         def ask(
             method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
         ) -> tuple[int, Any, Mapping[str, str]]:
-            return exchange(gateway.address, method, path, body, headers)
+            return exchange(gateway.http, method, path, body, headers)
 
         yield gateway, ask
 

@@ -344,13 +344,13 @@ def test_a_client_that_goes_gives_its_request_up() -> None:
     backend = FakeBackend()
     backend.hold = True
     with served(backend) as (gateway, ask):
-        connection = http.client.HTTPConnection(gateway.address.host, gateway.address.port, timeout=10)
+        connection = http.client.HTTPConnection(gateway.http.host, gateway.http.port, timeout=10)
         connection.request("POST", INFER, json.dumps(body()))
         assert backend.arrived.wait(10)
         connection.close()
         assert backend.cancelled.wait(10)
         # Half a request, and gone: nothing is left of it either.
-        with socket.create_connection((gateway.address.host, gateway.address.port), 10) as raw:
+        with socket.create_connection((gateway.http.host, gateway.http.port), 10) as raw:
             raw.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
         backend.hold = False
         assert ask("POST", INFER, body())[0] == 200
@@ -486,18 +486,18 @@ def test_a_token_opens_everything_but_the_probes(tmp_path: Path) -> None:
     token = "a-token-of-some-length"
     more = [Route("/page", lambda _: PlainTextResponse("hello"))]
     service = Service(FakeBackend())
-    with Gateway(service, Options(Address("127.0.0.1", 0), token), more=more) as gateway:
+    with Gateway(service, Options(Address("127.0.0.1", 0), token=token), more=more) as gateway:
         for path, needs in (
             ("/v2/health/live", 200),
             ("/v2/health/ready", 200),
             ("/v2", 401),
             ("/page", 401),
         ):
-            assert exchange(gateway.address, "GET", path)[0] == needs
+            assert exchange(gateway.http, "GET", path)[0] == needs
             shown = {"Authorization": f"Bearer {token}"}
-            assert exchange(gateway.address, "GET", path, None, shown)[0] == 200
+            assert exchange(gateway.http, "GET", path, None, shown)[0] == 200
         for wrong in ("Bearer x", f"Basic {token}", "Bearer", f"Bearer {token}x"):
-            status, told, headers = exchange(gateway.address, "GET", "/v2", None, {"Authorization": wrong})
+            status, told, headers = exchange(gateway.http, "GET", "/v2", None, {"Authorization": wrong})
             assert (status, list(told), headers["www-authenticate"]) == (401, ["error"], "Bearer")
     assert create_app(service, more=more)  # without a token there is nothing in front
 
@@ -509,9 +509,7 @@ def test_tls(tmp_path: Path) -> None:
     options = Options(Address("127.0.0.1", 0), certificate=certificate, key=key)
     with Gateway(Service(FakeBackend()), options) as gateway:
         context = ssl.create_default_context(cafile=str(certificate))
-        connection = http.client.HTTPSConnection(
-            "127.0.0.1", gateway.address.port, context=context, timeout=10
-        )
+        connection = http.client.HTTPSConnection("127.0.0.1", gateway.http.port, context=context, timeout=10)
         connection.request("POST", INFER, json.dumps(body()))
         assert connection.getresponse().status == 200
         connection.close()
@@ -528,4 +526,4 @@ def test_a_port_in_use_is_said() -> None:
         served(FakeBackend()) as (gateway, _),
         pytest.raises(errors.PortInUse),
     ):
-        Gateway(Service(FakeBackend()), Options(gateway.address)).start()
+        Gateway(Service(FakeBackend()), Options(gateway.http)).start()

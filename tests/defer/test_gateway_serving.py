@@ -93,11 +93,15 @@ def cluster_text(agents: Any, listen: str = "127.0.0.1:0") -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def started_before_the_first_test() -> None:
+def started_before_the_first_test() -> Iterator[None]:
     """Threads that tritonclient's libraries start once and never end must not be taken for a test's."""
     import gevent
+    import grpc.aio
 
     gevent.get_hub().threadpool.spawn(lambda: None).get()
+    grpc.aio.init_grpc_aio()
+    yield
+    grpc.aio.shutdown_grpc_aio()
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +126,7 @@ def gateway(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             for name, path in held.models().items():
                 daemon.deployments.bring_up(Order(name, path), lambda _what, _fraction: None)
             service = Service(LocalBackend(daemon), repository=held)
-            with Gateway(service, Options(Address("127.0.0.1", 0))) as running:
+            with Gateway(service, Options(Address("127.0.0.1", 0), Address("127.0.0.1", 0))) as running:
                 started(running.helpers, HELPERS)
                 started(daemon._background, 2)
                 yield running
@@ -158,7 +162,7 @@ def check_everything(answer: Any) -> None:
 def test_tritonclient_http_sees_the_server(gateway: Gateway) -> None:
     import tritonclient.http as triton
 
-    with triton.InferenceServerClient(str(gateway.address)) as client:
+    with triton.InferenceServerClient(str(gateway.http)) as client:
         assert client.is_server_live()
         assert client.is_server_ready()
         assert client.is_model_ready("add")
@@ -182,7 +186,7 @@ def test_tritonclient_http_sees_the_server(gateway: Gateway) -> None:
 def test_every_number_type_through_agents_in_binary(gateway: Gateway) -> None:
     import tritonclient.http as triton
 
-    with triton.InferenceServerClient(str(gateway.address)) as client:
+    with triton.InferenceServerClient(str(gateway.http)) as client:
         answer = client.infer("echo", everything(triton), request_id="7")
         check_everything(answer)
         assert answer.get_response()["id"] == "7"
@@ -209,7 +213,7 @@ def test_every_number_type_through_agents_in_json(gateway: Gateway) -> None:
 def test_text_through_agents(gateway: Gateway, binary: bool) -> None:
     import tritonclient.http as triton
 
-    with triton.InferenceServerClient(str(gateway.address)) as client:
+    with triton.InferenceServerClient(str(gateway.http)) as client:
         words = given(triton, "words", WORDS, "BYTES", binary_data=binary)
         answer = client.infer("words", [words], outputs=[triton.InferRequestedOutput("twice", binary)])
         got = answer.as_numpy("twice")
@@ -219,7 +223,7 @@ def test_text_through_agents(gateway: Gateway, binary: bool) -> None:
 def test_text_that_is_not_utf8_is_refused(gateway: Gateway) -> None:
     import tritonclient.http as triton
 
-    with triton.InferenceServerClient(str(gateway.address)) as client:
+    with triton.InferenceServerClient(str(gateway.http)) as client:
         wrong = triton.InferInput("words", [1], "BYTES")
         wrong._raw_data = join_bytes([b"\xff\xfe"])
         wrong._parameters["binary_data_size"] = len(wrong._raw_data)
@@ -231,7 +235,7 @@ def test_large_tensors_and_compression(gateway: Gateway) -> None:
     import tritonclient.http as triton
 
     values = np.random.default_rng(1).integers(0, 4, (150_000, 8)).astype(np.float32)  # 4.8 MB
-    with triton.InferenceServerClient(str(gateway.address)) as client:
+    with triton.InferenceServerClient(str(gateway.http)) as client:
         x = [given(triton, "x", values, "FP32")]
         for coding in (None, "gzip", "deflate"):
             answer = client.infer(
@@ -243,7 +247,7 @@ def test_large_tensors_and_compression(gateway: Gateway) -> None:
 def test_several_requests_at_once(gateway: Gateway) -> None:
     import tritonclient.http as triton
 
-    with triton.InferenceServerClient(str(gateway.address), concurrency=8) as client:
+    with triton.InferenceServerClient(str(gateway.http), concurrency=8) as client:
         under_way = []
         for number in range(32):
             x = [given(triton, "x", np.full((1, 8), number, np.float32), "FP32")]
@@ -256,7 +260,7 @@ def test_tritonclient_http_aio(gateway: Gateway) -> None:
     import tritonclient.http.aio as triton
 
     async def ask() -> None:
-        async with triton.InferenceServerClient(str(gateway.address)) as client:
+        async with triton.InferenceServerClient(str(gateway.http)) as client:
             assert await client.is_server_live()
             assert await client.is_server_ready()
             assert await client.is_model_ready("echo")
@@ -281,7 +285,7 @@ def test_wrong_requests_of_tritonclient_http(gateway: Gateway) -> None:
     import tritonclient.http as triton
 
     x = np.zeros((1, 8), np.float32)
-    with triton.InferenceServerClient(str(gateway.address)) as client:
+    with triton.InferenceServerClient(str(gateway.http)) as client:
 
         def refused(status: str, *inputs: Any, model: str = "add", **more: Any) -> str:
             with pytest.raises(triton.InferenceServerException) as caught:
@@ -306,7 +310,7 @@ def test_wrong_requests_of_tritonclient_http(gateway: Gateway) -> None:
 def test_unload_and_load_through_the_repository(gateway: Gateway) -> None:
     import tritonclient.http as triton
 
-    with triton.InferenceServerClient(str(gateway.address)) as client:
+    with triton.InferenceServerClient(str(gateway.http)) as client:
         client.unload_model("words")
         assert not client.is_model_ready("words")
         index = {one["name"]: one["state"] for one in client.get_model_repository_index()}
@@ -321,12 +325,83 @@ def test_unload_and_load_through_the_repository(gateway: Gateway) -> None:
                 wrong()
 
 
+# ------------------------------------------------------------------------------------------------------- gRPC
+
+
+def test_every_type_through_agents_by_grpc(gateway: Gateway) -> None:
+    import tritonclient.grpc as triton
+
+    with triton.InferenceServerClient(str(gateway.grpc)) as client:
+        assert client.is_server_ready()
+        assert client.is_model_ready("echo", "1")
+        check_everything(client.infer("echo", everything(triton)))
+        words = client.infer("words", [given(triton, "words", WORDS, "BYTES")]).as_numpy("twice")
+        assert [word.decode() for word in words] == [word * 2 for word in WORDS]
+        values = np.random.default_rng(1).standard_normal((150_000, 8)).astype(np.float32)
+        for coding in (None, "gzip"):
+            answer = client.infer("add", [given(triton, "x", values, "FP32")], compression_algorithm=coding)
+            np.testing.assert_array_equal(answer.as_numpy("y"), values * 2)
+        assert client.get_inference_statistics("add").model_stats[0].inference_stats.compute_infer.count
+        client.unload_model("words")
+        ready = {one.name for one in client.get_model_repository_index().models if one.state == "READY"}
+        assert ready == {"add", "echo"}
+        client.load_model("words")
+        assert client.is_model_ready("words")
+
+
+def test_a_stream_through_agents(gateway: Gateway) -> None:
+    import tritonclient.grpc as triton
+
+    answers: list[Any] = []
+    done = threading.Event()
+
+    def heard(result: Any, error: Any) -> None:
+        answers.append(error or result.as_numpy("y")[0, 0])
+        if len(answers) == 30:
+            done.set()
+
+    with triton.InferenceServerClient(str(gateway.grpc)) as client:
+        client.start_stream(heard)
+        for number in range(30):
+            client.async_stream_infer(
+                "add", [given(triton, "x", np.full((1, 8), number, np.float32), "FP32")]
+            )
+        assert done.wait(20)
+        client.stop_stream()
+    assert answers == [2 * number for number in range(30)]
+
+
+def test_tritonclient_grpc_aio(gateway: Gateway) -> None:
+    import tritonclient.grpc.aio as triton
+
+    async def ask() -> None:
+        async with triton.InferenceServerClient(str(gateway.grpc)) as client:
+            assert await client.is_server_live()
+            assert await client.is_model_ready("add")
+            assert (await client.get_server_metadata()).name == "defer"
+            assert (await client.get_model_metadata("echo")).platform == "defer_onnx"
+            assert (await client.get_model_config("add")).config.backend == "defer"
+            check_everything(await client.infer("echo", everything(triton)))
+            answers = await asyncio.gather(
+                *(
+                    client.infer("add", [given(triton, "x", np.full((1, 8), number, np.float32), "FP32")])
+                    for number in range(16)
+                )
+            )
+            assert [float(answer.as_numpy("y")[0, 0]) for answer in answers] == [2.0 * n for n in range(16)]
+            with pytest.raises(triton.InferenceServerException) as caught:
+                await client.infer("none", [])
+            assert caught.value.status() == "StatusCode.NOT_FOUND"
+
+    asyncio.run(ask())
+
+
 # ------------------------------------------------------------------------------------------------------- curl
 
 
 def curl(gateway: Gateway, path: str, *more: str) -> Any:
     done = subprocess.run(
-        ["curl", "-sS", "--max-time", "20", *more, f"http://{gateway.address}{path}"],
+        ["curl", "-sS", "--max-time", "20", *more, f"http://{gateway.http}{path}"],
         capture_output=True,
         check=True,
         timeout=30,
@@ -345,7 +420,7 @@ def test_curl(gateway: Gateway, tmp_path: Path) -> None:
     answer = subprocess.run(
         [
             *("curl", "-sS", "-i", "--max-time", "20", "--data-binary", f"@{tmp_path / 'x.bin'}"),
-            *("-H", "Inference-Header-Content-Length: 0", f"http://{gateway.address}/v2/models/add/infer"),
+            *("-H", "Inference-Header-Content-Length: 0", f"http://{gateway.http}/v2/models/add/infer"),
         ],
         capture_output=True,
         check=True,
@@ -394,7 +469,7 @@ def test_serve_and_a_gateway_of_its_own(repository: Path, tmp_path: Path) -> Non
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            addresses = [ready["http"], json.loads(read_line(front, 60))["ready"]]
+            addresses = [ready["http"], json.loads(read_line(front, 60))["http"]]
             for address in addresses:
                 with triton.InferenceServerClient(address) as client:
                     x = np.arange(8, dtype=np.float32).reshape(1, 8)
