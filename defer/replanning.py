@@ -150,7 +150,8 @@ def replan(
     return Replanned(
         found.change,
         found.reason,
-        new if found.change else now,
+        # Which requests run together is wanted of the model, whatever the plan.
+        msgspec.structs.replace(new if found.change else now, batching=running.batching),
         round(found.moved_bytes),
         float(found.load_seconds),
         float(found.gain),

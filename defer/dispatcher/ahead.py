@@ -8,6 +8,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.foresight import Foreseen, Foresight, Question
 from defer.errors import DeferError
@@ -79,7 +81,8 @@ class Ahead:
         """Make a plan here and now; blocks."""
         from defer.dispatcher.foreseeing import answer
 
-        (found,) = answer(self._question(order, (missing,)), self._deployments.chain_of(order))
+        (answered,) = answer(self._question(order, (missing,)), self._deployments.chain_of(order))
+        found = _batching_as(order, answered)
         self._keep(order, {missing: found})
         return found
 
@@ -94,7 +97,8 @@ class Ahead:
             try:
                 sets = tuple(sorted(lacking, key=sorted))
                 answers = self._foresight.ask(self._question(order, sets), patient=True)
-                self._keep(order, dict(zip(sets, answers, strict=True)))
+                made = [_batching_as(order, each) for each in answers]
+                self._keep(order, dict(zip(sets, made, strict=True)))
                 logger.info("model %s: planned ahead for the loss of %s", order.name, _told(sets))
             except DeferError as error:
                 if not self._closing.is_set():
@@ -132,6 +136,14 @@ class Ahead:
             parts=str(self._deployments.parts),
             without=tuple(tuple(sorted(lost)) for lost in sets),
         )
+
+
+def _batching_as(order: Order, made: Foreseen) -> Foreseen:
+    """A plan under which the same requests may run together as under the one that was ordered."""
+    wanted = order.plan.batching if order.plan is not None else order.batching
+    if made.plan is None or wanted is None:
+        return made
+    return msgspec.structs.replace(made, plan=msgspec.structs.replace(made.plan, batching=wanted))
 
 
 def _told(sets: tuple[frozenset[str], ...]) -> str:

@@ -16,8 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 import partitioner
 from defer.batching import make_batching, parse_batching, with_batching
 from defer.client import Client
+from defer.dispatcher.ahead import _batching_as
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
+from defer.dispatcher.foresight import Foreseen
 from defer.documents.base import decode, encode
 from defer.documents.cluster import loads_cluster
 from defer.documents.plan import Plan, PlanBatching
@@ -25,6 +27,7 @@ from defer.errors import InvalidDocument, UsageError
 from defer.hops import Part, Place, lay_out
 from defer.local_agents import local_agents
 from defer.planning import make_plan, parse_placement
+from defer.replanning import replan
 from node_agent.messages import FileRef, TensorSpec
 
 WIDTH = 512
@@ -84,6 +87,22 @@ def test_a_plan_carries_it_and_a_wrong_one_is_refused(plan: Plan) -> None:
     wrong = with_batching(plan, free, PlanBatching(sizes=(8, 4)))
     with pytest.raises(InvalidDocument, match="increase"):
         decode(Plan, encode(wrong), "the plan")
+
+
+def test_plans_made_later_batch_as_the_one_before(plan: Plan, tmp_path: Path) -> None:
+    wanted = PlanBatching(sizes=(4,))
+    batched = with_batching(plan, (), wanted)
+    chain = partitioner.analyze(save_model(tmp_path / "m.onnx"))
+    cluster = loads_cluster(
+        '[dispatcher]\nlisten = "127.0.0.1:0"\n[network]\nbandwidth = "1 Gbit/s"\ndelay = "0.1 ms"\n'
+        '[[device]]\nname = "b"\naddress = "127.0.0.1:5"\n'
+    )
+    found = replan(batched, chain, cluster, None)
+    assert found.change
+    assert found.plan.batching == wanted
+    order = Order("m", tmp_path / "m.onnx", plan=batched)
+    assert _batching_as(order, Foreseen(plan, ())).plan == batched
+    assert _batching_as(Order("m", tmp_path / "m.onnx"), Foreseen(plan, ())).plan == plan
 
 
 def test_every_stage_may_batch_and_the_first_one_waits(plan: Plan) -> None:
