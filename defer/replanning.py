@@ -150,13 +150,19 @@ def replan(
     return Replanned(
         found.change,
         found.reason,
-        # Which requests run together is wanted of the model, whatever the plan.
-        msgspec.structs.replace(new if found.change else now, batching=running.batching),
+        _batching_as(running, new if found.change else now),
         round(found.moved_bytes),
         float(found.load_seconds),
         float(found.gain),
         float(found.price),
     )
+
+
+def _batching_as(running: Plan, plan: Plan) -> Plan:
+    """Which requests run together is wanted of the model, whatever its plan."""
+    if plan.batching == running.batching:
+        return plan
+    return msgspec.structs.replace(plan, batching=running.batching)
 
 
 def _predicted(
