@@ -126,6 +126,11 @@ def _show(timeline: Timeline, summary: Summary) -> None:
         f"{summary.requests} requests of {summary.model}, up to {summary.in_flight} at once: latency p50 {p50}, "
         f"p90 {p90}, most {worst}; {summary.rate_per_s:.1f}/s"
     )
+    longest = summary.longest
+    where = f"{longest.place} → {longest.to}" if longest.to else f"at {longest.place}"
+    click.echo(
+        f"most of it: {longest.kind} {where}, {units.show_duration(longest.seconds)} or {longest.share:.0%} on average"
+    )
     if summary.lost:
         note(f"{summary.lost} more left no whole trace, because an agent forgot or did not answer")
 

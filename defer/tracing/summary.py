@@ -26,6 +26,16 @@ class PlaceTimes(msgspec.Struct, frozen=True):
     clock_error_s: float
 
 
+class Longest(msgspec.Struct, frozen=True):
+    """What takes most of a request's time on average: its kind, place and, for a transfer, destination; s and share."""
+
+    kind: str
+    place: str
+    to: str
+    seconds: float
+    share: float
+
+
 class Summary(msgspec.Struct, frozen=True):
     """A traced run in numbers; times in seconds, `lost` requests left no whole trace."""
 
@@ -38,6 +48,7 @@ class Summary(msgspec.Struct, frozen=True):
     p90_s: float
     worst_s: float
     places: tuple[PlaceTimes, ...]
+    longest: Longest
 
 
 def summarise(timeline: Timeline) -> Summary:
@@ -58,7 +69,17 @@ def summarise(timeline: Timeline) -> Summary:
             _place(place, [span for span in spans if span.where == place], timeline)
             for place in timeline.places
         ),
+        longest=_longest(spans, len(latencies), sum(latencies)),
     )
+
+
+def _longest(spans: list[Span], requests: int, total: float) -> Longest:
+    sums: dict[tuple[str, str, str], float] = {}
+    for span in spans:
+        key = (span.kind, span.where, span.to)
+        sums[key] = sums.get(key, 0.0) + span.seconds
+    (kind, place, to), most = max(sums.items(), key=lambda each: each[1])
+    return Longest(kind, place, to, most / requests, most / total if total > 0 else 0.0)
 
 
 def _place(place: str, spans: list[Span], timeline: Timeline) -> PlaceTimes:

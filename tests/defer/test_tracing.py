@@ -227,6 +227,8 @@ def test_numbers_of_a_run() -> None:
     assert summary.p50_s == summary.worst_s == pytest.approx(0.021)
     a = next(place for place in summary.places if place.place == "a")
     assert a.seconds["run"] == pytest.approx(0.002)
+    assert summary.longest.share == pytest.approx(2 / 21)
+    assert summary.longest.kind in ("run", "wait")
     assert a.utilisation is not None
     assert 0 < a.utilisation <= 1
 
