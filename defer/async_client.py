@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ from typing import Self
 from defer.access import client_security
 from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
-from defer.client_core import Inputs, Submit, copied
+from defer.client_core import Array, Inputs, Submit, copied, fill
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests, check_id
 from defer.client_session import Outputs
 from defer.documents.address import parse_address
@@ -52,13 +52,15 @@ class AsyncClient:
         timeout: float | None = None,
         durable: bool = False,
         request: bytes | None = None,
+        into: Mapping[str, Array] | None = None,
     ) -> Outputs:
         """Run the model once; see `Client.infer`. Cancelling the task gives the request up."""
         if request is not None:
             check_id(request)
         submit = await self._prepare(inputs, model, outputs, timeout, copy=False, patient=False)
         submit = replace(submit, durable=durable, request=submit.request if request is None else request)
-        return await (await self._launch(submit))
+        found = await (await self._launch(submit))
+        return found if into is None else fill(into, found)
 
     async def recall(self, request: bytes, *, timeout: float | None = None) -> Outputs:
         """Wait for the answer to a request that was sent before; see `Client.recall`."""

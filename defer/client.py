@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
@@ -21,7 +21,7 @@ from defer.access import client_security
 from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.async_client import AsyncClient
-from defer.client_core import GRACE_S, Array, Inputs, Submit
+from defer.client_core import GRACE_S, Array, Inputs, Submit, fill
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
 from defer.client_session import Outputs
 from defer.documents.address import parse_address
@@ -83,11 +83,13 @@ class Client:
         trace: str = "",
         durable: bool = False,
         request: bytes | None = None,
+        into: Mapping[str, Array] | None = None,
     ) -> Outputs:
         """Run the model once and wait for its outputs.
 
         Args:
-            inputs: Arrays by input name; one array where the model has one input.
+            inputs: Arrays by input name; one array where the model has one input. Anything that speaks DLPack, such as a
+                PyTorch tensor on the CPU, is read where it lies.
             model: Which model; the client's own by default.
             outputs: Which outputs are wanted; all by default.
             timeout: Seconds until the request ends with `DeadlineExceeded`; the client's own by default, infinity for
@@ -96,9 +98,10 @@ class Client:
             durable: Have the dispatcher keep the request and its answer on its disk: it is answered once although the
                 dispatcher is killed and started again meanwhile.
             request: Its id, 16 bytes, for `recall`; made up where it is None.
+            into: Arrays by output name that the outputs are written to, for buffers that are used again and again.
 
         Returns:
-            Arrays by output name.
+            Arrays by output name; those of `into` where it has them.
 
         Raises:
             WrongInput: An input's name, element type or shape does not fit; nothing was sent.
@@ -116,7 +119,8 @@ class Client:
             requests.prepare(inputs, model, outputs, timeout, copy=False, durable=durable, request=request),
             trace,
         )
-        return _result(requests.launch(submit), submit.deadline)
+        found = _result(requests.launch(submit), submit.deadline)
+        return found if into is None else fill(into, found)
 
     def recall(self, request: bytes, *, timeout: float | None = None) -> Outputs:
         """Wait for the answer to a request that was sent before, by this client or another, and has this id.

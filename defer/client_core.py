@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -354,7 +355,34 @@ def check_outputs(outputs: Sequence[str], model: ModelInfo) -> tuple[str, ...]:
     return tuple(outputs)
 
 
+def fill(into: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs, those that the caller made room for in the caller's arrays.
+
+    Raises:
+        WrongInput: An array has another element type or shape than the output that it is for, or there is none.
+    """
+    for name, room in into.items():
+        array = outputs.get(name)
+        if array is None:
+            raise WrongInput(f"there is room for output {name!r}, which is not among {', '.join(outputs)}")
+        if (room.dtype, room.shape) != (array.dtype, array.shape):
+            raise WrongInput(
+                f"output {name!r} is {array.dtype.name}{list(array.shape)}, the array for it is "
+                f"{room.dtype.name}{list(room.shape)}"
+            )
+        np.copyto(room, array)
+    return {name: into.get(name, array) for name, array in outputs.items()}
+
+
 def _as_array(name: str, value: npt.ArrayLike, dtype: str | None) -> Array:
+    if not isinstance(value, np.ndarray | np.generic) and hasattr(value, "__dlpack__"):
+        try:
+            return np.ascontiguousarray(np.from_dlpack(cast(Any, value)))
+        except (BufferError, RuntimeError, TypeError, ValueError) as exc:
+            raise WrongInput(
+                f"input {name!r} cannot be read through DLPack: {exc}",
+                hint="give a tensor in this machine's memory, of a type that NumPy has",
+            ) from exc
     if isinstance(value, np.ndarray) or dtype is None or dtype == "string":
         array: Array = np.asarray(value)
     else:
