@@ -60,6 +60,7 @@ class Conveyor:
             state.waiting.popleft()
             state.sent.add(request.number)
             request.sent = True
+            state.traffic.sent(now - request.arrived)
             typical = state.route.typical_bytes or request.nbytes
             scale = request.nbytes / typical if typical else 1.0
             self.overdue.sent(state.route.epoch, request.number, now, scale)
@@ -69,7 +70,7 @@ class Conveyor:
     def _end(self, request: Request, code: str, text: str) -> list[e.Instruction]:
         """Answer an accepted request with an error."""
         self.counters.failed[code] += 1
-        self.routes[request.epoch].traffic.failed += 1
+        self.routes[request.epoch].traffic.ended(code)
         return self._answer(request, Answer(Rejection(request.infer.request, code, text)))
 
     def _answer(self, request: Request, answer: Answer) -> list[e.Instruction]:
