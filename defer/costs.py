@@ -206,6 +206,7 @@ def _sink(cluster: Cluster) -> str:
 
 
 def _router_cluster(cluster: Cluster, profile: CostProfile | None, notes: list[str]) -> router.Cluster:
+    encryption = profile.encryption if profile else {}
     devices = [
         router.Device(
             device.name,
@@ -213,7 +214,7 @@ def _router_cluster(cluster: Cluster, profile: CostProfile | None, notes: list[s
             computes=device.computes and device.has_agent,
             power=device.added_watts,
             price=device.price_per_s,
-            crypt_seconds_per_byte=device.crypt_s_per_byte,
+            crypt_seconds_per_byte=device.crypt_s_per_byte or encryption.get(device.name, 0.0),
         )
         for device in cluster.devices
     ]
@@ -237,7 +238,8 @@ def _router_cluster(cluster: Cluster, profile: CostProfile | None, notes: list[s
                 DEFAULT_BANDWIDTH if bandwidth is None else bandwidth,
                 DEFAULT_DELAY if delay is None else delay,
                 link.medium,
-                link.encrypted,
+                # A profile with keys was measured on a cluster whose every link has them.
+                link.encrypted or bool(encryption),
                 link.joules,
                 link.price,
             )
@@ -247,7 +249,9 @@ def _router_cluster(cluster: Cluster, profile: CostProfile | None, notes: list[s
     if free := sorted(
         {d.name.replace(SINK, "") for d in devices if d.name in ends and not d.crypt_seconds_per_byte}
     ):
-        notes.append(f"encryption is assumed to take no time on {', '.join(free)}: no `encryption` declared")
+        notes.append(
+            f"encryption is assumed to take no time on {', '.join(free)}: neither declared nor measured"
+        )
     if assumed:
         what = f"{units.show_bandwidth(DEFAULT_BANDWIDTH)} and {units.show_duration(DEFAULT_DELAY)}"
         notes.append(

@@ -30,6 +30,7 @@ from defer.parts import write_parts
 from defer.precision import Ranges
 from defer.span_costs import levels
 from node_agent import messages as m
+from node_agent.encryption import measure_encryption
 
 LINK_BUDGET_S = 0.25
 """Seconds of probing per direction of a link."""
@@ -126,16 +127,46 @@ def profile(
         device.name: _device_profile(pool, device.name, measured[representatives[alike(device)]])
         for device in computing
     }
+    encryption = _encryption(pool, cluster)
     return CostProfile(
         model=chain.model,
         digest=chain.digest,
         positions=positions,
         bindings=dict(chain.bindings),
         devices=devices,
-        links=tuple(_measure_links(pool, cluster, dispatcher, on_step)),
+        links=without_encryption(_measure_links(pool, cluster, dispatcher, on_step), encryption),
         codecs=worst_ratios(costs.ratios for costs in measured.values()),
         client=client_costs(chain),
+        encryption=encryption,
     )
+
+
+def _encryption(pool: AgentPool, cluster: Cluster) -> dict[str, float]:
+    """Seconds per encrypted byte of each device; empty where connections have no keys."""
+    if not pool.security.curve:
+        return {}
+    offers = {device.name: offer_of(pool, device.name) for device in cluster.agents}
+    found = {name: offer.encryption_byte_s for name, offer in offers.items() if offer is not None}
+    return {cluster.dispatcher.device: measure_encryption()} | found
+
+
+def without_encryption(
+    links: Sequence[LinkProfile], encryption: Mapping[str, float]
+) -> tuple[LinkProfile, ...]:
+    """Links as they would carry plain bytes.
+
+    A probe is encrypted, sent and decrypted one after the other; planning counts encryption as work of the devices,
+    and would count it twice. At least a tenth of a probe's time is the link's own, whatever the devices' figures say.
+    """
+    if not encryption:
+        return tuple(links)
+    plain = []
+    for link in links:
+        per_byte = 1 / link.bytes_per_s
+        coded = encryption.get(link.source, 0.0) + encryption.get(link.target, 0.0)
+        seconds = max(per_byte - coded, per_byte / 10)
+        plain.append(LinkProfile.of(link.source, link.target, 1 / seconds, link.delay_s))
+    return tuple(plain)
 
 
 def _device_profile(pool: AgentPool, name: str, costs: BlockCosts) -> DeviceProfile:

@@ -16,6 +16,7 @@ from node_agent import machine
 from node_agent.actions import Actions
 from node_agent.control import Control, dialled
 from node_agent.core import AgentCore
+from node_agent.encryption import measure_encryption
 from node_agent.engines import engine_named, inventory
 from node_agent.errors import AddressInUseError, AgentError, EngineMissingError
 from node_agent.events import Gauge, StopAsked
@@ -79,6 +80,7 @@ def make_offer(config: AgentConfig, engines: tuple[EngineInfo, ...], ports: tupl
         data_port=ports[0],
         fetch_port=ports[1],
         software=machine.software(),
+        encryption_byte_s=measure_encryption() if config.security.curve else 0.0,
     )
 
 

@@ -220,7 +220,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     missing: str = ""
 
 
-class Offer(msgspec.Struct, frozen=True):
+class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a device brings.
 
     Attributes:
@@ -234,6 +234,7 @@ class Offer(msgspec.Struct, frozen=True):
         data_port: Port of the data endpoint on the host that the control endpoint was reached at.
         fetch_port: Port where peers that must dial (NAT) fetch this agent's output; see docs/wire.md.
         software: Versions by distribution name.
+        encryption_byte_s: Seconds to encrypt or decrypt a byte, where this agent's connections have keys.
     """
 
     engines: tuple[EngineInfo, ...]
@@ -244,6 +245,7 @@ class Offer(msgspec.Struct, frozen=True):
     data_port: int
     fetch_port: int
     software: dict[str, str] = {}
+    encryption_byte_s: float = 0.0
 
 
 class PeerRef(msgspec.Struct, frozen=True):

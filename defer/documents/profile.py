@@ -121,6 +121,8 @@ class CostProfile(Document, frozen=True, kw_only=True):
         links: Directions that were measured.
         codecs: Per codec its ratio at each boundary: raw bytes over encoded bytes.
         client: Per codec that every client knows, what it costs where requests come from.
+        encryption: Seconds per byte that each device takes to encrypt or decrypt; empty where its connections had no
+            keys when it was measured. The links' bandwidths are then those without it.
         created: Where it comes from.
     """
 
@@ -135,6 +137,7 @@ class CostProfile(Document, frozen=True, kw_only=True):
     links: tuple[LinkProfile, ...] = ()
     codecs: dict[str, tuple[float, ...]] = msgspec.field(default_factory=dict)
     client: dict[str, CodecProfile] = msgspec.field(default_factory=dict)
+    encryption: dict[str, float] = msgspec.field(default_factory=dict)
     created: Created = Created()
 
     def problems(self) -> None:
@@ -148,6 +151,8 @@ class CostProfile(Document, frozen=True, kw_only=True):
         for name, device in self.devices.items():
             self._check_device(device, f"devices.{name}")
         self._check_codecs(self.client, "client")
+        for name, seconds in self.encryption.items():
+            self._check((seconds,), 1, f"encryption.{name}", "devices")
         for codec, ratios in self.codecs.items():
             self._check(ratios, len(self.positions), f"codecs.{codec}", "boundaries")
             if 0.0 in ratios:
