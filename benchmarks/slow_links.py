@@ -154,7 +154,15 @@ def _run(name: str, bandwidth: float, arguments: argparse.Namespace, *, quick: b
             serving(bed.cluster_file, *more, start=lambda command: start_on(None, command), timeout=1200.0)
         )
         for kind in ("same", "raw"):
-            deploy = ["deploy", str(model), "--insecure", "--name", kind, "--plan", str(documents / f"{kind}.json")]
+            deploy = [
+                "deploy",
+                str(model),
+                "--insecure",
+                "--name",
+                kind,
+                "--plan",
+                str(documents / f"{kind}.json"),
+            ]
             _defer(bed, [*deploy, "--dispatcher", ready["ready"]])
         load = [sys.executable, "-m", "benchmarks.load", "--input", str(work / "input.npz")]
         load += ["--output", str(work), "--window", str(2 * COUNT + 2)]
@@ -180,7 +188,16 @@ def _run(name: str, bandwidth: float, arguments: argparse.Namespace, *, quick: b
 def _plans(bed: Testbed, model: Path, directory: Path, blocks: int) -> dict[str, Plan]:
     """Measure once, then plan with the budget, without codecs, and without codecs on the first one's partitions."""
     profile = directory / "profile.json"
-    measured = ["profile", str(model), "--insecure", "--cluster", str(bed.cluster_file), "-o", str(profile), "--force"]
+    measured = [
+        "profile",
+        str(model),
+        "--insecure",
+        "--cluster",
+        str(bed.cluster_file),
+        "-o",
+        str(profile),
+        "--force",
+    ]
     _defer(bed, [*measured, "--blocks", str(blocks), "--wait", "60"])
 
     def plan(kind: str, *more: str) -> Plan:

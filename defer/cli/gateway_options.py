@@ -170,6 +170,7 @@ def make_gateway(
     backend: Backend,
     *,
     more: Sequence[Any] = (),
+    open_paths: Sequence[str] = (),
     on_crash: Callable[[BaseException], None] | None = None,
 ) -> Gateway:
     """A gateway as the options say, not started yet.
@@ -188,7 +189,7 @@ def make_gateway(
         backend, Limits(body=wish.body, timeout_s=wish.timeout_s), repository=Repository(wish.repository)
     )
     options = Options(wish.http, wish.grpc, wish.token, wish.certificate, wish.key)
-    return Gateway(service, options, more=more, on_crash=on_crash)
+    return Gateway(service, options, more=more, open_paths=open_paths, on_crash=on_crash)
 
 
 def _size(text: str) -> int:

@@ -33,7 +33,7 @@ from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile, Created
-from defer.errors import Cancelled, FileMissing, Internal, UsageError
+from defer.errors import Cancelled, FileMissing, Internal, UsageError, translate
 from defer.live.watcher import Watcher
 from defer.paths import profile_cache
 from node_agent.security import Security
@@ -176,7 +176,7 @@ def command(
         )
         watcher = Watcher(daemon)
         metrics = stack.enter_context(serving_metrics(observing, watcher))
-        http = _gateway(gateway, daemon, stack, crash)
+        http = _gateway(gateway, daemon, watcher, stack, crash)
         outcome = None
         try:
             with stop.interrupting():
@@ -210,14 +210,24 @@ def command(
 
 
 def _gateway(
-    wish: GatewayWish, daemon: Daemon, stack: ExitStack, on_crash: Callable[[BaseException], None]
+    wish: GatewayWish,
+    daemon: Daemon,
+    watcher: Watcher,
+    stack: ExitStack,
+    on_crash: Callable[[BaseException], None],
 ) -> Gateway | None:
     """The gateway, live but not ready; closed before the dispatcher is."""
     if not wish.wanted:
         return None
-    from defer.gateway.backend import LocalBackend
-
-    made = make_gateway(wish, LocalBackend(daemon), on_crash=on_crash)
+    try:
+        from defer.gateway.backend import LocalBackend
+        from defer.live.board import Board
+        from defer.live.routes import OPEN, live_routes
+    except ImportError as error:
+        raise translate(error) from error
+    board = Board(daemon, stack.enter_context(watcher), may_act=bool(wish.token))
+    pages = live_routes(board, watcher, token=wish.token)
+    made = make_gateway(wish, LocalBackend(daemon), more=pages, open_paths=OPEN, on_crash=on_crash)
     made.service.starting = True
     return stack.enter_context(made)
 

@@ -187,6 +187,11 @@ class Daemon:
         self.close()
 
     @property
+    def boot(self) -> str:
+        """Differs for each start of the process."""
+        return self._boot
+
+    @property
     def phase(self) -> Literal["starting", "serving", "stopping"]:
         """Where it is between its start and its end."""
         if self._draining or self._closing.is_set():

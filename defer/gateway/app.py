@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from defer.errors import WrongInput
-from defer.gateway.auth import BearerToken
+from defer.gateway.auth import OPEN, BearerToken
 from defer.gateway.http_infer import InferEndpoint
 from defer.gateway.reading import read_body, stated_length
 from defer.gateway.replies import answered, http_error, json
@@ -33,17 +33,20 @@ class _IndexRequest(msgspec.Struct):
     ready: bool = False
 
 
-def create_app(service: Service, *, token: str = "", more: Sequence[BaseRoute] = ()) -> Starlette:
+def create_app(
+    service: Service, *, token: str = "", more: Sequence[BaseRoute] = (), open_paths: Sequence[str] = ()
+) -> Starlette:
     """The gateway's ASGI application.
 
     Args:
         service: What answers.
         token: What callers must show as `Authorization: Bearer …`; empty lets everyone in.
         more: Routes besides the protocol's.
+        open_paths: Those of them that need no token, as paths.
     """
     return Starlette(
         routes=[*routes(service), *more],
-        middleware=[Middleware(BearerToken, token=token)] if token else [],
+        middleware=[Middleware(BearerToken, token=token, path_exempt=(*OPEN, *open_paths))] if token else [],
         exception_handlers={HTTPException: http_error},
     )
 

@@ -60,6 +60,7 @@ class Gateway:
         service: What answers.
         options: How it listens.
         more: Routes besides the protocol's.
+        open_paths: Those of them that need no token.
         on_crash: Called when the thread ends by an error.
     """
 
@@ -69,11 +70,12 @@ class Gateway:
         options: Options,
         *,
         more: Sequence[Any] = (),
+        open_paths: Sequence[str] = (),
         on_crash: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.service = service
         self._options = options
-        self._more = more
+        self._more, self._open_paths = more, open_paths
         self._on_crash = on_crash
         self._thread: threading.Thread | None = None
         self._stop: Callable[[], object] = _nothing
@@ -143,7 +145,7 @@ class Gateway:
     async def _serve_http(self, listener: socket.socket, stack: contextlib.AsyncExitStack) -> None:
         options = self._options
         config = uvicorn.Config(
-            create_app(self.service, token=options.token, more=self._more),
+            create_app(self.service, token=options.token, more=self._more, open_paths=self._open_paths),
             lifespan="off",
             ws="none",
             log_config=None,

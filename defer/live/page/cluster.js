@@ -1,0 +1,199 @@
+// The cluster on a ring, in the order in which requests pass, with the plans on it and traffic that moves.
+import { bandwidth, percent, put, rate, s, say, shortened, size } from "./dom.js";
+
+const QUEUE_SHOWN = 12;
+
+export class ClusterView {
+  constructor(holder, onChoose) {
+    this.holder = holder;
+    this.onChoose = onChoose;
+    this.key = "";
+    this.nodes = new Map();
+    this.edges = [];
+  }
+
+  // planned: {transfers, without} of a what-if, or null
+  draw(state, colours, planned) {
+    const width = Math.max(300, Math.round(this.holder.clientWidth));
+    const edges = planned ? plannedEdges(planned) : liveEdges(state, colours);
+    const names = order(state, edges);
+    const key = JSON.stringify([width, names, state.links.map((l) => [l.source, l.target]), edges.map((e) => [e.source, e.target, e.colour, e.label, Boolean(planned)])]);
+    if (key !== this.key) this.build(state, names, edges, width, Boolean(planned));
+    this.key = key;
+    this.update(state, edges, planned);
+  }
+
+  build(state, names, edges, width, planned) {
+    const narrow = width < 560;
+    const box = { w: narrow ? 124 : 158, h: 66 };
+    const count = names.length;
+    const height = narrow ? Math.max(260, count * 62) : Math.max(250, Math.min(470, 150 + count * 42));
+    const middle = { x: width / 2, y: height / 2 };
+    const ring = { x: width / 2 - box.w / 2 - 6, y: height / 2 - box.h / 2 - 8 };
+    const places = new Map(names.map((name, at) => {
+      const angle = Math.PI + (2 * Math.PI * at) / count;
+      return [name, { x: middle.x + ring.x * Math.cos(angle), y: middle.y + ring.y * Math.sin(angle) }];
+    }));
+    this.nodes = new Map();
+    const drawn = new Set();
+    const links = [];
+    for (const link of state.links) {
+      const pair = [link.source, link.target].sort().join("\n");
+      const [from, to] = [places.get(link.source), places.get(link.target)];
+      if (drawn.has(pair) || !from || !to) continue;
+      drawn.add(pair);
+      links.push(s("line", { class: "link", x1: from.x, y1: from.y, x2: to.x, y2: to.y },
+        s("title", {}, `${link.source} – ${link.target}: ${bandwidth(link.bytes_per_s)}`)));
+    }
+    const both = new Set(edges.map((edge) => `${edge.source}\n${edge.target}`));
+    this.edges = edges.map((edge) => {
+      const bent = both.has(`${edge.target}\n${edge.source}`);
+      return this.edge(edge, places.get(edge.source), places.get(edge.target), box, bent, planned);
+    });
+    const labels = this.edges.map((edge) => edge.label);
+    const boxes = names.map((name) => this.node(name, places.get(name), box));
+    const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Devices, links and routes" },
+      links, this.edges.map((edge) => edge.element), boxes, labels);
+    this.holder.replaceChildren(svg);
+  }
+
+  edge(edge, from, to, box, bent, planned) {
+    const length = Math.hypot(to.x - from.x, to.y - from.y) || 1;
+    const side = { x: -(to.y - from.y) / length, y: (to.x - from.x) / length };
+    const bend = (bent ? 26 : 0) + edge.lane * 12;
+    const control = { x: (from.x + to.x) / 2 + side.x * bend, y: (from.y + to.y) / 2 + side.y * bend };
+    const start = border(from, control, box, 2);
+    const end = border(to, control, box, 9);
+    const path = `M${start.x} ${start.y} Q${control.x} ${control.y} ${end.x} ${end.y}`;
+    const angle = Math.atan2(end.y - control.y, end.x - control.x);
+    const tip = { x: end.x + Math.cos(angle) * 7, y: end.y + Math.sin(angle) * 7 };
+    const wing = (turn) => `${tip.x - Math.cos(angle + turn) * 13} ${tip.y - Math.sin(angle + turn) * 13}`;
+    const dots = s("path", { class: `dots m${edge.colour} still`, d: path });
+    const element = s("g", { class: planned ? "edge planned" : "edge" },
+      s("path", { class: `route m${edge.colour}`, d: path }), dots,
+      s("path", { class: `head m${edge.colour}`, d: `M${tip.x} ${tip.y}L${wing(0.42)}L${wing(-0.42)}Z` }),
+      s("title", {}, `${edge.source} → ${edge.target}: ${edge.label}`));
+    const at = { x: (start.x + 2 * control.x + end.x) / 4, y: (start.y + 2 * control.y + end.y) / 4 };
+    const label = s("text", { class: "small label", x: at.x, y: at.y + 4 + edge.lane * 13, "text-anchor": "middle" }, edge.label);
+    return { element, dots, label };
+  }
+
+  node(name, at, box) {
+    const left = at.x - box.w / 2;
+    const top = at.y - box.h / 2;
+    const parts = {
+      about: s("text", { class: "small about", x: left + 10, y: top + 38 }),
+      busy: s("rect", { class: "busy", x: left + 10, y: top + 46, width: 0, height: 5, rx: 2 }),
+      waits: s("g", { class: "waits" }),
+      title: s("title", {}),
+    };
+    const choose = () => this.onChoose(name);
+    const element = s("g", {
+      class: "node", tabindex: 0, role: "button", onclick: choose,
+      onkeydown: (event) => {
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault();
+        choose();
+      },
+    },
+    s("rect", { class: "box", x: left, y: top, width: box.w, height: box.h, rx: 8 }),
+    s("circle", { class: "lamp", cx: left + box.w - 14, cy: top + 16, r: 5 }),
+    s("text", { class: "name", x: left + 10, y: top + 21 }, shortened(name, Math.floor((box.w - 34) / 7.8))),
+    parts.about,
+    s("rect", { class: "rail", x: left + 10, y: top + 46, width: box.w - 20, height: 5, rx: 2 }),
+    parts.busy, parts.waits, parts.title);
+    this.nodes.set(name, { element, ...parts, room: box.w - 20, left: left + 10, top: top + 55, queued: -1 });
+    return element;
+  }
+
+  update(state, edges, planned) {
+    for (const device of state.devices) {
+      const node = this.nodes.get(device.name);
+      if (!node) continue;
+      const told = about(device, state, planned);
+      node.element.setAttribute("class", `node ${told.classes.join(" ")}`);
+      node.element.setAttribute("aria-label", `${device.name}: ${told.long}`);
+      say(node.about, shortened(told.short, Math.floor(node.room / 6)));
+      say(node.title, `${device.name}: ${told.long}`);
+      node.busy.setAttribute("width", String(Math.max(0, Math.min(1, told.busy)) * node.room));
+      if (node.queued !== told.queued) {
+        node.queued = told.queued;
+        const shown = Math.min(told.queued, QUEUE_SHOWN);
+        node.waits.replaceChildren(...Array.from({ length: shown }, (_, at) => s("rect", { x: node.left + at * 8, y: node.top, width: 6, height: 6, rx: 1 })));
+      }
+    }
+    edges.forEach((edge, at) => {
+      const { element, dots } = this.edges[at];
+      element.classList.toggle("lost", edge.lost);
+      dots.classList.toggle("still", !(edge.rate > 0));
+      // From one dot in two seconds for a trickle to a stream: the logarithm keeps both visible.
+      const period = (2.2 / (1 + Math.log10(1 + edge.rate) * 2.2)).toFixed(2);
+      if (dots.dataset.period !== period) {
+        dots.dataset.period = period;
+        put(dots, "--period", `${period}s`);
+      }
+    });
+  }
+}
+
+function order(state, edges) {
+  const used = [state.source, ...edges.flatMap((edge) => [edge.source, edge.target])];
+  const all = [...new Set([...used, ...state.devices.map((device) => device.name)])];
+  return all.filter((name) => state.devices.some((device) => device.name === name)).slice(0, 16);
+}
+
+function liveEdges(state, colours) {
+  const found = [];
+  for (const each of state.deployments) {
+    each.transfers.forEach((transfer) => {
+      for (let at = 0; at + 1 < transfer.path.length; at += 1) {
+        const [source, target] = [transfer.path[at], transfer.path[at + 1]];
+        const label = `${transfer.codec === "raw" ? "" : `${transfer.codec} · `}${size(transfer.bytes)}`;
+        const same = found.find((edge) => edge.source === source && edge.target === target && edge.model === each.model);
+        if (same) {
+          same.rate += each.rate;
+          same.lost = same.lost && each.state === "lost";
+          continue;
+        }
+        const lane = found.filter((edge) => edge.source === source && edge.target === target).length;
+        found.push({ source, target, label, model: each.model, colour: colours.get(each.model) ?? 0, rate: each.rate, lost: each.state === "lost", lane });
+      }
+    });
+  }
+  return found;
+}
+
+function plannedEdges(planned) {
+  return planned.transfers.flatMap((transfer) => transfer.path.slice(1).map((target, at) => (
+    { source: transfer.path[at], target, label: size(transfer.bytes), colour: 2, rate: 0, lost: false, lane: 0, model: "" })));
+}
+
+function about(device, state, planned) {
+  const classes = [];
+  const source = device.name === state.source;
+  let stages = state.deployments.flatMap((each) => each.stages.map((stage, at) => ({ ...stage, number: at + 1 })).filter((stage) => stage.device === device.name));
+  if (planned) stages = planned.stages.map((stage, at) => ({ ...stage, number: at + 1, busy: 0, queued: 0 })).filter((stage) => stage.device === device.name);
+  const busy = stages.reduce((sum, stage) => sum + stage.busy, 0);
+  const queued = stages.reduce((sum, stage) => sum + stage.queued, 0);
+  const bad = device.agent && !["alive", "connecting"].includes(device.state);
+  if (device.state === "alive" || source) classes.push("alive");
+  if (bad) classes.push("lost");
+  if (stages.some((stage) => stage.bottleneck)) classes.push("hot");
+  if (!stages.length && !source) classes.push("idle");
+  if (planned?.without.includes(device.name)) classes.push("gone");
+  const runs = [...new Set(stages.map((stage) => stage.number))].join(", ");
+  const what = stages.length ? `stage ${runs}` : source ? "requests, results" : "no stage";
+  const short = bad ? device.state || "unknown" : stages.length && !planned ? `${what} · ${percent(busy)} busy` : what;
+  const memory = device.memory_bytes ? `, ${size(device.resident_bytes)} of ${size(device.memory_bytes)} memory` : "";
+  const long = `${device.state || "no agent"}, ${what}${stages.length && !planned ? `, ${percent(busy)} busy, ${queued} waiting, ${rate(Math.max(...stages.map((stage) => stage.rate)))}` : ""}${memory}`;
+  return { classes, busy, queued, short, long };
+}
+
+// Where the line from a box's middle to a point leaves the box, and a little further.
+function border(from, to, box, gap) {
+  const dx = to.x - from.x;
+  const dy = to.y - from.y;
+  const scale = Math.min(dx ? box.w / 2 / Math.abs(dx) : Infinity, dy ? box.h / 2 / Math.abs(dy) : Infinity);
+  const length = Math.hypot(dx, dy) || 1;
+  return { x: from.x + dx * scale + (dx / length) * gap, y: from.y + dy * scale + (dy / length) * gap };
+}
