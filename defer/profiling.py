@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,20 +23,11 @@ from defer.codec_profiling import client_costs, worst_ratios
 from defer.deployer import in_parallel, place_of
 from defer.documents.cluster import Cluster, Device
 from defer.documents.profile import CostProfile, DeviceProfile, LinkProfile
-from defer.errors import AgentFault
 from defer.hops import Place
-from defer.link_probe import measure_from_here
+from defer.link_measuring import encryption_costs, measure_one, without_encryption
 from defer.parts import write_parts
 from defer.precision import Ranges
 from defer.span_costs import levels
-from node_agent import messages as m
-from node_agent.encryption import measure_encryption
-
-LINK_BUDGET_S = 0.25
-"""Seconds of probing per direction of a link."""
-
-MEASURE_LINK_TIMEOUT_S = 60.0
-"""A probe over a link of 1 Mbit/s takes seconds."""
 
 
 def profile(
@@ -127,7 +118,7 @@ def profile(
         device.name: _device_profile(pool, device.name, measured[representatives[alike(device)]])
         for device in computing
     }
-    encryption = _encryption(pool, cluster)
+    encryption = encryption_costs(pool, cluster)
     return CostProfile(
         model=chain.model,
         digest=chain.digest,
@@ -139,34 +130,6 @@ def profile(
         client=client_costs(chain),
         encryption=encryption,
     )
-
-
-def _encryption(pool: AgentPool, cluster: Cluster) -> dict[str, float]:
-    """Seconds per encrypted byte of each device; empty where connections have no keys."""
-    if not pool.security.curve:
-        return {}
-    offers = {device.name: offer_of(pool, device.name) for device in cluster.agents}
-    found = {name: offer.encryption_byte_s for name, offer in offers.items() if offer is not None}
-    return {cluster.dispatcher.device: measure_encryption()} | found
-
-
-def without_encryption(
-    links: Sequence[LinkProfile], encryption: Mapping[str, float]
-) -> tuple[LinkProfile, ...]:
-    """Links as they would carry plain bytes.
-
-    A probe is encrypted, sent and decrypted one after the other; planning counts encryption as work of the devices,
-    and would count it twice. At least a tenth of a probe's time is the link's own, whatever the devices' figures say.
-    """
-    if not encryption:
-        return tuple(links)
-    plain = []
-    for link in links:
-        per_byte = 1 / link.bytes_per_s
-        coded = encryption.get(link.source, 0.0) + encryption.get(link.target, 0.0)
-        seconds = max(per_byte - coded, per_byte / 10)
-        plain.append(LinkProfile.of(link.source, link.target, 1 / seconds, link.delay_s))
-    return tuple(plain)
 
 
 def _device_profile(pool: AgentPool, name: str, costs: BlockCosts) -> DeviceProfile:
@@ -206,33 +169,11 @@ def _measure_links(
     for number, link in enumerate(wanted):
         if on_step is not None:
             on_step(f"{link.source} → {link.target}", "measuring link", number / len(wanted))
-        rate = _measure_one(pool, link.source, link.target, source, places, dispatcher)
+        rate = measure_one(pool, link.source, link.target, source, places, dispatcher)
         if rate is not None:
             bandwidth, delay = rate
             links.append(LinkProfile.of(link.source, link.target, bandwidth, delay))
     return links
-
-
-def _measure_one(
-    pool: AgentPool, left: str, right: str, source: str, places: Mapping[str, Place], dispatcher: Place
-) -> tuple[float, float] | None:
-    """Bandwidth and delay of one direction; None where nobody can dial or the sender cannot dial the receiver.
-
-    Probes go the way that items go. Where the receiver is the one that dials, the other direction's figure would be a
-    guess, and the planner falls back to the cluster file's.
-    """
-    peer = dispatcher if right == source and right not in places else places[right]
-    if peer.dials:
-        return None
-    target = m.PeerRef(peer.name, peer.data)
-    if left == source and left not in places:
-        answer: m.ControlMessage = measure_from_here(target, budget_s=LINK_BUDGET_S, security=pool.security)
-    else:
-        question = m.MeasureLink(0, target, budget_s=LINK_BUDGET_S)
-        answer = pool.ask(left, question, timeout=MEASURE_LINK_TIMEOUT_S)
-    if not isinstance(answer, m.LinkMeasured):
-        raise AgentFault(f"agent {left!r} answered {type(answer).__name__} to MeasureLink")
-    return answer.bandwidth, answer.delay
 
 
 # ------------------------------------------------------------------------------------------------------------- cache

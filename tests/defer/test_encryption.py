@@ -9,8 +9,8 @@ import pytest
 
 from defer.documents import CostProfile, LinkProfile, decode, encode
 from defer.errors import InvalidDocument
+from defer.link_measuring import without_encryption
 from defer.planning import make_plan
-from defer.profiling import without_encryption
 from defer.wishes import Rules
 from node_agent.encryption import measure_encryption
 from tests.defer.plan_fixtures import CLUSTER_TOML, a_chain, a_cluster, a_profile
