@@ -57,7 +57,13 @@ def _chromium() -> str:
 
 @contextmanager
 def browser(
-    *, width: int = 1280, height: int = 900, dark: bool = False, touch: bool = False, calm: bool = False
+    *,
+    width: int = 1280,
+    height: int = 900,
+    dark: bool = False,
+    touch: bool = False,
+    calm: bool = False,
+    sharpness: float = 1,
 ) -> Iterator[Tab]:
     """A tab of a browser with a profile of its own; both are gone when the block ends.
 
@@ -67,6 +73,7 @@ def browser(
         dark: Whether the user prefers dark colours.
         touch: Whether it is a phone.
         calm: Whether the user prefers less motion.
+        sharpness: Pixels of a picture for each of CSS.
     """
     from playwright.sync_api import sync_playwright
 
@@ -80,7 +87,7 @@ def browser(
             color_scheme="dark" if dark else "light",
             reduced_motion="reduce" if calm else "no-preference",
             has_touch=touch,
-            device_scale_factor=2 if touch else 1,
+            device_scale_factor=sharpness,
         )
         try:
             tab = Tab(context.new_page())

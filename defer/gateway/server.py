@@ -107,7 +107,7 @@ class Gateway:
 
     def _run(self, listener: socket.socket | None, started: Future[None]) -> None:
         try:
-            with asyncio.Runner(loop_factory=uvicorn.Config(_nothing).get_loop_factory()) as runner:
+            with asyncio.Runner(loop_factory=uvicorn.Config(_nothing, log_config=None).get_loop_factory()) as runner:
                 runner.run(self._serve(listener, started))
         except BaseException as error:
             if not started.done():

@@ -125,15 +125,33 @@ class Board:
             raise Overloaded("another prediction is being worked out", hint="try again in a moment")
         try:
             chain = self._chain(order)
+            lost = self._lost()
             found = []
             for changes in (Changes(), asked.changes):
-                plan = predict(running, chain, self._daemon.cluster, order.profile, order.objective, changes)
+                plan = predict(
+                    running, chain, self._daemon.cluster, order.profile, order.objective, changes, lost
+                )
                 found.append(plan_summary(plan))
         except Exception as error:
             raise translate(error) from error
         finally:
             self._planning.release()
-        return {"model": asked.model, "running": plan_summary(running), "now": found[0], "then": found[1]}
+        return {
+            "model": asked.model,
+            "running": plan_summary(running),
+            "now": found[0],
+            "then": found[1],
+            "left_out": "codecs within the error budget" if order.budget is not None else "",
+        }
+
+    def _lost(self) -> list[str]:
+        """Devices whose agent does not answer; where the dispatcher runs, requests begin and end all the same."""
+        here = self._daemon.cluster.dispatcher.device
+        return [
+            device.name
+            for device in self._watcher.status().devices
+            if device.state != "alive" and device.name != here
+        ]
 
     def _chain(self, order: Order) -> BlockChain:
         """The blocks that planning works with; the last model's is kept, because analysing it takes longest."""

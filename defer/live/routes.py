@@ -6,12 +6,13 @@ says so to the browser. They hold no state and need no token; what they ask for 
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import anyio
+import anyio.to_thread
 import msgspec
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -54,6 +55,14 @@ HEADERS: Final = {
 MOST: Final = 64 << 10
 """Bytes of a question at most."""
 
+WORKERS: Final = 4
+"""Questions of pages that are answered at a time, and as many of probes; in threads that the gateway does not use."""
+
+T = TypeVar("T")
+
+Work = Callable[[Callable[[], T]], Awaitable[T]]
+"""Runs what blocks in a thread."""
+
 
 class WhatIfQuestion(msgspec.Struct, forbid_unknown_fields=True):
     """What `POST /live/what-if` takes."""
@@ -78,24 +87,35 @@ def live_routes(board: Board, watcher: Watcher, *, token: str = "") -> list[Base
         watcher: Answers probes and scrapers.
         token: What whoever acts must show; without one, nobody can act.
     """
-    pages = _Answers(board, token)
+    pages, probes = _Answers(board, token, _workers(WORKERS)), _workers(WORKERS)
     return [
         Route("/", _to_page),
         Route("/live", _to_page),
-        *(Route(f"/live/{name}", _file(*what)) for name, what in FILES.items()),
+        *(Route(f"/live/{name}", _file(*what, token=bool(token))) for name, what in FILES.items()),
         Route("/live/state", pages.state),
         Route("/live/what-if", pages.what_if, methods=["POST"]),
         Route("/live/act", pages.act, methods=["POST"]),
-        *(Route(path, _plain(make)) for path, make in watcher.pages().items()),
+        *(Route(path, _plain(make, probes)) for path, make in watcher.pages().items()),
     ]
+
+
+def _workers(most: int) -> Work[Any]:
+    limiter = anyio.CapacityLimiter(most)
+
+    async def work(job: Callable[[], Any]) -> Any:
+        return await anyio.to_thread.run_sync(job, limiter=limiter)
+
+    return work
 
 
 async def _to_page(_request: Request) -> Response:
     return RedirectResponse("/live/", 307, HEADERS)
 
 
-def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+def _file(name: str, kind: str, *, token: bool) -> Callable[[Request], Awaitable[Response]]:
     content = (resources.files("defer.live") / "page" / name).read_bytes()
+    if token:  # the page asks for it before it asks for anything that would be refused
+        content = content.replace(b'<html lang="en">', b'<html lang="en" data-token>')
 
     async def answer(_request: Request) -> Response:
         return Response(content, 200, {**HEADERS, "Content-Type": kind})
@@ -103,9 +123,9 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
     return answer
 
 
-def _plain(make: Callable[[], Page]) -> Callable[[Request], Awaitable[Response]]:
+def _plain(make: Callable[[], Page], work: Work[Page]) -> Callable[[Request], Awaitable[Response]]:
     async def answer(_request: Request) -> Response:
-        page = await asyncio.to_thread(make)
+        page = await work(make)
         return Response(page.body, page.status, {"Content-Type": page.kind, "Cache-Control": "no-store"})
 
     return answer
@@ -114,11 +134,11 @@ def _plain(make: Callable[[], Page]) -> Callable[[Request], Awaitable[Response]]
 class _Answers:
     """What the page's script asks for, as JSON; everything that blocks runs in a thread."""
 
-    def __init__(self, board: Board, token: str) -> None:
-        self._board, self._token = board, token
+    def __init__(self, board: Board, token: str, work: Work[Any]) -> None:
+        self._board, self._token, self._work = board, token, work
 
     async def state(self, request: Request) -> Response:
-        return await _told(lambda: self._state(request), request)
+        return await self._told(lambda: self._state(request), request)
 
     def _state(self, request: Request) -> object:
         try:
@@ -135,7 +155,7 @@ class _Answers:
             asked = _parsed(body, WhatIfQuestion)
             return self._board.what_if(Asked(asked.model, changes_of(asked.without, asked.links)))
 
-        return await _told(answer, request)
+        return await self._told(answer, request)
 
     async def act(self, request: Request) -> Response:
         body = await _body(request)
@@ -146,7 +166,7 @@ class _Answers:
             self._board.act(asked.action, asked.model)
             return {"begun": asked.action}
 
-        return await _told(answer, request, 202)
+        return await self._told(answer, request, 202)
 
     def _check(self, request: Request) -> None:
         if not self._token:
@@ -160,16 +180,15 @@ class _Answers:
         ):
             raise PermissionDenied("that is not the token", hint="enter the one of --token-file")
 
-
-async def _told(answer: Callable[[], object], request: Request, status: int = 200) -> Response:
-    # Another site's page in the same browser may send, though not read, a question to this machine.
-    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-        return _json({"error": "this is for the live page alone"}, 403)
-    try:
-        return _json(await asyncio.to_thread(answer), status)
-    except Exception as error:
-        told = translate(error)
-        return _json({"error": told.message, "hint": told.hint, "code": told.code}, told.http_status)
+    async def _told(self, answer: Callable[[], object], request: Request, status: int = 200) -> Response:
+        # Another site's page in the same browser may send, though not read, a question to this machine.
+        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+            return _json({"error": "this is for the live page alone"}, 403)
+        try:
+            return _json(await self._work(answer), status)
+        except Exception as error:
+            told = translate(error)
+            return _json({"error": told.message, "hint": told.hint, "code": told.code}, told.http_status)
 
 
 def _json(value: object, status: int) -> Response:

@@ -68,6 +68,7 @@ class Watcher:
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         self._lock = threading.Lock()
+        self._looking = threading.Lock()
         self._look: tuple[float, ServerStatus] | None = None
         self._points: dict[str, deque[Point]] = {}
         self._loads: tuple[StageLoad, ...] = ()
@@ -113,13 +114,12 @@ class Watcher:
 
     def status(self) -> ServerStatus:
         """A look that is at most `FRESH_S` old; readers that come together share one."""
-        with self._lock:
+        with self._looking:
             if self._look is not None and time.monotonic() - self._look[0] < FRESH_S:
                 return self._look[1]
-        status = self.daemon.status()
-        with self._lock:
+            status = self.daemon.status()
             self._look = (time.monotonic(), status)
-        return status
+            return status
 
     def loads(self) -> tuple[StageLoad, ...]:
         """Every stage's load over the last second."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,9 @@ def predict(
     profile: CostProfile | None,
     objective: Objective,
     changes: Changes,
+    lost: Collection[str] = (),
 ) -> Plan:
-    """The plan that would be made.
+    """The plan that would be made, without lossy codecs and without an order of the ops of its own.
 
     Args:
         running: The plan that serves; it knows the links' speeds as they are.
@@ -64,6 +66,7 @@ def predict(
         profile: What was measured.
         objective: What is made least.
         changes: What is to be other.
+        lost: Devices that do not answer, and are not planned with.
 
     Raises:
         NoRoute: Nothing could serve the model then.
@@ -73,7 +76,7 @@ def predict(
     for name in changes.without:
         if cluster.device(name).name == cluster.dispatcher.device:
             raise UsageError(f"{name!r} is where the dispatcher runs", hint="leave out another device")
-    rules = Rules(excluded=changes.without)
+    rules = Rules(excluded=tuple({**dict.fromkeys(changes.without), **dict.fromkeys(lost)}))
     return make_plan(
         chain, changed(cluster, running, changes.links), profile, objective=objective, rules=rules
     )

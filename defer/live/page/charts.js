@@ -4,7 +4,6 @@ import { s } from "./dom.js";
 const HEIGHT = 190;
 const LEFT = 58;
 const RIGHT = 14;
-const TOP = 22;
 const FOOT = 24;
 export const WINDOW_S = 300;
 
@@ -20,6 +19,8 @@ function ticks(most) {
 // series: [{name, kind, values: [[at, value], …]}]; planned: {value, text} or null; marks: [{at, level}]
 export function chart(holder, { series, planned, marks, now, show, empty }) {
   const width = Math.max(260, holder.clientWidth);
+  const narrow = width < 480;
+  const TOP = narrow && planned !== null ? 40 : 24;
   const values = series.flatMap((each) => each.values.filter(([at]) => at >= now - WINDOW_S).map(([, value]) => value));
   const highest = Math.max(0, ...values);
   // What was planned is drawn where it does not press what happens into the floor.
@@ -32,7 +33,7 @@ export function chart(holder, { series, planned, marks, now, show, empty }) {
     parts.push(s("line", { class: "axis", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) }));
     parts.push(s("text", { class: "small", x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, show(value)));
   }
-  for (const [seconds, text] of [[300, "5 min ago"], [240, "4"], [180, "3"], [120, "2"], [60, "1"], [0, "now"]]) {
+  for (const [seconds, text] of [[300, "5 min ago"], ...(narrow ? [] : [[240, "4"]]), [180, "3"], [120, "2"], [60, "1"], [0, "now"]]) {
     const anchor = seconds === 300 ? "start" : seconds === 0 ? "end" : "middle";
     parts.push(s("text", { class: "small", x: x(now - seconds), y: HEIGHT - 6, "text-anchor": anchor }, text));
   }
@@ -55,7 +56,7 @@ export function chart(holder, { series, planned, marks, now, show, empty }) {
     at += text.length * 7.6 + 18;
   }
   if (planned !== null) {
-    parts.push(s("text", { class: "small", x: width - RIGHT, y: 13, "text-anchor": "end" }, planned.text));
+    parts.push(s("text", { class: "small", x: narrow ? LEFT : width - RIGHT, y: narrow ? 30 : 13, "text-anchor": narrow ? "start" : "end" }, planned.text));
     told.push(planned.text);
   }
   if (!values.length) parts.push(s("text", { class: "small", x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, empty));

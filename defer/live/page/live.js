@@ -36,8 +36,14 @@ function headers() {
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
+const wantsToken = "token" in document.documentElement.dataset;
+const locked = () => wantsToken && !sessionStorage.getItem("token");
+
 async function answered(response) {
-  if (response.status === 401 || (response.status === 403 && response.url.endsWith("/act"))) askToken();
+  if (response.status === 401) {
+    sessionStorage.removeItem("token");
+    say(find("ask-token-note"), "That was not the token that the dispatcher was started with.");
+  }
   const told = await response.json();
   if (!response.ok) throw new Error([told.error, told.hint].filter(Boolean).join("; "));
   return told;
@@ -69,11 +75,19 @@ async function look() {
 }
 
 async function turn() {
+  if (locked()) {
+    trouble(seen.stopped ? "The dispatcher shows nothing without its token." : "");
+    askToken();
+    setTimeout(turn, 200);
+    return;
+  }
   try {
     await look();
     trouble("");
     draw();
+    delete document.documentElement.dataset.stale;
   } catch (error) {
+    document.documentElement.dataset.stale = "";
     const since = seen.answered ? ` since ${clock(seen.answered / 1000)}` : "";
     trouble(error instanceof TypeError || error.name === "TimeoutError" ? `No answer from the dispatcher${since}.` : error.message);
   }
@@ -97,7 +111,7 @@ function draw() {
   say(find("about"), `${phase}version ${state.version}, up ${duration(Math.round(state.uptime_s))}; ${state.held_requests} requests held, ${size(state.held_bytes)}`);
   const lost = state.devices.filter((device) => device.agent && device.state === "lost").map((device) => device.name);
   say(find("cluster-note"), seen.planned ? "What the planner would do: dashed lines. Figures of stages are left out."
-    : lost.length ? `Lost: ${lost.join(", ")}` : "Dots move with the traffic; squares are requests that wait. Choose a device to ask what would be without it.");
+    : lost.length ? `Lost: ${lost.join(", ")}` : "Dots are traffic, squares are requests that wait. Choose a device to ask what would be without it.");
   cluster.draw(state, colours, seen.planned);
   bars.draw(state);
   drawCharts(state);
@@ -140,17 +154,22 @@ function drawCharts(state) {
 
 function drawActs(state) {
   const possible = state.actions[chosen()] ?? [];
+  // A refusal stays to be read until the next press.
   const note = state.doing ? `Under way: ${state.doing}.` : Object.keys(state.actions).length ? ""
     : "Start the dispatcher with --token-file to act from here; defer deploy and defer undeploy do the same from a terminal.";
   say(find("acts-note"), note);
-  const key = JSON.stringify([chosen(), possible, state.doing]);
+  const key = JSON.stringify([chosen(), possible]);
   const holder = find("buttons");
-  if (holder.dataset.key === key) return;
-  holder.dataset.key = key;
-  holder.replaceChildren(...possible.map((name) => h("button", { type: "button", disabled: Boolean(state.doing), onclick: () => act(name) }, `${ACTS[name][0]} ${chosen()}`)));
+  if (holder.dataset.key !== key) {
+    holder.dataset.key = key;
+    holder.replaceChildren(...possible.map((name) => h("button", { type: "button", onclick: () => act(name) }, ACTS[name][0])));
+  }
+  // Not `disabled`: that would throw the keyboard's focus away from who has just pressed it.
+  for (const button of holder.children) button.setAttribute("aria-disabled", String(Boolean(state.doing)));
 }
 
 async function act(name) {
+  if (seen.state.doing) return;
   const model = chosen();
   const dialog = find("confirm");
   say(find("confirm-title"), `${ACTS[name][0]} ${model}?`);
@@ -161,8 +180,9 @@ async function act(name) {
   if (dialog.returnValue !== "ok") return;
   try {
     await post("act", { action: name, model });
+    say(find("acts-note"), `Begun: ${ACTS[name][0].toLowerCase()} of ${model}.`);
   } catch (error) {
-    trouble(error.message);
+    say(find("acts-note"), error.message);
   }
 }
 
@@ -175,7 +195,8 @@ function askToken() {
 
 find("ask-token").addEventListener("close", () => {
   seen.stopped = find("ask-token").returnValue !== "ok"; // who says no is asked again by the button only
-  if (!seen.stopped) sessionStorage.setItem("token", find("token-value").value.trim());
+  const given = find("token-value").value.trim();
+  if (!seen.stopped && given) sessionStorage.setItem("token", given);
   find("token-value").value = "";
 });
 find("token").addEventListener("click", () => {
@@ -183,5 +204,6 @@ find("token").addEventListener("click", () => {
   askToken();
 });
 find("model").addEventListener("change", () => seen.state && draw());
+find("token").hidden = !wantsToken;
 addEventListener("resize", () => seen.state && draw());
 turn();

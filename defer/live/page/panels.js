@@ -1,8 +1,11 @@
 // Stage bars and events.
-import { bandwidth, clock, duration, h, percent, put, rate, say } from "./dom.js";
+import { bandwidth, brief, clock, duration, h, percent, put, rate, say } from "./dom.js";
 
 const SIGNS = { info: "·", warning: "▲", error: "■" };
 const EVENTS_SHOWN = 120;
+
+// Breaks between its parts only.
+const unbroken = (text) => text.split(" · ").map((part) => part.replaceAll(" ", "\u00a0")).join(" · ");
 
 export class StageBars {
   constructor(holder) {
@@ -27,7 +30,7 @@ export class StageBars {
       const state = h("span", { class: "state" });
       const head = h("span", {});
       this.rows.set(each.epoch, { state, head });
-      return [h("h3", {}, `${each.model} `, state, each.fraction < 1 ? ` (${percent(each.fraction)} of the requests)` : ""), h("p", { class: "quiet" }, head),
+      return [h("h3", {}, `${each.model} `, state, h("span", { class: "quiet", title: String(each.epoch) }, ` ${brief(String(each.epoch))}`), each.fraction < 1 ? ` (${percent(each.fraction)} of the requests)` : ""), h("p", { class: "quiet" }, head),
         ...each.stages.map((stage, at) => this.row(each.epoch, stage, at))];
     });
     for (const model of waiting) {
@@ -63,7 +66,7 @@ export class StageBars {
       track.setAttribute("aria-valuenow", String(Math.round(stage.busy * 100)));
       say(figure, percent(stage.busy));
       const parts = [stage.bottleneck ? h("span", { class: "mark" }, "bottleneck · ") : null,
-        `run ${stage.items ? duration(stage.run_s) : "–"} (planned ${duration(stage.predicted_s)}) · ${stage.queued} waiting · ${bandwidth(stage.bytes_per_s)} out`];
+        unbroken(`run ${stage.items ? duration(stage.run_s) : "–"} (planned ${duration(stage.predicted_s)}) · ${stage.queued} waiting · out ${bandwidth(stage.bytes_per_s)}`)];
       const text = parts.map((part) => (part === null ? "" : part.textContent ?? part)).join("");
       if (about.textContent !== text) about.replaceChildren(...parts.filter((part) => part !== null));
     });
@@ -83,9 +86,9 @@ export class EventList {
 
   add(events) {
     for (const event of events) {
-      const text = event.text + (event.count > 1 ? ` (×${event.count})` : "");
+      const text = brief(event.text) + (event.count > 1 ? ` (×${event.count})` : "");
       this.holder.prepend(h("li", {}, h("time", { datetime: new Date(event.at * 1000).toISOString() }, clock(event.at)),
-        h("span", { class: event.level, title: event.level }, SIGNS[event.level] ?? "·"), h("span", { class: event.level === "info" ? "" : event.level }, text)));
+        h("span", { class: event.level, title: event.level }, SIGNS[event.level] ?? "·"), h("span", { class: event.level === "info" ? "" : event.level, title: event.kind }, text)));
       if (event.level !== "info") this.marks.push({ at: event.at, level: event.level, text });
     }
     while (this.holder.children.length > EVENTS_SHOWN) this.holder.lastElementChild.remove();
