@@ -289,15 +289,17 @@ class AgentPool:
         address = parse_address(endpoint.removeprefix("tcp://"))
         router = open_socket(self._loop.context, zmq.ROUTER, purpose="control")
         try:
-            self.endpoint = Address(address.host, bind(router, address.host, address.port, API)).endpoint()
+            port = bind(router, address.host, address.port, API, self._peer_left)
+            self.endpoint = Address(address.host, port).endpoint()
         except BaseException:
             router.close()
             raise
         self._router = router
         drain = self._drain_router if self.security.curve else partial(self._drain, self._heard_on_router)
         self._loop.watch(router, partial(drain, router))
-        monitor = self._router_monitor = Monitor(router)
-        self._loop.watch(monitor.socket, lambda: self._hung_up(monitor))
+        if not self.security.curve:
+            monitor = self._router_monitor = Monitor(router)
+            self._loop.watch(monitor.socket, lambda: self._hung_up(monitor))
 
     def _dial(self, name: str, endpoint: str) -> None:
         known = self._core.agents.get(name)
@@ -328,6 +330,9 @@ class AgentPool:
                 continue
             act = self._core.connected if event == "up" else self._core.disconnected
             self._execute(act(name, time.monotonic()))
+
+    def _peer_left(self) -> None:
+        self._loop.enqueue(lambda: self._core.hung_up(time.monotonic()))
 
     def _hung_up(self, monitor: Monitor) -> None:
         if "down" in monitor.events():

@@ -52,16 +52,16 @@ class Gate(Shell):
         self._doors: dict[str, Door] = {}
         self._inbox: Inbox[Callable[[], None]] = Inbox()
         self._poller = zmq.Poller()
-        self._monitors: dict[Any, tuple[str, Seldom]] = {}
+        self._monitors: dict[Any, tuple[str, Seldom, Callable[[], object]]] = {}
         self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._due = 0.0
 
     # ------------------------------------------------------------------------------------- from other threads
 
-    def add(self, door: Door, monitor: str) -> None:
+    def add(self, door: Door, monitor: str, hung_up: Callable[[], object]) -> None:
         """Knows a door from now on, and listens to what `monitor`, an inproc endpoint, says of its socket."""
         self._doors[door.name] = door
-        self._inbox.put(lambda: self._listen(door, monitor))
+        self._inbox.put(lambda: self._listen(door, monitor, hung_up))
 
     def wake(self) -> None:
         """See `Shell.wake`."""
@@ -108,7 +108,7 @@ class Gate(Shell):
             elif socket is self._socket:
                 self._answer(self._socket.recv_multipart())
             elif socket in self._monitors:
-                self._failed(socket)
+                self._watched(socket)
 
     def _answer(self, frames: list[bytes]) -> None:
         version, number, domain, address, _, mechanism, *credentials = [*frames, *[b""] * (6 - len(frames))]
@@ -145,22 +145,25 @@ class Gate(Shell):
         while len(self._told) > REMEMBERED:
             self._told.popitem(last=False)
 
-    def _listen(self, door: Door, monitor: str) -> None:
+    def _listen(self, door: Door, monitor: str, hung_up: Callable[[], object]) -> None:
         socket = self._context.socket(zmq.PAIR)
         socket.setsockopt(zmq.LINGER, 0)
         with contextlib.suppress(zmq.ZMQError):  # the watched socket was closed meanwhile
             socket.connect(monitor)
-        self._monitors[socket] = (door.name, Seldom())
+        self._monitors[socket] = (door.name, Seldom(), hung_up)
         self._poller.register(socket, zmq.POLLIN)
 
-    def _failed(self, socket: Any) -> None:
-        """A handshake broke off before ZeroMQ asked: ZAP hears nothing of these peers."""
-        domain, seldom = self._monitors[socket]
+    def _watched(self, socket: Any) -> None:
+        """A peer left; or its handshake broke off before ZeroMQ asked: ZAP hears nothing of these."""
+        domain, seldom, hung_up = self._monitors[socket]
         event = recv_monitor_message(socket)["event"]
         if event == zmq.EVENT_MONITOR_STOPPED:
             self._poller.unregister(socket)
             del self._monitors[socket]
             socket.close(0)
+            return
+        if event == zmq.EVENT_DISCONNECTED:
+            hung_up()
             return
         more = seldom.told(time.monotonic())
         if more is not None:
@@ -188,8 +191,11 @@ class Context(zmq.Context[zmq.Socket[bytes]]):
         self.security = security
         self._guard = threading.Lock()
 
-    def admit(self, socket: zmq.Socket[bytes], door: Door) -> None:
-        """Lets through `door` who may pass it, from now on; before `socket` is bound, in its thread."""
+    def admit(self, socket: zmq.Socket[bytes], door: Door, hung_up: Callable[[], object]) -> None:
+        """Lets through `door` who may pass it, from now on; before `socket` is bound, in its thread.
+
+        A socket has one monitor, which is taken here: `hung_up` is called, by another thread, when a peer has left.
+        """
         assert self._guard is not None
         with self._guard:
             if self._gate is None:
@@ -198,8 +204,8 @@ class Context(zmq.Context[zmq.Socket[bytes]]):
                 self._gate = gate
             self._doors += 1
             monitor = f"inproc://gate-{self._doors}"
-        socket.monitor(monitor, _FAILED | zmq.EVENT_MONITOR_STOPPED)
-        self._gate.add(door, monitor)
+        socket.monitor(monitor, _FAILED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED)
+        self._gate.add(door, monitor, hung_up)
 
     def _end_gate(self) -> None:
         gate, self._gate = self._gate, None

@@ -10,7 +10,7 @@ A socket is made, used and closed by one thread. Connection states and credit wi
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -160,7 +160,7 @@ def dial(socket: Socket, endpoint: str, to: str) -> None:
     socket.connect(endpoint)
 
 
-def _guard(socket: Socket, door: Door) -> None:
+def _guard(socket: Socket, door: Door, hung_up: Callable[[], object]) -> None:
     """Has a bound socket demand keys, and only those that may pass its door."""
     security = security_of(socket)
     own = security.own
@@ -172,12 +172,18 @@ def _guard(socket: Socket, door: Door) -> None:
     # Without somebody to ask, libzmq would let in whoever has any key at all.
     socket.setsockopt(zmq.ZAP_DOMAIN, door.name.encode())
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-    socket.context.admit(socket, door)
+    socket.context.admit(socket, door, hung_up)
     if isinstance(socket, _Socket):
         socket.guard = Guard(security, door)
 
 
-def bind(socket: Socket, host: str, port: int, door: Door | None = None) -> int:
+def _ignored() -> None:
+    pass
+
+
+def bind(
+    socket: Socket, host: str, port: int, door: Door | None = None, hung_up: Callable[[], object] = _ignored
+) -> int:
     """Binds to `host:port` (port 0: any free one) and returns the port.
 
     Args:
@@ -185,6 +191,8 @@ def bind(socket: Socket, host: str, port: int, door: Door | None = None) -> int:
         host: Address of this machine.
         port: 0 for any free one.
         door: Who may come in, where the socket's context has keys; it must be given there.
+        hung_up: Called by another thread when a peer has left, where the socket's context has keys; where it has none,
+            a `Monitor` tells.
 
     Raises:
         AddressInUseError: Another process listens there.
@@ -196,7 +204,7 @@ def bind(socket: Socket, host: str, port: int, door: Door | None = None) -> int:
     if security.curve:
         if door is None:
             raise ValueError("a socket with keys needs to know whom it lets in")
-        _guard(socket, door)
+        _guard(socket, door, hung_up)
     bracketed = f"[{host}]" if ":" in host else host
     if ":" in host:
         socket.setsockopt(zmq.IPV6, 1)
