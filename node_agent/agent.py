@@ -14,6 +14,7 @@ import zmq
 
 from node_agent import machine
 from node_agent.actions import Actions
+from node_agent.announcing import AGENT, Announcement
 from node_agent.control import Control, dialled
 from node_agent.core import AgentCore
 from node_agent.encryption import measure_encryption
@@ -49,6 +50,7 @@ class AgentConfig:
         store: Directory of the file store.
         store_bytes: Most bytes in it; None for no limit.
         security: Its keys; none by default, which is for this machine only.
+        announce: Tell the local network that it is here.
     """
 
     name: str
@@ -61,6 +63,7 @@ class AgentConfig:
     engine: str = AUTO_ENGINE
     store_bytes: int | None = None
     security: Security = OPEN
+    announce: bool = False
 
 
 def make_offer(config: AgentConfig, engines: tuple[EngineInfo, ...], ports: tuple[int, int]) -> Offer:
@@ -202,6 +205,13 @@ class Agent:
         assert self._plane is not None
         assert self._control is not None
         return (self._control.port, *self._plane.ports)
+
+    @property
+    def announcement(self) -> Announcement:
+        """What is told to the local network, once started."""
+        config = self.config
+        keys = config.security.curve
+        return Announcement(AGENT, config.name, config.host, self.ports[0], self.boot, keys)
 
     @property
     def failed(self) -> bool:

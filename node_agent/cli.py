@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from node_agent.agent import Agent, AgentConfig
+from node_agent.announcing import announcing
 from node_agent.engines import names as engine_names
 from node_agent.errors import (
     EXIT_INTERNAL,
@@ -203,6 +204,12 @@ class _AgentCommand(click.Command):
     help="Serve /metrics (Prometheus), /healthz and /readyz over HTTP there, to whoever reaches it.",
 )
 @click.option(
+    "--announce",
+    is_flag=True,
+    help="Tell the local network by multicast DNS that this agent is here, for `defer init` and `defer discover` "
+    "(extra discovery).",
+)
+@click.option(
     "--json",
     "as_json",
     is_flag=True,
@@ -231,6 +238,7 @@ def agent_command(
     log_level: str,
     log_format: str,
     metrics: tuple[str, int] | None,
+    announce: bool,
     as_json: bool,
     until_stdin_closes: bool,
 ) -> None:
@@ -254,6 +262,7 @@ def agent_command(
         engine=engine,
         store_bytes=store_limit,
         security=security,
+        announce=announce,
     )
     try:
         agent = Agent(config)
@@ -314,6 +323,8 @@ def serve(agent: Agent, drain_timeout: float, as_json: bool, metrics: Where | No
     with ExitStack() as stack:
         try:
             where = stack.enter_context(observing(agent, metrics, version()))
+            if agent.config.announce:
+                stack.enter_context(announcing(agent.announcement))
         except AgentError:
             agent.close()
             raise

@@ -27,7 +27,8 @@
     └── StartError                the process cannot start
         ├── AddressInUseError     address-in-use
         ├── AddressInvalidError   address-invalid
-        └── InsecureListenError   insecure-listen
+        ├── InsecureListenError   insecure-listen
+        └── PackageMissingError   missing-package       an optional package is not installed; names the extra
 
 The exit codes are those of BSD's sysexits.h, so that scripts and service managers can tell them apart.
 """
@@ -254,6 +255,13 @@ class InsecureListenError(StartError):
 
     code = "insecure-listen"
     exit_code = EXIT_PERMISSION
+
+
+class PackageMissingError(StartError):
+    """What was asked for needs an optional package that is not installed here."""
+
+    code = "missing-package"
+    exit_code = EXIT_UNAVAILABLE
 
 
 def code_of(error: BaseException) -> str:

@@ -29,6 +29,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     ),
     "partition": ("defer.cli.partition:command", "Split a model into ONNX files; needs no cluster."),
     "init": ("defer.cli.init:command", "Write a cluster.toml from the agents that answer."),
+    "discover": ("defer.cli.discover:command", "List agents and dispatchers that announce themselves."),
     "plan": ("defer.cli.plan:command", "Decide which device runs which blocks."),
     "replan": ("defer.cli.replan:command", "Decide whether a running plan should give way to a better one."),
     "jobs": ("defer.cli.jobs:command", "Plan several models on one cluster, each with its rate."),

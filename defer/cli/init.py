@@ -11,19 +11,24 @@ from defer.access import security_for
 from defer.cli.access import access_options, warn_insecure
 from defer.cli.output import common_options, console, examples, note, print_json, progress, table
 from defer.cluster_writing import Findings, cluster_text
+from defer.discovery import browse
 from defer.documents.address import parse_address
 from defer.documents.files import STDOUT, write_bytes
-from defer.errors import FileProblem, OutputExists, UsageError
+from defer.errors import AgentUnreachable, FileProblem, OutputExists, UsageError
 from defer.finding import PORT, checked, findings, with_links
 from defer.greeting import Greeted, Silent, Wanted, greet
 from defer.units import show_bandwidth, show_duration, show_size
 from node_agent.quantities import is_name
+
+LISTEN_S = 3.0
+"""How long announcements are listened for."""
 
 
 @click.command(
     epilog=examples(
         "defer init 10.0.0.2:7700 10.0.0.3:7700",
         "defer init jetson=10.0.0.2:7700 10.0.0.3:7700 -o edge.toml --keys ~/keys",
+        "defer init                                     # agents that announce themselves",
         "defer init 10.0.0.2:7700 --no-links -o -",
     )
 )
@@ -37,6 +42,11 @@ from node_agent.quantities import is_name
     help="Write the file there; - for standard output.",
 )
 @click.option("--force", is_flag=True, help="Overwrite a file that is there.")
+@click.option(
+    "--discover",
+    is_flag=True,
+    help="Add agents that announce themselves on the local network; so it is where no address is given.",
+)
 @click.option(
     "--links/--no-links",
     "measure",
@@ -60,6 +70,7 @@ def command(
     agents: tuple[str, ...],
     output: Path,
     force: bool,
+    discover: bool,
     measure: bool,
     port: int,
     wait: float,
@@ -67,15 +78,14 @@ def command(
 ) -> None:
     """Write a commented cluster.toml from the agents that answer.
 
-    Each address is greeted; what answers is written with its name, memory and engines, and what lies between any two is
-    measured. Addresses that stay silent are named in a comment. The file can be planned with at once.
+    Without an address, agents are looked for that announce themselves (`defer agent --announce`). Each address is
+    greeted; what answers is written with its name, memory and engines, and what lies between any two is measured.
+    Addresses that stay silent are named in a comment. The file can be planned with at once.
     """
     wanted = [_wanted(text) for text in agents]
-    if not wanted:
-        raise UsageError(
-            "no agent's address is given", hint="for example `defer init 10.0.0.2:7700 10.0.0.3:7700`"
-        )
     _check_target(output, force=force)  # before seconds of measuring, not after
+    if discover or not wanted:
+        wanted += _announced(as_json=as_json)
     hosts = [each.address.host for each in wanted]
     security = security_for(("dispatcher",), hosts)
     if security.insecure:
@@ -111,6 +121,18 @@ def _wanted(text: str) -> Wanted:
     if equals and not is_name(name):
         raise UsageError(f"{name!r} is not a device's name", hint="write NAME=HOST:PORT, or HOST:PORT alone")
     return Wanted(parse_address(address, "the agent's address"), name)
+
+
+def _announced(*, as_json: bool) -> list[Wanted]:
+    with progress("init", as_json=as_json) as step:
+        step("listening for agents", 0.0)
+        heard = browse(LISTEN_S, ["agent"])
+    if not heard:
+        raise AgentUnreachable(
+            f"no agent announced itself within {LISTEN_S:g} s",
+            hint="start agents with --announce, or give addresses: `defer init 10.0.0.2:7700 10.0.0.3:7700`",
+        )
+    return [Wanted(address, one.name) for one in heard for address in one.addresses]
 
 
 def _check_target(output: Path, *, force: bool) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from defer.documents.address import Address, parse_address
+from node_agent.announcing import DISPATCHER, Announcement, announcing
 from node_agent.json_log import FORMATS, formatter
 from node_agent.pages import PageServer
 
@@ -30,25 +31,33 @@ class ObservingWish:
     Attributes:
         metrics: Where to serve /metrics, /healthz and /readyz; None for nowhere.
         log_format: `text` or `json`.
+        announce: Tell the local network that a dispatcher is here.
     """
 
     metrics: Address | None = None
     log_format: str = "text"
+    announce: bool = False
 
 
 def observing_options(command: F) -> F:
-    """Adds `--metrics` and `--log-format` (argument `observing`, an `ObservingWish`)."""
+    """Adds `--metrics`, `--log-format` and `--announce` (argument `observing`, an `ObservingWish`)."""
 
     @functools.wraps(command)
-    def wrapped(*args: Any, metrics: str | None, log_format: str, **more: Any) -> Any:
+    def wrapped(*args: Any, metrics: str | None, log_format: str, announce: bool, **more: Any) -> Any:
         where = parse_address(metrics, "--metrics") if metrics else None
-        return command(*args, observing=ObservingWish(where, log_format), **more)
+        return command(*args, observing=ObservingWish(where, log_format, announce), **more)
 
     decorated: Any = click.option(
         "--metrics",
         metavar="HOST:PORT",
         help="Serve /metrics (Prometheus), /healthz and /readyz over HTTP there, to whoever reaches it.",
     )(wrapped)
+    decorated = click.option(
+        "--announce",
+        is_flag=True,
+        help="Tell the local network by multicast DNS that a dispatcher is here, for `defer discover` "
+        "(extra discovery).",
+    )(decorated)
     return click.option(  # type: ignore[no-any-return]
         "--log-format",
         default="text",
@@ -70,6 +79,20 @@ def serving_metrics(wish: ObservingWish, watcher: Watcher) -> Iterator[Address |
         return
     with PageServer(wish.metrics.host, wish.metrics.port, watcher.pages()) as server:
         yield Address(wish.metrics.host, server.port)
+
+
+@contextmanager
+def announced(wish: ObservingWish, where: Address, boot: str, *, keys: bool) -> Iterator[None]:
+    """Tell the local network where the dispatcher listens while the block runs, where that was asked for.
+
+    Raises:
+        AgentError: The package for it is not installed.
+    """
+    if not wish.announce:
+        yield
+        return
+    with announcing(Announcement(DISPATCHER, "dispatcher", where.host, where.port, boot, keys)):
+        yield
 
 
 def log_to_stderr(wish: ObservingWish, *, quiet: bool) -> None:

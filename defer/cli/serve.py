@@ -20,7 +20,7 @@ from defer.api import ModelInfo
 from defer.cli.access import access_options, warn_insecure
 from defer.cli.chains import Shapes, batch_options, blocks_option, budget_options, input_option, sample_option
 from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway, told
-from defer.cli.observing import ObservingWish, log_to_stderr, observing_options, serving_metrics
+from defer.cli.observing import ObservingWish, announced, log_to_stderr, observing_options, serving_metrics
 from defer.cli.output import common_options, examples, note, progress
 from defer.cli.plots import check_plot, write_plot
 from defer.cli.state_options import state_options, state_place, taken_over
@@ -177,6 +177,7 @@ def command(
         watcher = Watcher(daemon)
         metrics = stack.enter_context(serving_metrics(observing, watcher))
         http = _gateway(gateway, daemon, watcher, stack, crash)
+        stack.enter_context(announced(observing, daemon.address, daemon.boot, keys=security.curve))
         outcome = None
         try:
             with stop.interrupting():
