@@ -7,6 +7,8 @@
     ├── InvalidDocument          blocks.json, profile.json or plan.json is not what it should be
     │   └── InvalidCluster       cluster.toml is not what it should be
     ├── WrongInput               a tensor of another name, shape or element type than the model's
+    │   └── TooLarge             more bytes than the server takes
+    ├── UnknownCoding            compressed in a way that the server does not know
     ├── UnknownDevice            a name that the cluster does not have
     ├── UnknownModel             a name that is neither deployed nor in the zoo
     ├── NoRoute                  no plan can exist; the message names the limit
@@ -20,6 +22,7 @@
     │   └── Cancelled
     ├── Overloaded               refused before it was accepted; try again later
     ├── NotReady                 the deployment is still loading, or there is none
+    │   └── Standby              this dispatcher stands by; another one leads
     ├── FileProblem              reading or writing failed
     │   ├── FileMissing
     │   ├── OutputExists         refuses to overwrite what defer did not write
@@ -72,6 +75,8 @@ OUTCOMES: Final[dict[str, Outcome]] = {
     "invalid-document": Outcome(65, 422),
     "invalid-cluster": Outcome(78, 422),
     "wrong-input": Outcome(65, 400),
+    "too-large": Outcome(65, 413),
+    "unknown-coding": Outcome(65, 415),
     "unknown-device": Outcome(78, 404),
     "unknown-model": Outcome(65, 404),
     "no-route": Outcome(69, 409),
@@ -85,6 +90,7 @@ OUTCOMES: Final[dict[str, Outcome]] = {
     "cancelled": Outcome(130, 499),
     "overloaded": Outcome(75, 429),
     "not-ready": Outcome(75, 503),
+    "standby": Outcome(75, 503),
     "file-problem": Outcome(74, 500),
     "file-missing": Outcome(66, 404),
     "output-exists": Outcome(73, 409),
@@ -176,6 +182,18 @@ class WrongInput(DeferError):
     code = "wrong-input"
 
 
+class TooLarge(WrongInput):
+    """More bytes than the server takes."""
+
+    code = "too-large"
+
+
+class UnknownCoding(DeferError):
+    """A body is compressed in a way that the server does not know."""
+
+    code = "unknown-coding"
+
+
 class UnknownDevice(DeferError):
     """A device name that the cluster does not have."""
 
@@ -252,6 +270,12 @@ class NotReady(DeferError):
     """Nothing is deployed yet, or it is still loading."""
 
     code = "not-ready"
+
+
+class Standby(NotReady):
+    """This dispatcher stands by; another one leads."""
+
+    code = "standby"
 
 
 class FileProblem(DeferError):

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from defer.errors import DeferError, UsageError, WrongInput
+from defer.errors import TooLarge, UnknownCoding, WrongInput
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -16,26 +16,6 @@ BESIDE = 64 << 10
 
 _WINDOW = {b"gzip": 31, b"deflate": 15}
 """zlib's `wbits` of the codings that are understood; `deflate` is zlib's format, as HTTP means it."""
-
-
-class TooLarge(DeferError):  # noqa: N818 - as in defer.errors
-    """The body is larger than the server takes."""
-
-    code = "wrong-input"
-
-    @property
-    def http_status(self) -> int:
-        """Content too large."""
-        return 413
-
-
-class UnknownCoding(UsageError):  # noqa: N818 - as in defer.errors
-    """The body is compressed in a way that the server does not know."""
-
-    @property
-    def http_status(self) -> int:
-        """Unsupported media type."""
-        return 415
 
 
 class Gone(Exception):  # noqa: N818 - it says what happened

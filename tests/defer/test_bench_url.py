@@ -157,7 +157,7 @@ def test_our_gateway_is_measured_by_the_same_client() -> None:
 
     with served(FakeBackend()) as (gateway, _):
         for encoding in ("binary", "json"):
-            done = bench("--url", f"http://{gateway.address}", *FEW, "--encoding", encoding, "--json")
+            done = bench("--url", f"http://{gateway.http}", *FEW, "--encoding", encoding, "--json")
             assert done.exit_code == 0, done.output
             load = json.loads(done.stdout)
             assert (load["model"], load["failed"]) == ("same", {})
