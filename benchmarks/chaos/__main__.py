@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.chaos import model
-from benchmarks.chaos.bed import Bed, wait_ready
+from benchmarks.chaos.bed import CLIENT, DISPATCHER, Bed, wait_ready
 from benchmarks.chaos.faults import KINDS, Fault, plan
 from benchmarks.chaos.history import Verdict, judge, read_agent, read_client
 from benchmarks.processes import serving
@@ -30,8 +30,6 @@ from benchmarks.testbed import Testbed
 QUICK_S = 25.0
 CAPACITY_S = 5.0
 READY_S = 120.0
-MOST_RATE = 60.0
-"""Requests per second at most: the clients and the checker take their share of the machine, too."""
 
 
 def measure(options: Options) -> Outcome:
@@ -43,7 +41,7 @@ def measure(options: Options) -> Outcome:
         if given.keep is not None:
             work = given.keep
             work.mkdir(parents=True, exist_ok=True)
-        bed = Bed(given.devices, work, given.keep)
+        bed = Bed(given.devices, work, given.keep, insecure=given.insecure)
         faults = plan(
             given.seed,
             seconds,
@@ -51,7 +49,7 @@ def measure(options: Options) -> Outcome:
             bed.bed.spec.dispatcher,
             every_s=given.every,
             most_out=given.most_out,
-            kinds=given.kinds or KINDS,
+            kinds=given.kinds or [kind for kind in KINDS if kind != "bit-flips" or not given.insecure],
         )
         running = stack.enter_context(bed.running())
         wait_ready(bed, READY_S)
@@ -71,19 +69,21 @@ def _run(
     with (work / "dispatcher.log").open("w") as log:
 
         def start(command: Sequence[str]) -> subprocess.Popen[str]:
-            return running.start(command, None, stdout=subprocess.PIPE, stderr=log, text=True)
+            clocked = bed.clocked(running.spec.dispatcher, command)
+            return running.start(clocked, None, stdout=subprocess.PIPE, stderr=log, text=True)
 
-        more = ["--model", str(model.save(work / "numbered.onnx")), "--objective", "throughput", "--insecure"]
+        more = ["--model", str(model.save(work / "numbered.onnx")), "--objective", "throughput"]
+        more += ["--input", f"a0={model.ROWS},{model.WIDTH}", *bed.certificate(DISPATCHER)]
         more += ["--state", str(work / "state"), "--wait", "60", *given.serve]
         with options.console.status("measuring, planning, loading"):
             server = serving(running.cluster_file, *more, start=start)
             ready = server.__enter__()
         try:
             client = [sys.executable, "-m", "benchmarks.chaos.load", ready["ready"]]
+            client += [] if bed.keys is None else bed.certificate(CLIENT)
             told = running.run([*client, "--capacity", str(CAPACITY_S)], capture=True, timeout=120)
             capacity = float(json.loads(told.stdout))
-            left = (given.devices - given.most_out) / given.devices
-            rate = given.rate or min(MOST_RATE, capacity * left / 2)
+            rate = given.rate or _left(capacity, given.devices, given.most_out) / 2
             history = work / "client.history"
             command = [*client, "--rate", str(rate), "--seconds", str(seconds), "--seed", str(given.seed)]
             load = running.start([*command, "--deadline", str(given.deadline), "--history", str(history)])
@@ -101,6 +101,11 @@ def _run(
         for run in read_agent(name, bed.history_of(name).read_text().splitlines(keepends=True))
     ]
     return judge(asked, ran, happened, given.deadline), rate, capacity
+
+
+def _left(capacity: float, devices: int, out: int) -> float:
+    """What the survivors can carry: the most layers on one of them decide."""
+    return capacity * -(-model.LAYERS // devices) / -(-model.LAYERS // (devices - out))
 
 
 def _play(bed: Bed, faults: Sequence[Fault], seconds: float, options: Options) -> list[tuple[float, str]]:
@@ -169,6 +174,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, help="requests per second, in place of half of what is carried")
     parser.add_argument("--kinds", nargs="*", choices=KINDS, help="these faults only")
     parser.add_argument("--serve", nargs="*", default=[], help="more arguments for `defer serve`")
+    parser.add_argument("--insecure", action="store_true", help="without keys, and so without bit flips")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep notes and logs there")
     parser.add_argument("--verbose", action="store_true", help="say what happens when")
 

@@ -32,7 +32,9 @@ class Noting:
         """Note it and run."""
         array = next(iter(inputs.values()))
         now = time.monotonic()
-        lines = [f"{now:.6f} {self._where[0]} {self._where[1]} {int(row[0])}\n" for row in array]
+        # Each row of a request carries its number; a batch holds several requests.
+        numbers = dict.fromkeys(int(row[0]) for row in array)
+        lines = [f"{now:.6f} {self._where[0]} {self._where[1]} {number}\n" for number in numbers]
         os.write(self._file, "".join(lines).encode())
         return self._session.run(inputs)
 

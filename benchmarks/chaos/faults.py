@@ -6,10 +6,26 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-KINDS = ("kill", "restart", "stop", "partition", "alone", "slow-link", "busy", "disk-full", "out-of-memory")
+KINDS = (
+    "kill",
+    "restart",
+    "stop",
+    "partition",
+    "alone",
+    "slow-link",
+    "bit-flips",
+    "busy",
+    "clock-jump",
+    "disk-full",
+    "out-of-memory",
+)
 """A crash (the agent comes back later), a crash (at once), SIGSTOP, no packet between two devices, none of one device
-to anybody, a tenth of the bandwidth and 50 ms more, a busy loop beside the agent, no room on its disk, a neighbour that
-takes all its memory."""
+to anybody, a tenth of the bandwidth and 50 ms more, bits turned over on a link, a busy loop beside the agent, a clock
+that is wrong by up to a month (an agent's, or the dispatcher's), no room on its disk, a neighbour that takes all its
+memory, for which the kernel kills the agent."""
+
+ON_LINKS = frozenset({"partition", "slow-link", "bit-flips"})
+"""Faults between two devices."""
 
 OUT = frozenset({"kill", "restart", "stop", "alone", "out-of-memory"})
 """Faults that take a device out."""
@@ -21,7 +37,9 @@ LASTS_S = {
     "partition": (0.5, 8.0),
     "alone": (0.5, 8.0),
     "slow-link": (2.0, 6.0),
+    "bit-flips": (1.0, 6.0),
     "busy": (1.0, 4.0),
+    "clock-jump": (2.0, 10.0),
     "disk-full": (3.0, 10.0),
     "out-of-memory": (1.0, 3.0),
 }
@@ -88,7 +106,9 @@ def plan(
         if free and (kind not in OUT or len(out) < most_out):
             device = draw.choice(free)
             others = [name for name in (*free, dispatcher) if name != device]
-            other = draw.choice(others) if kind in ("partition", "slow-link") else ""
+            other = draw.choice(others) if kind in ON_LINKS else ""
+            if kind == "clock-jump" and draw.random() < 1 / 4:
+                device = dispatcher
             made.append(Fault(at, kind, device, other, draw.uniform(*LASTS_S[kind])))
         at += draw.expovariate(1 / every_s) if every_s > 0 else seconds
     return made

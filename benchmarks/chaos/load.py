@@ -141,8 +141,11 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--history", type=Path)
+    parser.add_argument("--keys", type=Path)
     given = parser.parse_args()
-    with Client(given.address, timeout=given.deadline, insecure=True) as client:
+    with Client(
+        given.address, timeout=given.deadline, keys=given.keys, insecure=given.keys is None
+    ) as client:
         if given.capacity:
             sys.stdout.write(json.dumps(capacity(client, given.capacity)) + "\n")
             return

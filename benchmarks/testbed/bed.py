@@ -263,6 +263,21 @@ class Testbed:
         """Undoes `cut`."""
         self._cut(one, other, both, cut=False)
 
+    def flip(self, one: str, other: str, every: int, *, both: bool = True) -> None:
+        """Turns one bit over in about `every` bytes between two devices, unnoticed by TCP's checksum.
+
+        Args:
+            one: Sender.
+            other: Receiver.
+            every: Bytes per bit; 0 ends it.
+            both: The other direction as well.
+
+        Raises:
+            UsageError: There is no such link, or it has no delay, or the kernel delays its packets (`delay_by`).
+        """
+        for source, target in self._directions(one, other, both):
+            self._links.flip(source, target, every)
+
     def bytes_sent(self, one: str, other: str) -> int:
         """Bytes that one device has sent to another so far, with Ethernet, IP and TCP headers."""
         return self._links.bytes_sent(one, other)

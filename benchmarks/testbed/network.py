@@ -153,16 +153,34 @@ class Network:
         links = [link for link in self._links.values() if link.source == source]
         return layout.aggregate_line(links, self._media)
 
+    def flip(self, source: str, target: str, every: int) -> None:
+        """Turns one bit over in about `every` bytes of TCP payload on a directed link from now on; 0: no more.
+
+        Raises:
+            UsageError: The link's packets do not pass the delay line.
+        """
+        link = self.link(source, target)
+        if self._netem or not link.delay:
+            raise UsageError(
+                f"no bit of {source} → {target} can be turned over",
+                hint='give the link a delay, and the testbed delay_by = "tun"',
+            )
+        self._tell(link, f"flip {every}")
+
     def _hold(self, link: Link) -> None:
         """Tells the delay line a link's delay; starts it when this is the first delayed link."""
         if self._netem:
             return
         if self._delay_line is None:
             self._delay_line = self._start_delay_line()
+        self._tell(link, repr(link.delay))
+
+    def _tell(self, link: Link, what: str) -> None:
         numbers = self.layout.number(link.source), self.layout.number(link.target)
+        assert self._delay_line is not None
         assert self._delay_line.stdin is not None
         try:
-            self._delay_line.stdin.write(f"{numbers[0]} {numbers[1]} {link.delay!r}\n".encode())
+            self._delay_line.stdin.write(f"{numbers[0]} {numbers[1]} {what}\n".encode())
             self._delay_line.stdin.flush()
         except BrokenPipeError as exc:
             raise Internal("the delay line has ended") from exc
