@@ -79,6 +79,6 @@ def security_for(
         raise translate(error) from error
 
 
-def client_security(host: str, *, keys: str | Path | None = None, insecure: bool = False) -> Security:
-    """The security of a client of the dispatcher at `host`; errors as in `security_for`."""
-    return security_for(CLIENT_ROLES, [host], keys=keys, insecure=insecure)
+def client_security(*hosts: str, keys: str | Path | None = None, insecure: bool = False) -> Security:
+    """The security of a client of the dispatcher at one of `hosts`; errors as in `security_for`."""
+    return security_for(CLIENT_ROLES, hosts, keys=keys, insecure=insecure)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -13,8 +14,8 @@ import zmq
 
 from defer import api
 from defer.access import client_security
-from defer.documents.address import Address, parse_address
-from defer.errors import DispatcherUnreachable, Internal, ProtocolMismatch, from_code, translate
+from defer.documents.address import Address, parse_addresses
+from defer.errors import DispatcherUnreachable, Internal, ProtocolMismatch, Standby, from_code, translate
 from node_agent.errors import AgentError
 from node_agent.link import Context, Monitor, dial, new_context, open_socket
 from node_agent.messages import PROTOCOL_MINIMUM, PROTOCOL_VERSION, Fault, Hello, Progress, Welcome
@@ -22,6 +23,11 @@ from node_agent.security import DISPATCHER, Security
 
 CONNECT_S = 5.0
 """Seconds in which a dispatcher that runs answers."""
+
+FIRST_S = 0.4
+"""Where there are several dispatchers, how long each may take in the first round; twice as long in each further one."""
+
+PAUSE_S = 0.1
 
 M = TypeVar("M", bound=api.ApiMessage)
 OnProgress = Callable[[Progress], None]
@@ -31,28 +37,55 @@ class Admin:
     """A connection to a dispatcher's api; use it as a context manager and in one thread.
 
     Args:
-        address: `host:port` of the dispatcher.
+        address: `host:port` of the dispatcher; several where they share a state: the one that leads answers.
         connect_s: Seconds to wait for its first answer.
         security: How the connection is protected; what `defer.access` says where it is not given.
     """
 
     def __init__(
-        self, address: str | Address, *, connect_s: float = CONNECT_S, security: Security | None = None
+        self,
+        address: str | Address | Sequence[Address],
+        *,
+        connect_s: float = CONNECT_S,
+        security: Security | None = None,
     ) -> None:
-        self.address = parse_address(address) if isinstance(address, str) else address
-        self._security = client_security(self.address.host) if security is None else security
+        named = parse_addresses(address) if isinstance(address, str) else address
+        self.addresses = (named,) if isinstance(named, Address) else tuple(named)
+        self.address = self.addresses[0]
+        """Who answers; before `open`, the first one."""
+        hosts = [each.host for each in self.addresses]
+        self._security = client_security(*hosts) if security is None else security
         self._connect_s = connect_s
         self._next_id = 1
         self._context: Context | None = None
 
     def open(self) -> Welcome:
-        """Connect and agree on a protocol version.
+        """Connect and agree on a protocol version; with one dispatcher after the other, until one leads.
 
         Raises:
             DispatcherUnreachable: Nobody answers.
+            Standby: Those that answer stand by.
             ProtocolMismatch: Who answers speaks no version that we do.
             Unauthorised: It refuses our key, or has another than is known here.
         """
+        if len(self.addresses) == 1:
+            return self._open(self._connect_s)
+        deadline = time.monotonic() + self._connect_s
+        for turn in itertools.count():
+            self.address = self.addresses[turn % len(self.addresses)]
+            left = deadline - time.monotonic()
+            try:
+                # What answers, answers soon; where none leads yet, one will.
+                return self._open(max(0.05, min(left, FIRST_S * 2 ** (turn // len(self.addresses)))))
+            except (DispatcherUnreachable, Standby) as error:
+                if deadline - time.monotonic() <= PAUSE_S:
+                    if isinstance(error, Standby):
+                        raise
+                    raise self._silent(self._connect_s) from None
+            time.sleep(PAUSE_S)
+        raise AssertionError("unreachable")
+
+    def _open(self, connect_s: float) -> Welcome:
         self._context = new_context(self._security)
         self._socket = open_socket(self._context, zmq.DEALER, purpose="control")
         self._monitor: Monitor | None = Monitor(self._socket)
@@ -61,7 +94,7 @@ class Admin:
         hello = Hello(0, PROTOCOL_MINIMUM, PROTOCOL_VERSION, "@client", "client")
         try:
             self._dial()
-            welcome = self.ask(hello, Welcome, timeout=self._connect_s)
+            welcome = self.ask(hello, Welcome, timeout=connect_s)
             if welcome.offer is not None:
                 raise DispatcherUnreachable(
                     f"the agent {welcome.name!r} listens at {self.address}, not a dispatcher",
@@ -163,8 +196,9 @@ class Admin:
         return False
 
     def _silent(self, timeout: float) -> DispatcherUnreachable:
+        where = ",".join(str(each) for each in self.addresses)
         return DispatcherUnreachable(
-            f"no dispatcher answers at {self.address} within {timeout:.3g} s",
+            f"no dispatcher answers at {where} within {timeout:.3g} s",
             hint="start one with `defer serve`, or correct the address",
         )
 

@@ -63,6 +63,7 @@ class AgentPool:
         on_event: Called in the control thread with (kind, agent, detail); see `defer.agents_core.Notify`.
         on_crash: Called when the control thread ends by an error.
         security: How connections are protected.
+        lead: Name of the state that is shared with other dispatchers, and the term by which this one leads them.
     """
 
     def __init__(
@@ -74,10 +75,11 @@ class AgentPool:
         on_event: EventHandler | None = None,
         on_crash: Callable[[BaseException], None] | None = None,
         security: Security = OPEN,
+        lead: tuple[str, int] = ("", 0),
     ) -> None:
         self.security = security
         self._keys = AgentKeys(security)
-        self._core = AgentsCore(name)
+        self._core = AgentsCore(name, *lead)
         self._listen = listen
         self._on_api = on_api
         self._on_event = on_event

@@ -119,9 +119,13 @@ class AgentsCore:
 
     Args:
         name: How the dispatcher introduces itself.
+        realm: Name of the state that it shares with others; empty for none.
+        term: By which it leads them: agents obey the highest.
     """
 
     name: str
+    realm: str = ""
+    term: int = 0
     agents: dict[str, Liveness] = field(default_factory=dict)
     _questions: dict[int, _Question] = field(default_factory=dict)
     _next_id: int = 1
@@ -270,6 +274,7 @@ class AgentsCore:
     def _greet(self, name: str, now: float) -> list[Instruction]:
         self._next_hello[name] = now + HELLO_EVERY_S
         hello = m.Hello(self._take_id(), m.PROTOCOL_MINIMUM, m.PROTOCOL_VERSION, self.name, "dispatcher")
+        hello = msgspec.structs.replace(hello, realm=self.realm, term=self.term)
         return [Send(name, hello)]
 
     def _welcomed(self, known: Liveness, welcome: m.Welcome) -> list[Instruction]:

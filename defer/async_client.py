@@ -16,7 +16,7 @@ from defer.api import ModelInfo, ServerStatus
 from defer.client_core import Array, Inputs, Submit, copied, fill
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests, check_id
 from defer.client_session import Outputs
-from defer.documents.address import parse_address
+from defer.documents.address import parse_addresses
 from defer.errors import UsageError, WrongInput
 
 
@@ -25,7 +25,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        address: str = "127.0.0.1:7600",
+        address: str | Sequence[str] = "127.0.0.1:7600",
         *,
         model: str = "",
         timeout: float = DEFAULT_TIMEOUT_S,
@@ -40,7 +40,9 @@ class AsyncClient:
             timeout=timeout,
             codec=codec,
             connect_timeout=connect_timeout,
-            security=client_security(parse_address(address).host, keys=keys, insecure=insecure),
+            security=client_security(
+                *(each.host for each in parse_addresses(address)), keys=keys, insecure=insecure
+            ),
         )
 
     async def infer(

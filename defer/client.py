@@ -24,7 +24,7 @@ from defer.async_client import AsyncClient
 from defer.client_core import GRACE_S, Array, Inputs, Submit, fill
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
 from defer.client_session import Outputs
-from defer.documents.address import parse_address
+from defer.documents.address import parse_addresses
 from defer.errors import DeadlineExceeded, UsageError
 
 __all__ = ["AsyncClient", "Client"]
@@ -37,7 +37,8 @@ class Client:
     same id, so that none runs twice. Nothing waits for ever.
 
     Args:
-        address: `host:port` of the dispatcher.
+        address: `host:port` of the dispatcher; where several share a state, a list of them, or one text with commas:
+            requests go to the one that leads.
         model: Model that requests are for where they name none; may be empty where one model is served.
         timeout: Seconds that a request may take where it says nothing else.
         codec: How inputs are encoded on the wire: `auto` does as the model's plan wants, which changes values only where
@@ -55,7 +56,7 @@ class Client:
 
     def __init__(
         self,
-        address: str = "127.0.0.1:7600",
+        address: str | Sequence[str] = "127.0.0.1:7600",
         *,
         model: str = "",
         timeout: float = DEFAULT_TIMEOUT_S,
@@ -70,7 +71,9 @@ class Client:
             timeout=timeout,
             codec=codec,
             connect_timeout=connect_timeout,
-            security=client_security(parse_address(address).host, keys=keys, insecure=insecure),
+            security=client_security(
+                *(each.host for each in parse_addresses(address)), keys=keys, insecure=insecure
+            ),
         )
 
     def infer(

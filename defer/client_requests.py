@@ -16,7 +16,7 @@ from defer.access import client_security
 from defer.admin import Admin
 from defer.client_core import Inputs, Submit, as_arrays, check_outputs
 from defer.client_session import Outputs, Session
-from defer.documents.address import parse_address
+from defer.documents.address import Address, parse_addresses
 from defer.errors import (
     Cancelled,
     DispatcherUnreachable,
@@ -97,7 +97,7 @@ class Requests:
     """The machinery behind a client.
 
     Args:
-        address: `host:port` of the dispatcher.
+        address: `host:port` of the dispatcher, or of each that shares its state.
         model: Model of requests that name none.
         timeout: Seconds of requests that name none.
         codec: How inputs are encoded on the wire; `auto` does as the model's plan wants.
@@ -107,7 +107,7 @@ class Requests:
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         model: str,
         timeout: float,
@@ -117,8 +117,9 @@ class Requests:
     ) -> None:
         if codec != AUTO and codec not in CODECS:
             raise UsageError(f"codec {codec!r} is unknown", hint=f"known: {AUTO}, {', '.join(CODECS)}")
-        self.address = parse_address(address)
-        self.security = client_security(self.address.host) if security is None else security
+        self.addresses = parse_addresses(address)
+        hosts = [each.host for each in self.addresses]
+        self.security = client_security(*hosts) if security is None else security
         self.model = model
         self.timeout = timeout
         self.codec = codec
@@ -126,7 +127,7 @@ class Requests:
         self._room = Room(MOST_REQUESTS, MOST_BYTES)
         self._lock = threading.Lock()
         self._models: dict[str, api.ModelInfo] = {}
-        self._data_port = 0
+        self._data: Address | None = None  # where requests were taken when the dispatcher was last asked
         self._session: Session | None = None
         self._closed = False
 
@@ -134,17 +135,28 @@ class Requests:
 
     def refresh(self) -> tuple[api.ModelInfo, ...]:
         """Ask the dispatcher what it serves."""
-        with Admin(self.address, connect_s=self.connect_timeout, security=self.security) as admin:
+        with self._admin() as admin:
             answer = admin.ask(api.ListModels(0), api.Models, timeout=ANSWER_S)
+            told = admin.address
         with self._lock:
             self._models = {info.name: info for info in answer.models}
-            self._data_port = answer.data_port
+            self._data = replace(told, port=answer.data_port)
+            # The one that answers comes first; at the others, requests go to the next port.
+            self.addresses = (told, *(each for each in self.addresses if each != told))
         return answer.models
 
     def status(self) -> api.ServerStatus:
         """Ask the dispatcher how it is."""
-        with Admin(self.address, connect_s=self.connect_timeout, security=self.security) as admin:
+        with self._admin() as admin:
             return admin.ask(api.GetStatus(0), api.ServerStatus, timeout=ANSWER_S)
+
+    @property
+    def address(self) -> str:
+        """Whom requests go to, for messages."""
+        return ",".join(str(each) for each in self.addresses)
+
+    def _admin(self) -> Admin:
+        return Admin(self.addresses, connect_s=self.connect_timeout, security=self.security)
 
     def known(self, model: str) -> api.ModelInfo | None:
         """The signature of a model as far as it was asked for; None when the dispatcher must be asked."""
@@ -243,7 +255,7 @@ class Requests:
         """
         check_id(request)
         deadline = self.deadline(timeout)
-        if not self._data_port:
+        if self._data is None:
             self.refresh()
         return Submit(request, "", (), (), (), deadline, recall=True)
 
@@ -351,9 +363,9 @@ class Requests:
             if self._closed:
                 raise Cancelled("the client is closed")
             if self._session is None:
-                host = self.address.host
-                bracketed = f"[{host}]" if ":" in host else host
-                session = Session(f"tcp://{bracketed}:{self._data_port}", str(self.address), self.security)
+                assert self._data is not None  # whoever knows a signature has asked
+                others = [each.endpoint(1) for each in self.addresses[1:]]
+                session = Session([self._data.endpoint(), *others], self.address, self.security)
                 session.start()
                 self._session = session
             return self._session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -33,6 +34,10 @@ from node_agent.security import DISPATCHER, OPEN, Security
 Outputs = dict[str, c.Array]
 
 BURST = 64
+DIAL_S = 0.25
+DIAL_LIMIT_S = 3.0
+"""Where there are several dispatchers, how long one may take to answer before the next is tried; longer each round."""
+
 RETRY_S = 0.002
 """How often a request that the connection's full queue did not take is tried again."""
 
@@ -41,13 +46,17 @@ class Session:
     """A connection that carries requests, and comes back when it breaks.
 
     Args:
-        endpoint: `tcp://host:port` of the dispatcher's data socket.
+        endpoints: `tcp://host:port` of the dispatcher's data socket, or of each one sharing its state: only the one
+            that leads takes connections there.
         address: The dispatcher's api address, for messages.
         security: How the connection is protected.
     """
 
-    def __init__(self, endpoint: str, address: str, security: Security = OPEN) -> None:
-        self.endpoint = endpoint
+    def __init__(self, endpoints: str | Sequence[str], address: str, security: Security = OPEN) -> None:
+        self.endpoints = deque([endpoints] if isinstance(endpoints, str) else endpoints)
+        """The one that is dialled comes first."""
+        self._patience = DIAL_S
+        self._give_up = math.inf
         self._core = c.ClientCore(address)
         self._futures: dict[bytes, Future[Outputs]] = {}
         self._unsent: deque[tuple[Infer | Recall, Sequence[Any]]] = deque()
@@ -101,10 +110,21 @@ class Session:
 
     def _open(self) -> None:
         self._dialled = Dialled(
-            self._loop.context, PeerRef(DISPATCHER, self.endpoint), Handshake(c.CLIENT, dialled=True)
+            self._loop.context, PeerRef(DISPATCHER, self.endpoints[0]), Handshake(c.CLIENT, dialled=True)
         )
         self._watch()
+        self._set_patience()
         self._check_refusal()
+
+    def _set_patience(self) -> None:
+        """Where there is another dispatcher, this one must answer within some time."""
+        if len(self.endpoints) > 1:
+            self._give_up = time.monotonic() + self._patience
+            self._patience = min(DIAL_LIMIT_S, self._patience * 1.5 ** (1 / len(self.endpoints)))
+
+    def _settled(self) -> None:
+        """This one answers."""
+        self._give_up, self._patience = math.inf, DIAL_S
 
     def _check_refusal(self) -> None:
         refusal = self._dialled.refusal
@@ -117,11 +137,14 @@ class Session:
 
     def _redial(self) -> None:
         self._unsent.clear()  # whatever is unanswered is sent again on the next connection
+        self.endpoints.rotate(-1)
         self._loop.unwatch(self._dialled.socket)
         self._loop.unwatch(self._dialled.monitor.socket)
         self._dialled.close()
+        self._dialled.peer = PeerRef(DISPATCHER, self.endpoints[0])
         self._dialled.open()
         self._watch()
+        self._set_patience()
         self._feed(c.Disconnected())
         self._check_refusal()
 
@@ -140,12 +163,14 @@ class Session:
         self._crash = translate(error)
 
     def _next_wake(self) -> float:
-        wake = self._core.next_wake()
+        wake = min(self._core.next_wake(), self._give_up)
         return min(wake, time.monotonic() + RETRY_S) if self._unsent else wake
 
     def _turned(self) -> None:
         if self._core.next_wake() <= time.monotonic():
             self._feed(c.Tick())
+        if self._give_up <= time.monotonic():
+            self._redial()
         while (
             self._unsent
             and send(self._dialled.socket, encode_header(self._unsent[0][0]), self._unsent[0][1]) is Sent.YES
@@ -173,6 +198,8 @@ class Session:
                     self._dialled.handshake.greeted(header)
                     refused = self._dialled.handshake.state == "refused"
                     reason = self._dialled.handshake.reason
+                    if not refused:
+                        self._settled()
                     self._feed(c.Refused("protocol-mismatch", reason) if refused else c.Connected())
                 case Refusal(NotAllowedError.code, message):
                     self._dialled.refusal = NotAllowedError(message)

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from node_agent import events as ev
-from node_agent.errors import AgentError, VersionError, code_of
+from node_agent.errors import AgentError, StaleLeaderError, VersionError, code_of
 from node_agent.messages import ControlMessage, Fault, Hello, Offer, Welcome
 from node_agent.noise import Seldom
 from node_agent.versions import VersionRange, negotiate
@@ -16,6 +16,10 @@ HELLO_AGAIN_S = 2.0
 
 REFUSED_AGAIN_S = 30.0
 """And after this long when it was refused: somebody has to update one of the two first."""
+
+
+MOST_REALMS = 64
+"""Shared states that an agent remembers the terms of; a peer could make up any number of them."""
 
 
 @dataclass(slots=True)
@@ -47,6 +51,8 @@ class Controllers:
         self._offer = offer
         self._ours = ours
         self._names: dict[ev.Connection, str] = {}
+        self._terms: dict[str, int] = {}
+        self._led: dict[ev.Connection, tuple[str, int]] = {}
         self._dials = {connection: _Dial() for connection in dials}
         self._ids = 0
         self._noise = Seldom()
@@ -88,6 +94,7 @@ class Controllers:
     def lost(self, connection: ev.Connection) -> list[ev.Instruction]:
         """A connection is gone."""
         dial = self._dials.get(connection)
+        self._led.pop(connection, None)
         if dial is not None:
             dial.up = dial.welcomed = False
         name = self._names.pop(connection, None)
@@ -112,13 +119,48 @@ class Controllers:
             if more is not None:
                 refused.append(ev.Log(logging.WARNING, f"Refused a controller: {error} {error.hint}{more}"))
             return refused
+        led = self._lead(connection, message)
+        if isinstance(led, StaleLeaderError):
+            return [fault(ticket, led), *self._told(led, now)]
         known = connection in self._names
         self._names[connection] = message.name
         welcome = Welcome(message.id, version, self._name, self._boot, self._offer)
-        instructions: list[ev.Instruction] = [ev.Say(connection, welcome)]
+        instructions: list[ev.Instruction] = [ev.Say(connection, welcome), *led]
         if not known:
             instructions.append(ev.Log(logging.INFO, f"{message.name} took control."))
         return instructions
+
+    def _lead(self, connection: ev.Connection, message: Hello) -> list[ev.Instruction] | StaleLeaderError:
+        """Of the dispatchers that share a state only the one with the highest term gives orders."""
+        if not message.realm:
+            return []
+        highest = self._terms.get(message.realm, 0)
+        if message.term < highest:
+            self._names.pop(connection, None)
+            self._led.pop(connection, None)
+            return StaleLeaderError(
+                f"Dispatcher {message.name} leads {message.realm} by term {message.term}; another one does by {highest}."
+            )
+        if highest == 0 and len(self._terms) >= MOST_REALMS:
+            del self._terms[next(iter(self._terms))]
+        self._terms[message.realm] = message.term
+        self._led[connection] = (message.realm, message.term)
+        older = [
+            each
+            for each, (realm, term) in self._led.items()
+            if realm == message.realm and term < message.term
+        ]
+        for each in older:
+            del self._led[each]
+            self._names.pop(each, None)
+        if not older:
+            return []
+        text = f"Takes no more orders from {len(older)} dispatchers that led {message.realm} before term {message.term}."
+        return [ev.Log(logging.INFO, text)]
+
+    def _told(self, error: AgentError, now: float) -> list[ev.Instruction]:
+        more = self._noise.told(now)
+        return [] if more is None else [ev.Log(logging.WARNING, f"Refused a controller: {error}{more}")]
 
     def _welcome(self, connection: ev.Connection, dial: _Dial, message: Welcome) -> list[ev.Instruction]:
         try:

@@ -145,6 +145,13 @@ class RequestError(AgentError):
         self.reason = reason
 
 
+class StaleLeaderError(AgentError):
+    """A dispatcher gives orders, and another one of those that share its state leads by now."""
+
+    code = "stale-leader"
+    exit_code = EXIT_UNAVAILABLE
+
+
 class StoreError(AgentError):
     """The file store cannot do what was asked."""
 

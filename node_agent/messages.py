@@ -307,6 +307,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="t"):
         role: `dispatcher` or `agent`.
         register: The offer of an agent that dials out.
         boot: Changes with each start of the sender's process.
+        realm: Name of the state that several dispatchers share; empty for a dispatcher that shares none.
+        term: Number of the leadership under which the dispatcher leads its realm: each leader has a higher one.
     """
 
     id: int
@@ -316,6 +318,8 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="t"):
     role: str
     register: Offer | None = None
     boot: str = ""
+    realm: str = ""
+    term: int = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="t"):

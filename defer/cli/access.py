@@ -11,7 +11,7 @@ import click
 
 from defer.access import Choice, using
 from defer.cli.output import note
-from defer.documents.address import parse_address
+from defer.documents.address import parse_addresses
 from node_agent.security import KEYS_VARIABLE, is_loopback
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,7 +25,7 @@ def access_options(command: F) -> F:
         with using(Choice(keys, insecure)):
             address = more.get("address")
             if insecure and isinstance(address, str):
-                warn_insecure([parse_address(address).host], as_json=bool(more.get("as_json")))
+                warn_insecure([each.host for each in parse_addresses(address)], as_json=bool(more.get("as_json")))
             return command(*args, **more)
 
     run = click.option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from defer.errors import InvalidCluster
@@ -74,6 +75,16 @@ def parse_address(text: str, where: str = "") -> Address:
     elif not _HOST.match(host):
         raise InvalidCluster(f"{host!r} is not a host", where=where, hint=hint)
     return Address(host, int(port))
+
+
+def parse_addresses(text: str | Sequence[str], where: str = "") -> tuple[Address, ...]:
+    """Several addresses, from a list or a text with commas: the dispatchers that share a state.
+
+    Raises:
+        InvalidCluster: As in `parse_address`.
+    """
+    each = text.split(",") if isinstance(text, str) else text
+    return tuple(dict.fromkeys(parse_address(one, where) for one in each)) or (parse_address("", where),)
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -441,3 +441,30 @@ def test_an_endpoint_that_zeromq_takes_is_a_peers(endpoint: str) -> None:
 def test_an_endpoint_that_is_none_is_refused_before_a_socket_sees_it(endpoint: str) -> None:
     with pytest.raises(RequestError, match="has endpoint"):
         check_peer(m.PeerRef("p", endpoint))
+
+
+def test_of_the_dispatchers_that_share_a_state_only_the_latest_leader_gives_orders() -> None:
+    mind, old, new, other = Mind(), ("old", b"1"), ("new", b"2"), ("other", b"3")
+
+    def hello(term: int, connection: ev.Connection, realm: str = "edge") -> list[ev.Instruction]:
+        return mind.hear(m.Hello(1, 1, 1, "@d", "dispatcher", realm=realm, term=term), connection)
+
+    def obeys(connection: ev.Connection) -> bool:
+        answer = said(mind.hear(m.Unload(9, 99), connection))[0]
+        return isinstance(answer, m.Done)
+
+    hello(3, old)
+    hello(1, other, "elsewhere")
+    assert obeys(old)
+    hello(4, new)
+    assert obeys(new)
+    assert not obeys(old), "the older one is not listened to, on a connection that stood before"
+    refusal = said(hello(3, old))[0]
+    assert isinstance(refusal, m.Fault)
+    assert refusal.code == "stale-leader"
+    assert not obeys(old)
+    assert obeys(other), "another state's terms are its own"
+    mind.do(ev.Lost(new))
+    assert isinstance(said(hello(3, old))[0], m.Fault), "it is remembered when the leader is gone"
+    hello(4, new)
+    assert obeys(new)
