@@ -19,7 +19,7 @@ from node_agent.control import Control, dialled
 from node_agent.core import AgentCore
 from node_agent.encryption import measure_encryption
 from node_agent.engines import engine_named, inventory
-from node_agent.errors import AddressInUseError, AgentError, EngineMissingError
+from node_agent.errors import AddressInUseError, AddressInvalidError, AgentError, EngineMissingError
 from node_agent.events import Gauge, StopAsked
 from node_agent.link import new_context
 from node_agent.loader import Loader
@@ -51,6 +51,7 @@ class AgentConfig:
         store_bytes: Most bytes in it; None for no limit.
         security: Its keys; none by default, which is for this machine only.
         announce: Tell the local network that it is here.
+        advertise: Host at which others can dial it, where it registers with dispatchers; empty where nobody can.
     """
 
     name: str
@@ -64,6 +65,7 @@ class AgentConfig:
     store_bytes: int | None = None
     security: Security = OPEN
     announce: bool = False
+    advertise: str = ""
 
 
 def make_offer(config: AgentConfig, engines: tuple[EngineInfo, ...], ports: tuple[int, int]) -> Offer:
@@ -84,7 +86,21 @@ def make_offer(config: AgentConfig, engines: tuple[EngineInfo, ...], ports: tupl
         fetch_port=ports[1],
         software=machine.software(),
         encryption_byte_s=measure_encryption() if config.security.curve else 0.0,
+        address=_address(config),
     )
+
+
+def _address(config: AgentConfig) -> str:
+    """Where others dial it, as `host:port`; empty where it does not say."""
+    if not config.advertise:
+        return ""
+    if not config.port:
+        raise AddressInvalidError(
+            "An agent that says where it is reached needs ports that others know beforehand.",
+            hint="Choose a port: --listen HOST:7700.",
+        )
+    host = config.advertise
+    return f"[{host}]:{config.port}" if ":" in host else f"{host}:{config.port}"
 
 
 def default_engine(asked: str, engines: tuple[EngineInfo, ...]) -> str:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from node_agent.agent import Agent, AgentConfig
 from node_agent.announcing import announcing
+from node_agent.ending import end_with_stdin, ending_on_signals
 from node_agent.engines import names as engine_names
 from node_agent.errors import (
     EXIT_INTERNAL,
@@ -139,7 +136,13 @@ class _AgentCommand(click.Command):
     "--dial",
     multiple=True,
     type=_Parsed("ENDPOINT", parse_endpoint, address=True),
-    help="Register with the dispatcher at tcp://HOST:PORT, for an agent that cannot be reached. Repeatable.",
+    help="Register with the dispatcher at tcp://HOST:PORT instead of waiting to be dialled. Repeatable.",
+)
+@click.option(
+    "--advertise",
+    default="",
+    metavar="HOST",
+    help="With --dial: where others reach this agent all the same, so that it is dialled for data.",
 )
 @click.option(
     "--memory",
@@ -227,6 +230,7 @@ def agent_command(
     name: str | None,
     listen: tuple[str, int],
     dial: tuple[str, ...],
+    advertise: str,
     memory: int | None,
     threads: int | None,
     engine: str,
@@ -257,6 +261,7 @@ def agent_command(
         host=listen[0],
         port=listen[1],
         dials=dial,
+        advertise=advertise,
         memory_bytes=memory,
         threads=threads,
         engine=engine,
@@ -267,7 +272,7 @@ def agent_command(
     try:
         agent = Agent(config)
         if until_stdin_closes:
-            _end_with_stdin(agent, drain_timeout)
+            end_with_stdin(agent, drain_timeout)
         code = serve(agent, drain_timeout, as_json, metrics)
     except AgentError as error:
         code = report(code_of(error), str(error), error.hint, error.exit_code, as_json)
@@ -290,19 +295,6 @@ def report(code: str, message: str, hint: str, exit_code: int, as_json: bool) ->
     if hint:
         click.echo(click.style("hint:  ", fg="cyan") + hint, err=True)
     return exit_code
-
-
-def _end_with_stdin(agent: Agent, drain_timeout: float) -> None:
-    """Whoever started this process holds the other end of its standard input; the system closes it however they end."""
-
-    def watch() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(0, 4096):
-                pass
-        agent.ask_stop(drain_timeout)
-
-    # A daemon: nothing can wake a thread that reads, and nothing has to.
-    threading.Thread(target=watch, name="stdin", daemon=True).start()
 
 
 def _file_name(name: str) -> str:
@@ -328,7 +320,7 @@ def serve(agent: Agent, drain_timeout: float, as_json: bool, metrics: Where | No
         except AgentError:
             agent.close()
             raise
-        stack.enter_context(_signals(agent, drain_timeout))
+        stack.enter_context(ending_on_signals(agent, drain_timeout))
         click.echo(ready_line(agent, as_json, where))
         agent.notifier.ready(ready_line(agent, as_json=False))
         agent.wait()
@@ -352,30 +344,6 @@ def _warn(config: AgentConfig, as_json: bool) -> None:
             f"warning: {beyond[0]} is used without keys: whoever is on that network may command this agent",
             err=True,
         )
-
-
-@contextlib.contextmanager
-def _signals(agent: Agent, drain_timeout: float) -> Any:
-    """Drains on the first SIGTERM or SIGINT, ends at once on the second."""
-    seen = 0
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > 1:
-            os._exit(128 + number)
-        if number == signal.SIGINT and sys.stderr is not None and sys.stderr.isatty():
-            # Not through sys.stderr, whose lock this thread may hold.
-            os.write(2, f"\ndraining for up to {drain_timeout:g} s; Ctrl-C again ends at once\n".encode())
-        agent.ask_stop(drain_timeout)
-
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, on_signal) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def main() -> None:

@@ -235,6 +235,7 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
         fetch_port: Port where peers that must dial (NAT) fetch this agent's output; see docs/wire.md.
         software: Versions by distribution name.
         encryption_byte_s: Seconds to encrypt or decrypt a byte, where this agent's connections have keys.
+        address: `host:port` where an agent that registers by itself can be dialled all the same; empty where nobody can.
     """
 
     engines: tuple[EngineInfo, ...]
@@ -246,6 +247,7 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     fetch_port: int
     software: dict[str, str] = {}
     encryption_byte_s: float = 0.0
+    address: str = ""
 
 
 class PeerRef(msgspec.Struct, frozen=True):

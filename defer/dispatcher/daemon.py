@@ -30,6 +30,7 @@ from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.deployments import Deployments, Outcome
 from defer.dispatcher.keeper import Keeper
 from defer.dispatcher.recovery import Recovery
+from defer.dispatcher.membership import Membership
 from defer.dispatcher.report import models_of, status_of
 from defer.dispatcher.restoring import kept_request
 from defer.dispatcher.rollout import base_of
@@ -84,7 +85,6 @@ class Daemon:
         self._durable = durable
         self._keeper = Keeper(SqliteStore(state / "dispatcher.db"))
         self._snapshot = Snapshot()
-        self.cluster = cluster
         self.log = EventLog(time.time)
         self._listen = parse_address(cluster.dispatcher.listen, "dispatcher.listen")
         self._state = state
@@ -121,6 +121,7 @@ class Daemon:
     def start(self) -> None:
         """Bind every port and answer the api; no model is served yet.
 
+        self._members = Membership(self.deployments, self.pool)
         Raises:
             PortInUse: Another process listens on one of the ports.
             DeferError: The state directory cannot be used.
@@ -206,6 +207,11 @@ class Daemon:
         if self._held:
             raise NotReady(
                 "the dispatcher is starting", hint="try again when `defer serve` says that it is ready"
+    @property
+    def cluster(self) -> Cluster:
+        """Its devices now: those of the file, and those that have joined."""
+        return self.deployments.cluster
+
             )
 
     def drain(self, seconds: float) -> None:
@@ -262,6 +268,7 @@ class Daemon:
 
     # ------------------------------------------------------------------------------------- what happens meanwhile
 
+        self._members.expect(self._snapshot.models)
     def _on_agent_event(self, kind: str, name: str, detail: str) -> None:
         """From the control thread."""
         if kind == "lost":
@@ -288,6 +295,8 @@ class Daemon:
     def _sampled(self, sampled: e.Sampled) -> None:
         """From the data thread: a request is to be compared with its deployment's reference."""
         self._background_do(lambda: self.deployments.sampler.compare(sampled))
+        elif kind == "alive":
+            self._members.answered(name)
 
     def _background_do(self, action: Callable[[], None]) -> None:
         def run() -> None:
@@ -296,6 +305,7 @@ class Daemon:
             except Exception:
                 logger.exception("background work failed")
 
+            self._members.answered(name)
         try:
             self._background.submit(run)
         except RuntimeError:

@@ -49,7 +49,7 @@ class Recovery:
 
     def __init__(self, deployments: Deployments, pool: AgentPool, shell: DataShell) -> None:
         self._deployments, self._pool, self._shell = deployments, pool, shell
-        self._cluster, self._log = deployments.cluster, deployments.log
+        self._log = deployments.log
         self.ahead = Ahead(deployments)
         deployments.files_ahead, deployments.changed = self.ahead.files, self.look
         self._watch = Watch()
@@ -157,7 +157,7 @@ class Recovery:
         """Devices with an agent that cannot be planned with now; `hard` leaves out those that are only distrusted."""
         now = time.monotonic()
         found = set(self._watch.hung)
-        for device in self._cluster.agents:
+        for device in self._deployments.cluster.agents:
             known = self._pool.liveness(device.name)
             if known is None or known.state != "alive":
                 found.add(device.name)

@@ -70,12 +70,32 @@ class Dispatcher(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             later requests (drift plus penalty); without it, half of what the routes' busiest devices or links take.
     """
 
+        state: Where `defer serve` keeps what must survive it: a directory, or the URL of a state that dispatchers share;
+            `--state` goes before it.
+        join: Agents that the file does not name may register (`defer agent --dial`), and are planned with from then on.
+        replan: Which plans the dispatcher replaces while it serves, because devices or links have become slower or
+            faster, or there are more of them: those that it made (`own`), given ones as well (`every`), or none
+            (`never`).
+        replan_after: How long a change must last before it counts.
+        replan_pause: Least time between two such changes of one model; it doubles when they follow each other.
+        replan_gain: Least relative gain of a new plan.
+        replan_horizon: Time in which the gain must make up for loading.
+        canary: How long nothing may be heard of a model before a request of the dispatcher's own is sent through it;
+            `0 s` sends none.
     device: str = DEFAULT_DISPATCHER
     listen: str = "127.0.0.1:7600"
     advertise: str = ""
     routing_v: Duration | None = None
 
     @property
+    state: str = ""
+    join: bool = False
+    replan: Replan = "own"
+    replan_after: Duration = "30 s"
+    replan_pause: Duration = "5 min"
+    replan_gain: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.15
+    replan_horizon: Duration = "10 min"
+    canary: Duration = "10 s"
     def routing_v_s(self) -> float | None:
         """`routing_v` in seconds."""
         return None if self.routing_v is None else units.parse_duration(self.routing_v)
