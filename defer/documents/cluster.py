@@ -53,6 +53,8 @@ Price = Annotated[
     float, msgspec.Meta(ge=0, description="Money, in whatever currency the whole file is written in")
 ]
 
+Replan = Literal["own", "every", "never"]
+
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]
 
 DEFAULT_DISPATCHER = "dispatcher"
@@ -68,8 +70,6 @@ class Dispatcher(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         advertise: Host that agents reach it at; needed when `listen` names all interfaces.
         routing_v: Where a request may take several routes: how its own delay is weighed against the delay that it causes
             later requests (drift plus penalty); without it, half of what the routes' busiest devices or links take.
-    """
-
         state: Where `defer serve` keeps what must survive it: a directory, or the URL of a state that dispatchers share;
             `--state` goes before it.
         join: Agents that the file does not name may register (`defer agent --dial`), and are planned with from then on.
@@ -82,12 +82,12 @@ class Dispatcher(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         replan_horizon: Time in which the gain must make up for loading.
         canary: How long nothing may be heard of a model before a request of the dispatcher's own is sent through it;
             `0 s` sends none.
+    """
+
     device: str = DEFAULT_DISPATCHER
     listen: str = "127.0.0.1:7600"
     advertise: str = ""
     routing_v: Duration | None = None
-
-    @property
     state: str = ""
     join: bool = False
     replan: Replan = "own"
@@ -96,6 +96,8 @@ class Dispatcher(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     replan_gain: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.15
     replan_horizon: Duration = "10 min"
     canary: Duration = "10 s"
+
+    @property
     def routing_v_s(self) -> float | None:
         """`routing_v` in seconds."""
         return None if self.routing_v is None else units.parse_duration(self.routing_v)
