@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from playwright.sync_api import BrowserContext, Page
+    from playwright.sync_api import Browser, Page
 
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -25,6 +24,9 @@ ARGUMENTS: Final = (
     "--disable-sync",
 )
 """It talks to nobody but the page under test; without a sandbox because containers have none to give."""
+
+
+START_S: Final = 120.0
 
 
 @dataclass(slots=True)
@@ -56,49 +58,54 @@ def _chromium() -> str:
 
 
 @contextmanager
-def browser(
+def chromium() -> Iterator[Browser]:
+    """The browser itself, which shows one tab or many; gone when the block ends."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        running = driver.chromium.launch(
+            executable_path=_chromium(), headless=True, args=list(ARGUMENTS), timeout=START_S * 1000
+        )
+        try:
+            yield running
+        finally:
+            running.close()
+
+
+@contextmanager
+def tab(
+    running: Browser,
     *,
     width: int = 1280,
     height: int = 900,
     dark: bool = False,
     touch: bool = False,
     calm: bool = False,
-    sharpness: float = 1,
 ) -> Iterator[Tab]:
-    """A tab of a browser with a profile of its own; both are gone when the block ends.
+    """A tab that shares nothing with others, neither storage nor cache; closed when the block ends.
 
     Args:
+        running: The browser.
         width: Of the page, in CSS pixels.
         height: Likewise.
         dark: Whether the user prefers dark colours.
         touch: Whether it is a phone.
         calm: Whether the user prefers less motion.
-        sharpness: Pixels of a picture for each of CSS.
     """
-    from playwright.sync_api import sync_playwright
-
-    with tempfile.TemporaryDirectory(prefix="defer-browser-") as profile, sync_playwright() as driver:
-        context: BrowserContext = driver.chromium.launch_persistent_context(
-            profile,
-            executable_path=_chromium(),
-            headless=True,
-            args=list(ARGUMENTS),
-            viewport={"width": width, "height": height},
-            color_scheme="dark" if dark else "light",
-            reduced_motion="reduce" if calm else "no-preference",
-            has_touch=touch,
-            device_scale_factor=sharpness,
-        )
-        try:
-            tab = Tab(context.new_page())
-            tab.page.on(
-                "console", lambda said: tab.errors.extend([said.text] if said.type == "error" else [])
-            )
-            tab.page.on("pageerror", lambda error: tab.errors.append(str(error)))
-            tab.page.on("request", lambda asked: tab.requests.append(asked.url))
-            yield tab
-        finally:
-            context.close()
+    context = running.new_context(
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if dark else "light",
+        reduced_motion="reduce" if calm else "no-preference",
+        has_touch=touch,
+    )
+    try:
+        made = Tab(context.new_page())
+        made.page.on("console", lambda said: made.errors.extend([said.text] if said.type == "error" else []))
+        made.page.on("pageerror", lambda error: made.errors.append(str(error)))
+        made.page.on("request", lambda asked: made.requests.append(asked.url))
+        yield made
+    finally:
+        context.close()
 
 
 def wait_for(tab: Tab, what: str, seconds: float = 60.0) -> None:

@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 import models
 import partitioner
-from benchmarks.browser import Tab, browser, missing, wait_for
+from benchmarks.browser import Tab, chromium, missing, tab, wait_for
 from defer.blocks import planning_chain
 from defer.client import Client
 from defer.documents.cluster import Cluster, loads_cluster
@@ -31,8 +31,11 @@ from defer.errors import DeferError, Internal
 from defer.local_agents import LocalAgent, local_agents, read_line, stop
 from defer.planning import make_plan, parse_placement
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 NAMES: Final = ("camera", "jetson", "nano", "pi")
-SPEEDS: Final = (20, 25, 15, 5)
+SPEEDS: Final = (20, 25, 15, 10)
 """GFLOP/s of each that planning counts with; measuring would take longer, and find four equal ones."""
 
 WIDTH: Final = 1120
@@ -169,19 +172,19 @@ def load(stand: Stand, window: int = 6) -> Iterator[None]:
             sender.join()
 
 
-def sign_in(tab: Tab, address: str, token: str) -> None:
+def sign_in(shown: Tab, address: str, token: str) -> None:
     """Open the page and give the token, as a user does."""
-    tab.page.goto(address)
+    shown.page.goto(address)
     if token:
-        tab.page.get_by_role("textbox", name="Token").fill(token)
-        tab.page.get_by_role("button", name="Use it").click()
-    wait_for(tab, "document.querySelectorAll('.stage').length > 0")
+        shown.page.get_by_role("textbox", name="Token").fill(token)
+        shown.page.get_by_role("button", name="Use it").click()
+    wait_for(shown, "document.querySelectorAll('.stage').length > 0")
 
 
-def shoot(tab: Tab, path: Path) -> None:
+def shoot(shown: Tab, path: Path) -> None:
     """One picture of the whole page."""
-    tab.page.evaluate("scrollTo(0, 0)")
-    tab.page.screenshot(path=path, full_page=True, animations="allow")
+    shown.page.evaluate("scrollTo(0, 0)")
+    shown.page.screenshot(path=path, full_page=True, animations="allow")
     size = path.stat().st_size
     click.echo(f"{path} {size // 1000} kB")
     if size > LARGEST:
@@ -202,16 +205,17 @@ def main(model: str, seconds: float, output: Path) -> None:
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="defer-pictures-")))
         here = stack.enter_context(stand(model, work, token=TOKEN))
-        with browser(width=WIDTH) as light:
+        running = stack.enter_context(chromium())
+        with tab(running, width=WIDTH) as light:
             sign_in(light, here.page, TOKEN)
             wait_for(light, "Number(document.documentElement.dataset.looks) > 8")
             shoot(light, output / "live-rest.png")
         with load(here):
-            _under_load(here, seconds, output)
+            _under_load(running, here, seconds, output)
 
 
-def _under_load(here: Stand, seconds: float, output: Path) -> None:
-    with browser(width=WIDTH) as light:
+def _under_load(running: Browser, here: Stand, seconds: float, output: Path) -> None:
+    with tab(running, width=WIDTH) as light:
         sign_in(light, here.page, TOKEN)
         light.page.wait_for_timeout(seconds * 1000)
         shoot(light, output / "live-load.png")
@@ -229,7 +233,7 @@ def _under_load(here: Stand, seconds: float, output: Path) -> None:
         light.page.wait_for_timeout(4000)
         shoot(light, output / "live-kill.png")
         _refuse(light.errors)
-    with browser(width=390, height=844, dark=True, touch=True) as phone:
+    with tab(running, width=390, height=844, dark=True, touch=True) as phone:
         sign_in(phone, here.page, TOKEN)
         phone.page.wait_for_timeout(3000)
         shoot(phone, output / "live-phone.png")
