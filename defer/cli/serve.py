@@ -20,6 +20,7 @@ from defer.api import ModelInfo
 from defer.cli.access import access_options, warn_insecure
 from defer.cli.chains import Shapes, batch_options, blocks_option, budget_options, input_option, sample_option
 from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway, told
+from defer.cli.leading import led
 from defer.cli.observing import ObservingWish, announced, log_to_stderr, observing_options, serving_metrics
 from defer.cli.output import common_options, examples, note, progress
 from defer.cli.plots import check_plot, write_plot
@@ -98,7 +99,7 @@ def command(
     profile_file: str | None,
     objective: Objective,
     listen: str | None,
-    state: Path | None,
+    state: str | None,
     no_state: bool,
     wait: float,
     save_plan: str | None,
@@ -121,7 +122,8 @@ def command(
     first request through the whole pipeline before it says that it is ready. Models can be deployed later with
     `defer deploy`. With --http, other clients are served by the Open Inference Protocol v2 too.
 
-    What is served is kept in --state: after a crash, the same command takes it over from the agents as it is.
+    What is served is kept in --state: after a crash, the same command takes it over from the agents as it is. Started
+    twice with the same nats:// state, on two machines, one leads and the other stands by.
     """
     if plot is not None:
         check_plot(plot)
@@ -157,6 +159,14 @@ def command(
             stop.with_stdin()
         log_to_stderr(observing, quiet=as_json and observing.log_format == "text")
         place = state_place(cluster, state, stack, none=no_state)
+        shared = None
+        if place.url is not None:
+            pages = [each for each in (gateway.http, observing.metrics) if each is not None]
+            shared = led(place.url, cluster, order, pages, security, stop, stack, as_json=as_json)
+            if shared is None:
+                _note("stopped while it stood by", as_json=as_json)
+                return
+            order = shared.order
         crashed: list[BaseException] = []
 
         def crash(error: BaseException) -> None:
@@ -172,6 +182,7 @@ def command(
                 held=True,
                 durable=place.lasting,
                 security=security,
+                shared=shared,
             )
         )
         watcher = Watcher(daemon)
@@ -193,7 +204,8 @@ def command(
                 if http is not None:
                     http.service.starting = False
                 restored = () if outcome is not None else daemon.models().models
-                _say_ready(daemon.address, outcome, restored, http, metrics, as_json=as_json)
+                term = 0 if shared is None else shared.term
+                _say_ready(daemon.address, outcome, restored, http, metrics, as_json=as_json, term=term)
         except StopNow:
             if stop.number == signal.SIGINT:
                 raise Cancelled("stopped before it was ready") from None
@@ -202,10 +214,16 @@ def command(
         stop.wait()
         if crashed:
             raise Internal(f"a thread of the dispatcher ended: {crashed[0]}") from crashed[0]
-        _note("stopping: no new requests, those in flight end first", as_json=as_json)
+        what = (
+            "no new requests, those in flight end first"
+            if shared is None
+            else "the next dispatcher takes over"
+        )
+        _note(f"stopping: {what}", as_json=as_json)
         if http is not None:
             http.service.draining = True  # its probe says so from now on
-        daemon.drain(DRAIN_S)
+        if shared is None:
+            daemon.drain(DRAIN_S)
         if http is not None:
             http.drain(FLUSH_S)
 
@@ -298,10 +316,11 @@ def _say_ready(
     metrics: Address | None,
     *,
     as_json: bool,
+    term: int = 0,
 ) -> None:
     made = outcome.deployment if outcome else None
     if as_json:
-        ready: dict[str, object] = {"ready": str(address)}
+        ready: dict[str, object] = {"ready": str(address)} | ({"term": term} if term else {})
         if http is not None:
             ready |= told(http)
         if metrics is not None:

@@ -15,6 +15,7 @@ import click
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.restoring import digest_of
+from defer.dispatcher.state_url import StateUrl, is_state_url, parse_state_url
 from defer.documents.address import parse_address
 from defer.documents.cluster import Cluster
 from defer.errors import UsageError
@@ -27,42 +28,52 @@ def state_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
     return click.option(
         "--state",
-        type=click.Path(path_type=Path),
-        help="Directory for what must survive a restart; ~/.local/state/defer/dispatcher-PORT by default.",
+        metavar="DIR|URL",
+        help="Directory for what must survive a restart, ~/.local/state/defer/dispatcher-PORT by default; or "
+        "nats://HOST:4222/NAME for a state that several dispatchers share, of which one leads.",
     )(function)
 
 
 @dataclass(frozen=True, slots=True)
 class StatePlace:
-    """A directory, and whether it is still there after the process."""
+    """A directory, whether it is still there after the process, and the state that is shared instead, if one is."""
 
     folder: Path
     lasting: bool
+    url: StateUrl | None = None
 
 
-def state_place(cluster: Cluster, state: Path | None, stack: ExitStack, *, none: bool) -> StatePlace:
+def state_place(cluster: Cluster, state: str | None, stack: ExitStack, *, none: bool) -> StatePlace:
     """Where a dispatcher keeps its state.
 
     Args:
         cluster: Where it listens.
-        state: The directory that was asked for.
+        state: The directory or URL that was asked for; the cluster file's by default.
         stack: Deletes a directory that is for this process only.
         none: Keep nothing.
 
     Raises:
-        UsageError: Both a directory and none.
+        UsageError: Both a directory and none, a URL that is none, or a shared state at a port that nobody can know.
     """
     if none and state is not None:
         raise UsageError("--state and --no-state exclude each other")
-    if state is not None:
-        return StatePlace(state, lasting=True)
+    wanted = "" if none else state or cluster.dispatcher.state
     port = parse_address(cluster.dispatcher.listen).port
+    url = None
+    if is_state_url(wanted):
+        url = parse_state_url(wanted, "--state" if state else "dispatcher.state")
+        if port == 0:
+            raise UsageError(
+                "dispatchers that share a state need a port that clients know", hint="give --listen HOST:PORT"
+            )
+    elif wanted:
+        return StatePlace(Path(wanted).expanduser(), lasting=True)
     if none or port == 0:  # at any port nobody can find it again after a restart
         return StatePlace(
             Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="defer-serve-"))), lasting=False
         )
     home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return StatePlace(Path(home).expanduser() / "defer" / f"dispatcher-{port}", lasting=True)
+    return StatePlace(Path(home).expanduser() / "defer" / f"dispatcher-{port}", lasting=True, url=url)
 
 
 def taken_over(deployments: Deployments, order: Order) -> bool:
@@ -78,4 +89,4 @@ def taken_over(deployments: Deployments, order: Order) -> bool:
         if old.source == "serve" and name != order.name:
             deployments.take_down(name, 0.0)
     held = deployments.orders.get(order.name)
-    return held is not None and held.digest == digest_of(order)
+    return held is not None and held.digest == (order.digest or digest_of(order))

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from defer import api
 from defer.accuracy import parse_budget
@@ -51,6 +51,9 @@ from defer.hops import DISPATCHER
 from node_agent.messages import Chunk, Have, Taken, Want
 from node_agent.security import OPEN, Security
 
+if TYPE_CHECKING:
+    from defer.dispatcher.sharing import Shared
+
 logger = logging.getLogger("defer.dispatcher")
 news = logging.getLogger("defer.dispatcher.models")
 
@@ -67,6 +70,8 @@ class Daemon:
         held: Deploy and undeploy nothing over the api before `let_go`: a start-up that fails takes all down.
         security: How connections are protected.
         durable: Take durable requests; not where `state` is deleted afterwards.
+        shared: Where this process leads dispatchers that share a state: it is used instead of a file in `state`, and in
+            the end agents keep what they hold, for the next leader.
     """
 
     def __init__(
@@ -80,10 +85,12 @@ class Daemon:
         held: bool = False,
         security: Security = OPEN,
         durable: bool = True,
+        shared: Shared | None = None,
     ) -> None:
+        self._shared = shared
         self._held = held
         self._durable = durable
-        self._keeper = Keeper(SqliteStore(state / "dispatcher.db"))
+        self._keeper = Keeper(SqliteStore(state / "dispatcher.db") if shared is None else shared.store())
         self._snapshot = Snapshot()
         self.log = EventLog(time.time)
         self._listen = parse_address(cluster.dispatcher.listen, "dispatcher.listen")
@@ -99,6 +106,7 @@ class Daemon:
             on_crash=on_crash,
             chronicle=Chronicle(self.log),
             security=security,
+            may_act=None if shared is None else shared.acts,
         )
         self.pool = AgentPool(
             DISPATCHER,
@@ -107,6 +115,7 @@ class Daemon:
             on_event=self._on_agent_event,
             on_crash=on_crash,
             security=security,
+            lead=("", 0) if shared is None else (shared.name, shared.term),
         )
         self.deployments = Deployments(
             cluster, self.pool, self.shell, state, profiles or state / "profiles", self._keeper, self.log
@@ -132,6 +141,8 @@ class Daemon:
             self._lock = lock(self._state / "lock", str(self._listen))
             self._uploads = Uploads.open(self._state)
             self._snapshot = self._keeper.open()
+            if self._shared is not None:
+                self._snapshot = self._shared.brought_home(self._snapshot)
             self._tidy_uploads()
             self.deployments.open(self._snapshot)
             self.shell.keep_in(
@@ -158,13 +169,17 @@ class Daemon:
             raise told from error
 
     def close(self) -> None:
-        """Stop at once: answer what is left, unload what is loaded, close every socket, end every thread."""
+        """Stop at once: answer what is left, unload what is loaded, close every socket, end every thread.
+
+        Where the state is shared nothing is answered or unloaded: clients and agents turn to the next leader.
+        """
         self._closing.set()
-        self.shell.post(e.Stopped())
+        if self._shared is None:
+            self.shell.post(e.Stopped())
         self._api.stop()
         self.recovery.stop()
         self._background.shutdown(wait=False, cancel_futures=True)
-        for epoch in list(self.deployments.served):
+        for epoch in list(self.deployments.served) if self._shared is None else ():
             self.deployments.forget(epoch)
         # A deployment that is being made now fails with the connections that it needs.
         self.pool.close()
@@ -173,7 +188,8 @@ class Daemon:
         self._background.shutdown(wait=True)
         self.shell.close()
         for name, order in self.deployments.orders.items():
-            if order.source == "serve":  # what the command line asks for, the next command line says
+            # What the command line asks for, the next command line says.
+            if order.source == "serve" and self._shared is None:
                 self.deployments.kept.drop(name)
         self._keeper.close()
         self._lock.close()

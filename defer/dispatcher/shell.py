@@ -86,6 +86,7 @@ class DataShell:
         on_crash: Called when the thread ends by an error.
         security: How connections are protected.
         chronicle: Told what changes, and what clients are refused; in the data thread.
+        may_act: Whether this process still leads those that share its state; asked before anything is done.
     """
 
     def __init__(
@@ -101,7 +102,9 @@ class DataShell:
         on_crash: Callable[[BaseException], None] | None = None,
         chronicle: Chronicle | None = None,
         security: Security = OPEN,
+        may_act: Callable[[], bool] | None = None,
     ) -> None:
+        self._may_act = may_act
         self.name = name
         self.data_port = data_port
         self.fetch_port = fetch_port
@@ -271,6 +274,8 @@ class DataShell:
         return min(wake, time.monotonic() + STALL_S) if self._outbox.waiting else wake
 
     def _turned(self) -> None:
+        if self._may_act is not None and not self._may_act():
+            return
         if self._core.next_deadline() <= time.monotonic():
             self._feed(e.Tick())
         if self._outbox.waiting:
@@ -281,6 +286,8 @@ class DataShell:
     def _feed(self, event: e.Event) -> None:
         neighbours = self._neighbours
         assert neighbours is not None
+        if self._may_act is not None and not self._may_act():
+            return  # another dispatcher may lead by now, and this one ends
         instructions = self._core.handle(event, time.monotonic())
         if self._chronicle is not None and not isinstance(event, QUIET):
             self._chronicle.happened(event, self._core.routes)

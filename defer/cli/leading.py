@@ -1,0 +1,80 @@
+"""`defer serve` on a shared state: it waits until it leads, and stands by again when it leads no more."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from defer.access import said
+from defer.cli.stopping import Stop
+from defer.dispatcher.bringup import Order
+from defer.dispatcher.state_url import StateUrl
+from defer.documents.address import Address, parse_address
+from defer.documents.cluster import Cluster
+from node_agent.security import Security
+
+if TYPE_CHECKING:
+    from defer.dispatcher.sharing import Shared
+
+
+def led(
+    url: StateUrl,
+    cluster: Cluster,
+    order: Order | None,
+    pages: list[Address],
+    security: Security,
+    stop: Stop,
+    stack: ExitStack,
+    *,
+    as_json: bool,
+) -> Shared | None:
+    """Stand for election, and stand by until this process leads.
+
+    Args:
+        url: The shared state.
+        cluster: Where this dispatcher listens.
+        order: What its command line asks for.
+        pages: Where its gateway and metrics will listen: probes are answered there meanwhile.
+        security: How connections are protected.
+        stop: Ends the wait.
+        stack: Releases the lease at the end.
+        as_json: Whether a program reads the output.
+
+    Returns:
+        The state, or None where the process was told to stop.
+
+    Raises:
+        PermissionDenied: Requests would travel to the state unprotected.
+        MissingExtra: The client library is not installed.
+        NotReady: No server answers.
+    """
+    from defer.dispatcher.leadership import Leadership
+    from defer.dispatcher.sharing import Shared, content_digest
+    from defer.dispatcher.standby import StandbyDoor, spoken, start_again, wait_for_lead
+
+    url.check_exposure(insecure=said().insecure)
+    listen = parse_address(cluster.dispatcher.listen)
+    if order is not None:
+        order = replace(order, digest=content_digest(order))
+    leadership = Leadership(url, str(replace(listen, host=cluster.dispatcher_host)))
+    leadership.start()
+    stack.callback(leadership.close)
+    leads = wait_for_lead(
+        leadership,
+        lambda: stop.number != 0,
+        lambda: StandbyDoor(listen, pages, leadership, security),
+        lambda leader: click.echo(spoken(leader, as_json=as_json)),
+    )
+    if not leads:
+        return None
+
+    def lost(reason: str) -> None:
+        if stop.number == 0:
+            start_again(reason, [sys.executable, *sys.orig_argv[1:]])
+
+    leadership.when_lost(lost)
+    return Shared(leadership, order)

@@ -1,0 +1,144 @@
+"""A dispatcher that waits for its turn: it says who leads to whoever asks, and to health probes that it is not ready."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from defer import api
+from defer.agents import AgentPool
+from defer.dispatcher.leadership import Leadership
+from defer.documents.address import Address
+from defer.errors import DeferError, Standby
+from defer.hops import DISPATCHER
+from node_agent.messages import Fault
+from node_agent.pages import Page, PageServer
+from node_agent.security import Security
+
+TURN_S: Final = 0.05
+"""How often whoever waits looks whether it was told to stop."""
+
+SAY_AFTER_S: Final = 0.5
+"""A dispatcher that leads sooner than this after its start has not stood by."""
+
+
+class StandbyDoor:
+    """What is open while a dispatcher stands by; use it as a context manager.
+
+    Args:
+        listen: Where its api listens when it leads.
+        pages: Addresses of its gateway and its metrics, which answer probes alone.
+        leadership: Knows who leads.
+        security: How connections are protected.
+    """
+
+    def __init__(
+        self, listen: Address, pages: Sequence[Address], leadership: Leadership, security: Security
+    ) -> None:
+        self._leadership = leadership
+        self._pool = AgentPool(DISPATCHER, listen=listen.endpoint(), on_api=self._heard, security=security)
+        lives, leads = ("/healthz", "/v2/health/live"), ("/readyz", "/v2/health/ready", "/metrics")
+        probes = {**dict.fromkeys(lives, self._alive), **dict.fromkeys(leads, self._not_ready)}
+        self._servers = [PageServer(each.host, each.port, probes) for each in pages]
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            self._stack.enter_context(self._pool)
+            for each in self._servers:
+                self._stack.enter_context(each)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _alive(self) -> Page:
+        return Page("standing by\n")
+
+    def _not_ready(self) -> Page:
+        return Page(f"{self._told().message}\n", status=503)
+
+    def _told(self) -> DeferError:
+        return standing_by(self._leadership)
+
+    def _heard(self, identity: bytes, frames: list[bytes]) -> None:
+        """Whatever is asked, the answer is who leads."""
+        number = 0
+        with suppress(DeferError):
+            number = getattr(api.decode(frames[0] if frames else b""), "id", 0)
+        told = self._told()
+        self._pool.reply(identity, [api.encode(Fault(number, told.code, told.message, told.hint))])
+
+
+def standing_by(leadership: Leadership) -> Standby:
+    """What is said to whoever asks a dispatcher that stands by."""
+    leader = leadership.leader
+    where = f"the one at {leader} leads" if leader else "none leads at the moment"
+    return Standby(f"this dispatcher stands by, {where}", hint=f"ask {leader}" if leader else "try again")
+
+
+def wait_for_lead(
+    leadership: Leadership,
+    stopped: Callable[[], bool],
+    door: Callable[[], StandbyDoor],
+    say: Callable[[str], None],
+) -> bool:
+    """Wait until this process leads.
+
+    Args:
+        leadership: Stands for election.
+        stopped: Whether the process was told to stop.
+        door: Makes what is open meanwhile.
+        say: Told who leads, when that changes.
+
+    Returns:
+        Whether it leads; False where it was told to stop.
+    """
+    if leadership.wait(SAY_AFTER_S):
+        return True
+    with door():
+        last: str | None = None
+        while not leadership.wait(TURN_S):
+            _reap()
+            if stopped():
+                return False
+            leader = leadership.leader
+            if leader != last:
+                last = leader
+                say(leader)
+    return True
+
+
+def _reap() -> None:
+    """A leader that lost its lease has become this process: what its helpers leave when they end is taken away."""
+    with suppress(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def spoken(leader: str, *, as_json: bool) -> str:
+    """The line that says that this process stands by."""
+    if as_json:
+        return msgspec.json.encode({"standby": leader}).decode()
+    return (
+        f"standing by: the dispatcher at {leader} leads" if leader else "standing by: no dispatcher leads yet"
+    )
+
+
+def start_again(reason: str, argv: Sequence[str]) -> None:
+    """Become a dispatcher that stands by, at once: nothing that this process had under way as a leader goes on.
+
+    The process stays the same for whoever started it; every socket closes, as if it had been killed.
+    """
+    with suppress(OSError):
+        os.write(2, f"defer: this dispatcher leads no more: {reason}; it stands by\n".encode())
+    os.execv(argv[0], list(argv))  # noqa: S606 - this command itself

@@ -1,0 +1,223 @@
+"""Two dispatchers on one state: one leads, the other takes over when it is killed, stopped, or stands still."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import models
+from defer import errors
+from defer.admin import Admin
+from defer.client import Client
+from defer.local_agents import LocalAgent
+from tests.defer import test_restart as restart
+from tests.defer.nats_fixtures import NatsServer, nats_server, needs_nats
+from tests.defer.test_restart import MODEL, free_ports, loads, same, two_stages, until, write_cluster
+
+agents, expected, model = restart.agents, restart.expected, restart.model
+
+pytestmark = [pytest.mark.integration, needs_nats]
+
+
+@pytest.fixture
+def nats(tmp_path: Path) -> Iterator[NatsServer]:
+    with nats_server(tmp_path / "nats") as running:
+        yield running
+
+
+class Dispatcher:
+    """`defer serve` as a process; what it prints is read by a thread."""
+
+    def __init__(self, command: list[object], folder: Path, port: int) -> None:
+        self.address, self.said = f"127.0.0.1:{port}", list[dict[str, Any]]()
+        self.log = folder / "serve.log"
+        env = os.environ | {"XDG_CACHE_HOME": str(folder), "XDG_STATE_HOME": str(folder)}
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [str(word) for word in command], stdout=subprocess.PIPE, stderr=log, text=True, env=env
+            )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(json.loads(line))
+
+    def says(self, key: str, seconds: float = 60) -> dict[str, Any]:
+        """The last line with this key, when there is one."""
+        until(lambda: any(key in line for line in self.said) or self.process.poll() is not None, seconds)
+        found = [line for line in self.said if key in line]
+        assert found, self.log.read_text()
+        return found[-1]
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(40)
+        self._reader.join(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+@contextmanager
+def dispatcher(
+    number: int,
+    folder: Path,
+    agents: tuple[LocalAgent, ...],
+    url: str,
+    *words: object,
+) -> Iterator[Dispatcher]:
+    home = folder / f"d{number}"
+    home.mkdir(exist_ok=True)
+    port = free_ports()
+    cluster = write_cluster(agents, home / "cluster.toml", port)
+    command = [sys.executable, "-m", "defer", "serve", "--cluster", cluster, "--json", "--state", url, *words]
+    running = Dispatcher(command, home, port)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.send_signal(signal.SIGCONT)
+            running.end(signal.SIGKILL)
+
+
+def both(*dispatchers: Dispatcher) -> str:
+    return ",".join(each.address for each in dispatchers)
+
+
+def test_the_leader_is_killed_under_load(
+    agents: tuple[LocalAgent, ...],
+    model: Path,
+    expected: Any,
+    tmp_path: Path,
+    nats: NatsServer,
+) -> None:
+    home = tmp_path / "d1"
+    home.mkdir()
+    plan = two_stages(model, write_cluster(agents, tmp_path / "cluster.toml", 7600), tmp_path / "plan.json")
+    words = ["--model", model, "--plan", plan]
+    sent: dict[int, tuple[bytes, Future[Any]]] = {}
+    plain: list[Any] = []
+    stop = threading.Event()
+
+    def durable(addresses: str) -> None:
+        with Client(addresses, timeout=60) as client:
+            for seed in range(1, 10_000):
+                if stop.is_set():
+                    break
+                name = os.urandom(16)
+                inputs = models.example_inputs(MODEL, seed=seed)
+                sent[seed] = (name, client.submit(inputs, durable=True, request=name))
+            for _, future in sent.values():
+                future.result(60)
+
+    def ordinary(addresses: str) -> None:
+        with Client(addresses.split(","), timeout=60) as client:
+            while not stop.is_set():
+                plain.append(client.infer(models.example_inputs(MODEL, seed=0)))
+
+    with dispatcher(1, tmp_path, agents, nats.url, *words) as first:
+        assert first.says("ready")["term"] == 1
+        with dispatcher(2, tmp_path, agents, nats.url, *words) as second:
+            assert second.says("standby") == {"standby": first.address}
+            with pytest.raises(errors.Standby, match=f"{first.address} leads"), Admin(second.address):
+                pass
+            with Client(first.address) as client:
+                before, (info,) = loads(client), client.models()
+                assert before == {"a": 1, "b": 1}
+            addresses = both(second, first)
+            threads = [threading.Thread(target=work, args=(addresses,)) for work in (durable, ordinary)]
+            for thread in threads:
+                thread.start()
+            until(lambda: len(sent) > 20 and len(plain) > 5)
+            first.end(signal.SIGKILL)
+            ready = second.says("ready")
+            assert (ready["term"], ready["restored"]) == (2, [MODEL])
+            most, some = len(sent), len(plain)
+            until(lambda: len(sent) > most + 20 and len(plain) > some + 5)
+            stop.set()
+            for thread in threads:
+                thread.join(90)
+                assert not thread.is_alive()
+            with Client(addresses) as client:
+                assert loads(client) == before, "no agent has loaded anything"
+                assert client.models()[0].epoch > info.epoch
+                for seed, (name, future) in sent.items():
+                    same(future.result(0), expected(seed))
+                    same(client.recall(name), expected(seed))
+            for outputs in plain:
+                same(outputs, expected(0))
+
+
+def test_a_leader_that_stood_still_stands_by_and_a_stop_in_order_hands_over(
+    agents: tuple[LocalAgent, ...],
+    model: Path,
+    expected: Any,
+    tmp_path: Path,
+    nats: NatsServer,
+) -> None:
+    words: list[object] = ["--model", model]
+    web = free_ports()
+    with ExitStack() as stack:
+        first = stack.enter_context(dispatcher(1, tmp_path, agents, nats.url, *words))
+        first.says("ready")
+        words += ["--metrics", f"127.0.0.1:{web}"]
+        second = stack.enter_context(dispatcher(2, tmp_path, agents, nats.url, *words))
+        second.says("standby")
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"http://127.0.0.1:{web}/readyz", timeout=5)
+        with Client(both(first, second), timeout=60) as client:
+            same(client.infer(models.example_inputs(MODEL, seed=1)), expected(1))
+            first.process.send_signal(signal.SIGSTOP)
+            assert second.says("ready")["term"] == 2
+            first.process.send_signal(signal.SIGCONT)
+            assert first.says("standby") == {"standby": second.address}
+            assert first.process.poll() is None
+            same(client.infer(models.example_inputs(MODEL, seed=2)), expected(2))
+            before = loads(client)
+            said = len(first.said)
+            assert second.end() == 0
+            until(lambda: any("ready" in line for line in first.said[said:]))
+            same(client.infer(models.example_inputs(MODEL, seed=3)), expected(3))
+            assert loads(client) == before
+        assert first.end() == 0
+
+
+def test_a_shared_state_that_cannot_be_used(
+    agents: tuple[LocalAgent, ...],
+    tmp_path: Path,
+    nats: NatsServer,
+) -> None:
+    def told(url: str, *words: str) -> tuple[int, str]:
+        cluster = write_cluster(agents, tmp_path / "cluster.toml", free_ports())
+        command = [sys.executable, "-m", "defer", "serve", "--cluster", str(cluster), "--state", url, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stderr
+
+    code, text = told("nats://user:s3cret@10.1.2.3/t")
+    assert code == 77
+    assert "nothing protects" in text
+    assert "s3cret" not in text
+    code, text = told(nats.url, "--listen", "127.0.0.1:0")
+    assert code == 2
+    assert "clients know" in text
+    nats.stop()
+    begin = time.monotonic()
+    code, text = told(nats.url)
+    assert (code, "does not answer" in text) == (75, True)
+    assert time.monotonic() - begin < 40
