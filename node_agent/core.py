@@ -163,6 +163,7 @@ class AgentCore:
             self.state,
             gauge.resident_bytes,
             self.loaded,
+            gauge.run_cpu_s,
         )
         instructions += [ev.Say(connection, beat) for connection in self.controllers.connections]
         if self.state == "draining":

@@ -33,6 +33,7 @@ class Gauge:
     item_age_s: float = 0.0
     queued: int = 0
     resident_bytes: int = 0
+    run_cpu_s: float = 0.0
 
 
 # ---------------------------------------------------------------------------------------------------- events

@@ -625,6 +625,8 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat", tag_field="t"):
         item_age_s: Age of the item in work; 0 when idle.
         queued: Items that wait here.
         epochs: Epochs that are loaded.
+        run_cpu_s: Processor seconds that the thread with the item in work has had; they grow while a slow run works, and
+            not while it hangs. 0 when idle, and where the system does not tell.
     """
 
     boot: str
@@ -634,6 +636,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat", tag_field="t"):
     state: str
     resident_bytes: int = 0
     epochs: tuple[int, ...] = ()
+    run_cpu_s: float = 0.0
 
 
 HEARTBEAT_S = 0.1

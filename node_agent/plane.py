@@ -152,7 +152,8 @@ class DataPlane:
         started = self._worker.started_ns
         age = (time.monotonic_ns() - started) / 1e9 if started else 0.0
         progress = self._worker.progress + self._sender.relayed
-        return Gauge(progress, max(0.0, age), self._receiver.held, resident_bytes())
+        cpu_s = self._worker.cpu_s() if started else 0.0
+        return Gauge(progress, max(0.0, age), self._receiver.held, resident_bytes(), cpu_s)
 
     def status(self) -> tuple[tuple[HopStatus, ...], int]:
         """The counters of every hop in force, and the number of items that belonged to none."""

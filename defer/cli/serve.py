@@ -31,7 +31,7 @@ from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
 from defer.dispatcher.deployments import Outcome
 from defer.documents.address import Address, parse_address
-from defer.documents.cluster import Cluster
+from defer.documents.cluster import Cluster, Replan
 from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile, Created
 from defer.errors import Cancelled, FileMissing, Internal, UsageError, translate
@@ -70,6 +70,11 @@ FLUSH_S = 5.0
     help="What planning makes least: seconds of one request, seconds between results, money or joules.",
 )
 @click.option("--listen", metavar="HOST:PORT", help="First of three ports; the cluster file's by default.")
+@click.option(
+    "--replan",
+    type=click.Choice(["own", "every", "never"]),
+    help="Plans to replace when devices or links drift or join: those made here, given ones too, or none.",
+)
 @state_options
 @click.option(
     "--wait", default=10.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds per agent."
@@ -99,6 +104,7 @@ def command(
     profile_file: str | None,
     objective: Objective,
     listen: str | None,
+    replan: Replan | None,
     state: str | None,
     no_state: bool,
     wait: float,
@@ -127,7 +133,7 @@ def command(
     """
     if plot is not None:
         check_plot(plot)
-    cluster = _cluster(cluster_file, listen)
+    cluster = _cluster(cluster_file, listen, replan)
     security = _security(cluster, as_json=as_json)
     check_exposure(gateway, insecure=said().insecure, as_json=as_json)
     order = None
@@ -147,6 +153,7 @@ def command(
             sample=sample,
             batching=batching,
             source="serve",
+            given=bool(plan_file),
         )
     elif max_error or calibration or plan_file or profile_file or name or save_plan or save_profile or plot:
         raise UsageError(
@@ -277,8 +284,11 @@ class _Reporter:
             click.echo(msgspec.json.encode({"progress": what, "fraction": round(fraction, 3)}).decode())
 
 
-def _cluster(path: str, listen: str | None) -> Cluster:
+def _cluster(path: str, listen: str | None, replan: Replan | None) -> Cluster:
     cluster = Cluster.load(path)
+    if replan is not None:
+        dispatcher = msgspec.structs.replace(cluster.dispatcher, replan=replan)
+        cluster = msgspec.structs.replace(cluster, dispatcher=dispatcher)
     if listen is not None:
         dispatcher = msgspec.structs.replace(cluster.dispatcher, listen=listen)
         cluster = msgspec.structs.replace(cluster, dispatcher=dispatcher)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ import msgspec
 
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.foresight import Foreseen, Foresight, Question
+from defer.documents.cluster import Cluster
+from defer.documents.profile import CostProfile
 from defer.errors import DeferError
 
 if TYPE_CHECKING:
@@ -35,6 +38,11 @@ class Ahead:
 
     def __init__(self, deployments: Deployments) -> None:
         self._deployments = deployments
+        self.view: Callable[[Order], tuple[Cluster, CostProfile | None]] = lambda order: (
+            deployments.cluster,
+            order.profile,
+        )
+        """The cluster and the costs that a model is planned with."""
         self._foresight = Foresight()
         self._lock = threading.Lock()
         self._plans: dict[str, dict[frozenset[str], Foreseen]] = {}
@@ -82,7 +90,7 @@ class Ahead:
         from defer.dispatcher.foreseeing import answer
 
         (answered,) = answer(self._question(order, (missing,)), self._deployments.chain_of(order))
-        found = _batching_as(order, answered)
+        found = batching_as(order, answered)
         self._keep(order, {missing: found})
         return found
 
@@ -97,7 +105,7 @@ class Ahead:
             try:
                 sets = tuple(sorted(lacking, key=sorted))
                 answers = self._foresight.ask(self._question(order, sets), patient=True)
-                made = [_batching_as(order, each) for each in answers]
+                made = [batching_as(order, each) for each in answers]
                 self._keep(order, dict(zip(sets, made, strict=True)))
                 logger.info("model %s: planned ahead for the loss of %s", order.name, _told(sets))
             except DeferError as error:
@@ -125,12 +133,13 @@ class Ahead:
         return self._plans[order.name]
 
     def _question(self, order: Order, sets: tuple[frozenset[str], ...]) -> Question:
+        cluster, profile = self.view(order)
         return Question(
             model=str(order.model),
             shapes=dict(order.shapes),
             blocks=order.blocks,
-            cluster=self._deployments.cluster,
-            profile=order.profile,
+            cluster=cluster,
+            profile=profile,
             objective=order.objective,
             calibration=str(order.calibration) if order.calibration is not None else "",
             parts=str(self._deployments.parts),
@@ -138,7 +147,7 @@ class Ahead:
         )
 
 
-def _batching_as(order: Order, made: Foreseen) -> Foreseen:
+def batching_as(order: Order, made: Foreseen) -> Foreseen:
     """A plan under which the same requests may run together as under the one that was ordered."""
     wanted = order.plan.batching if order.plan is not None else order.batching
     if made.plan is None or wanted is None:

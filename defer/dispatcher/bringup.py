@@ -43,6 +43,7 @@ class Order:
         batching: Requests that stages may run together; None leaves it to the plan.
         source: `serve` where the dispatcher's command line asks for it, `deploy` where an admin does.
         digest: Of what was asked for, before a plan was made; see `restoring.digest_of`.
+        given: Whether whoever asks for it brought the plan.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Order:
     batching: PlanBatching | None = None
     source: str = "deploy"
     digest: str = ""
+    given: bool = False
 
 
 @dataclass(frozen=True, slots=True)

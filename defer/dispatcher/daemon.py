@@ -23,6 +23,7 @@ from defer.accuracy import parse_budget
 from defer.agents import AgentPool
 from defer.batching import make_batching
 from defer.dispatcher import events as e
+from defer.dispatcher.adapting import Adapting
 from defer.dispatcher.api_server import ApiServer, OnProgress
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.chronicle import Chronicle
@@ -121,6 +122,7 @@ class Daemon:
             cluster, self.pool, self.shell, state, profiles or state / "profiles", self._keeper, self.log
         )
         self.recovery = Recovery(self.deployments, self.pool, self.shell)
+        self.adapting = Adapting(self.deployments, self.pool, self.shell, self.recovery, cluster.dispatcher)
         self._closing = threading.Event()
         self._draining = False
         self._boot = secrets.token_hex(8)
@@ -178,6 +180,7 @@ class Daemon:
             self.shell.post(e.Stopped())
         self._api.stop()
         self.recovery.stop()
+        self.adapting.stop()
         self._background.shutdown(wait=False, cancel_futures=True)
         for epoch in list(self.deployments.served) if self._shared is None else ():
             self.deployments.forget(epoch)
@@ -185,6 +188,7 @@ class Daemon:
         self.pool.close()
         self._api.close()
         self.recovery.close()
+        self.adapting.close()
         self._background.shutdown(wait=True)
         self.shell.close()
         for name, order in self.deployments.orders.items():
@@ -271,6 +275,7 @@ class Daemon:
         self.shell.post(e.Resumed(tuple(kept_request(each) for each in self._snapshot.requests)))
         self._snapshot = Snapshot()
         self.recovery.start()
+        self.adapting.start()
 
     def _restore(self, model: KeptModel) -> None:
         try:
@@ -384,6 +389,7 @@ class Daemon:
                     calibration=self._uploads.assemble(order.calibration) if order.calibration else None,
                     sample=order.sample,
                     batching=make_batching(order.batch, order.batch_delay_s),
+                    given=bool(order.plan),
                 ),
                 on_progress,
             )

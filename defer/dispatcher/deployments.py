@@ -287,6 +287,11 @@ class Deployments:
         """Where partitions lie."""
         return self._state / "parts"
 
+    @property
+    def here(self) -> Place:
+        """Where agents reach this dispatcher's data sockets."""
+        return self._places().dispatcher
+
     def _places(self) -> Places:
         host = self.cluster.dispatcher_host
         data, fetch = Address(host, self._shell.data_port), Address(host, self._shell.fetch_port)
@@ -357,7 +362,13 @@ class Deployments:
     # -------------------------------------------------------------------------------------------------- changes
 
     def change(
-        self, order: Order, plan: Plan, foreseen: Foreseen | None, wanted: Callable[[], bool]
+        self,
+        order: Order,
+        plan: Plan,
+        foreseen: Foreseen | None,
+        wanted: Callable[[], bool],
+        *,
+        for_good: bool = False,
     ) -> Deployment | None:
         """Load another plan of a model that is served, beside what serves it, and switch to it.
 
@@ -368,6 +379,7 @@ class Deployments:
             plan: What it is to be served by.
             foreseen: The plan's partitions where they are cut already; None has them cut.
             wanted: Asked before the switch, when all is loaded.
+            for_good: The plan is what the model is to follow from now on, not what helps out while a device is lost.
 
         Returns:
             The new deployment, or None where it is not wanted any more.
@@ -386,6 +398,8 @@ class Deployments:
             with self._switching:
                 if self.orders.get(order.name) is order and wanted():
                     self._switch(order, plan, order.profile, opened)
+                    if for_good:
+                        self.orders[order.name] = replace(order, plan=plan)
                     return opened[0]
             for made in opened:
                 self._shell.post(e.RouteDropped(made.epoch, "it is not needed any more"))

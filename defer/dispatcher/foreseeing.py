@@ -11,9 +11,12 @@ import msgspec
 
 from defer.blocks import planning_chain
 from defer.dispatcher.foresight import Foreseen, Question, without
+from defer.documents.cluster import Cluster
+from defer.documents.plan import Plan
 from defer.errors import translate
 
 if TYPE_CHECKING:
+    from defer.replanning import Replanned
     from partitioner import BlockChain
 
 
@@ -31,17 +34,40 @@ def answer(question: Question, chain: BlockChain | None = None) -> tuple[Foresee
 
     def foresee(lost: tuple[str, ...]) -> Foreseen:
         left = without(question.cluster, lost)
+        reason = ""
         try:
-            plan = make_plan(blocks, left, question.profile, objective=question.objective)
+            if question.running is None:
+                plan = make_plan(blocks, left, question.profile, objective=question.objective)
+            else:
+                weighed = _weigh(question, question.running, blocks, left)
+                if not weighed.change:
+                    return Foreseen(reason=weighed.reason)
+                plan, reason = weighed.plan, weighed.reason
             precisions = precisions_of(left, (stage.device for stage in plan.stages))
             ranges = ranges_for(precisions, model, chain, parts, calibration)
             written = write_parts(model, chain, plan.cuts, parts, precisions, ranges, plan.order)
         except Exception as error:
             told = translate(error)
             return Foreseen(code=told.code, problem=str(told))
-        return Foreseen(plan, tuple(each.part for each in written))
+        return Foreseen(plan, tuple(each.part for each in written), reason=reason)
 
     return tuple(map(foresee, question.without))
+
+
+def _weigh(question: Question, running: Plan, blocks: BlockChain, left: Cluster) -> Replanned:
+    """Whether the best plan for the devices that are left pays for loading it."""
+    from defer.branches import branches_of
+    from defer.replanning import Prospect, replan
+
+    return replan(
+        running,
+        blocks,
+        left,
+        question.profile,
+        objective=question.objective,
+        prospect=Prospect(question.horizon, question.rate, question.threshold),
+        branches=branches_of(Path(question.model), question.shapes),
+    )
 
 
 def main() -> None:

@@ -46,6 +46,10 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         calibration: Requests on which ranges are measured; empty where none were given.
         parts: Directory for partitions.
         without: Sets of devices that are lost; one plan is made for each.
+        running: The plan that serves, where a new one is only wanted if it pays to change to it; None wants one anyway.
+        rate: Requests per second that it would serve.
+        horizon: Seconds for which it would.
+        threshold: Least relative gain.
     """
 
     model: str
@@ -57,15 +61,23 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     calibration: str
     parts: str
     without: tuple[tuple[str, ...], ...]
+    running: Plan | None = None
+    rate: float = 1.0
+    horizon: float = 600.0
+    threshold: float = 0.05
 
 
 class Foreseen(msgspec.Struct, frozen=True):
-    """A plan and its stages' partitions, in order, all on disk; or why there is none, as code and sentence."""
+    """A plan and its stages' partitions, in order, all on disk; or why there is none, as code and sentence.
+
+    `reason` says, where it was weighed against a running plan, why that gives way or, without a plan, is kept.
+    """
 
     plan: Plan | None = None
     parts: tuple[Part, ...] = ()
     code: str = ""
     problem: str = ""
+    reason: str = ""
 
     @property
     def files(self) -> tuple[FileRef, ...]:

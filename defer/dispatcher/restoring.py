@@ -45,7 +45,7 @@ def digest_of(order: Order) -> str:
     asked = [
         (each.name, _asked(getattr(order, each.name)))
         for each in fields(order)
-        if each.name not in ("source", "digest")
+        if each.name not in ("source", "digest", "given")
     ]
     return hashlib.sha256(repr(asked).encode()).hexdigest()
 
@@ -90,6 +90,7 @@ def kept_of(order: Order, plan: Plan, profile: CostProfile | None, made: Sequenc
         budget=str(order.budget) if order.budget is not None else "",
         calibration=str(order.calibration.resolve()) if order.calibration is not None else "",
         sample=order.sample,
+        given=order.given,
     )
 
 
@@ -114,6 +115,7 @@ def order_of(kept: KeptModel) -> Order:
         sample=kept.sample,
         source=kept.source,
         digest=kept.digest,
+        given=kept.given,
     )
 
 

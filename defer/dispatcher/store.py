@@ -44,6 +44,7 @@ class KeptModel(msgspec.Struct, frozen=True):
         outputs: The model's outputs.
         warm_up: The inputs with every dimension bound.
         routes: Its routes; partitions in them are named by content.
+        given: Whether its plan was brought by whoever asked for it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class KeptModel(msgspec.Struct, frozen=True):
     budget: str = ""
     calibration: str = ""
     sample: float = 0.0
+    given: bool = False
 
 
 class KeptRequest(msgspec.Struct, frozen=True):

@@ -1,11 +1,13 @@
 """What heartbeats tell beyond that an agent lives: a stage that hangs or goes on again, and devices with nothing to do.
 
-Pure. A stage hangs when its item is older than a stage of this plan can be: than three times what was predicted or seen.
-A stage that is merely slow has been seen to be slow, or is seen to be so at its first item that ends.
+Pure. A stage hangs when its item is older than a stage of this plan can be, three times what was predicted or seen, and
+the thread that runs it gets no work done: it waits for something that does not come. One that is merely slow uses its
+processor. One that uses it and never ends hangs as well, which is known only much later.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +18,15 @@ LEAST_S = 0.4
 
 FACTOR = 3.0
 """An item may be so many times older than what was predicted, or seen."""
+
+WORKS = 0.01
+"""Part of a processor that a thread uses at least while it works, however slow the device has become."""
+
+LOOKS_BACK_S = 0.4
+"""Over how long that is looked at."""
+
+BUSY = 50.0
+"""An item on which its thread works may be so many times older than one on which it does not."""
 
 FADES = 0.999
 """What is left of the slowest item after each heartbeat."""
@@ -44,6 +55,20 @@ class _Seen:
     slowest: float = 0.0
     hung: bool = False
     quiet_since: float | None = None
+    used: deque[tuple[float, float]] = field(default_factory=deque)
+
+    def works(self, beat: Heartbeat, heard: float, *, same: bool) -> bool:
+        """Whether the thread with the item in work has used its processor lately."""
+        if not same:
+            self.used.clear()
+        if not self.used or self.used[-1][0] < heard:
+            self.used.append((heard, beat.run_cpu_s))
+        while len(self.used) > 2 and self.used[1][0] <= heard - LOOKS_BACK_S:
+            self.used.popleft()
+        (since, before), (until, now) = self.used[0], self.used[-1]
+        if beat.run_cpu_s > 0 and until - since < LOOKS_BACK_S / 2:
+            return True  # heartbeats come late where a processor is short of time: the next one tells
+        return now - before > WORKS * (until - since)
 
 
 @dataclass(slots=True)
@@ -99,6 +124,7 @@ class Watch:
         moved = beat.progress != seen.progress
         if moved or beat.item_age_s < seen.age:
             seen.slowest = max(FADES * seen.slowest, seen.age)
+        works = seen.works(beat, heard, same=not moved and beat.item_age_s >= seen.age > 0)
         seen.progress, seen.age = beat.progress, beat.item_age_s
         idle = beat.item_age_s == 0 and beat.queued == 0
         if not idle:
@@ -112,7 +138,7 @@ class Watch:
             return None
         if expected is None:
             return None
-        limit = max(LEAST_S, FACTOR * max(expected, seen.slowest))
+        limit = max(LEAST_S, FACTOR * max(expected, seen.slowest)) * (BUSY if works else 1.0)
         if beat.item_age_s > limit:
             seen.hung = True
             return Hung(device, beat.item_age_s, limit)

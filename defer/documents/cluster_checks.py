@@ -139,6 +139,13 @@ def _check_address(cluster: Cluster, device: Device, place: str) -> None:
 
 def _check_dispatcher(cluster: Cluster) -> None:
     _parsed(units.DURATION, cluster.dispatcher.routing_v, "dispatcher.routing_v")
+    for key, least in (
+        ("replan_after", 0.1),
+        ("replan_pause", 0.1),
+        ("replan_horizon", 0.0),
+        ("canary", 0.0),
+    ):
+        _parsed(units.DURATION, getattr(cluster.dispatcher, key), f"dispatcher.{key}", least=least)
     if cluster.dispatcher.device not in cluster.names:
         raise InvalidCluster(
             f"no [[device]] is named {cluster.dispatcher.device!r}",

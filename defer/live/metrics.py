@@ -7,12 +7,15 @@ Source: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from defer.api import DeploymentInfo, ServerStatus, StageInfo
 from defer.infos import ModelTotals
 from node_agent.exposition import Family, Kind
+
+if TYPE_CHECKING:
+    from defer.dispatcher.adapting import Believed
 
 _US: Final = 1_000_000
 
@@ -20,14 +23,18 @@ REJECTED: Final = frozenset({"overloaded", "not-ready", "wrong-input", "unknown-
 BACKEND: Final = frozenset({"agent-lost", "agent-fault", "run-failed", "load-failed", "out-of-memory"})
 
 
-def families(status: ServerStatus, events: Mapping[str, int] | None = None) -> list[Family]:
+def families(
+    status: ServerStatus, events: Mapping[str, int] | None = None, believed: Sequence[Believed] = ()
+) -> list[Family]:
     """A dispatcher's metrics.
 
     Args:
         status: What it says of itself.
         events: How many events of each kind its log has seen.
+        believed: What planning takes to be slower or faster than it was measured.
     """
     return [
+        _of_drift(believed),
         *_of_dispatcher(status, events or {}),
         *_of_models(status),
         *_of_deployments(status),
@@ -41,6 +48,20 @@ def reason(code: str) -> str:
     if code == "cancelled":
         return "CANCELED"
     return "REJECTED" if code in REJECTED else "BACKEND" if code in BACKEND else "OTHER"
+
+
+def _of_drift(believed: Sequence[Believed]) -> Family:
+    drift = Family(
+        "defer_drift_factor",
+        "gauge",
+        "Time that a device or link takes, by what was measured, where they differ.",
+    )
+    for each in believed:
+        subject = each.subject
+        drift.add(
+            each.factor, model=each.model, of=subject.kind, source=subject.source, target=subject.target
+        )
+    return drift
 
 
 def _of_dispatcher(status: ServerStatus, events: Mapping[str, int]) -> list[Family]:

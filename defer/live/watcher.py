@@ -148,7 +148,10 @@ class Watcher:
 
     def metrics(self) -> Page:
         """What Prometheus reads."""
-        return Page(render(families(self.status(), self.daemon.log.counts)), kind=CONTENT_TYPE)
+        return Page(
+            render(families(self.status(), self.daemon.log.counts, self.daemon.adapting.believed())),
+            kind=CONTENT_TYPE,
+        )
 
     def alive(self) -> Page:
         """Whether the process does its work: 200 or 503."""

@@ -11,7 +11,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from defer.api import DeploymentInfo, DeviceInfo, ModelInfo, ServerStatus, StageInfo
+from defer.dispatcher.adapting import Believed
 from defer.dispatcher.counters import LATENCY_BOUNDS, Totals, Traffic
+from defer.dispatcher.drift import Subject
 from defer.infos import ModelTotals
 from defer.live.health import unready
 from defer.live.metrics import families, reason
@@ -99,7 +101,8 @@ def every_metric() -> dict[str, str]:
     status = AgentStatus(
         0, "a", "b", "serving", 1, 1, 1, 1, (HopStatus(1, 0, "m", "run"),), sensors={"x": 1.0}
     )
-    both = [*families(a_status(), {"deployed": 1}), *agent_families(status)]
+    believed = (Believed("m", Subject("bandwidth", "a", "b"), 2.0),)
+    both = [*families(a_status(), {"deployed": 1}, believed), *agent_families(status)]
     assert not [family.name for family in both if family.empty]
     names = [family.name for family in both]
     assert len(names) == len(set(names))

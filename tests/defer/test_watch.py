@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defer.dispatcher.watch import FACTOR, LEAST_S, Hung, Moving, Watch
+from defer.dispatcher.watch import BUSY, FACTOR, LEAST_S, LOOKS_BACK_S, Hung, Moving, Watch
 from node_agent.messages import Heartbeat
 
 
@@ -20,9 +20,9 @@ class Stage:
     now: float = 0.0
     progress: int = 0
 
-    def beat(self, age: float, queued: int = 1) -> list[Hung | Moving]:
+    def beat(self, age: float, queued: int = 1, cpu: float = 0.0) -> list[Hung | Moving]:
         self.now += 0.1
-        beat = Heartbeat("boot", self.progress, age, queued, "serving", 0, (1,))
+        beat = Heartbeat("boot", self.progress, age, queued, "serving", 0, (1,), cpu)
         expected = {} if self.expected is None else {"a": self.expected}
         return self.watch.look({"a": (beat, self.now)}, expected)
 
@@ -87,3 +87,49 @@ def test_a_stage_as_slow_as_predicted_is_never_taken_for_dead(parts: list[float]
             assert stage.beat(age) == []
             age += 0.1
         stage.progress += 1
+
+
+def ages(until: float) -> list[float]:
+    return [number / 10 for number in range(1, round(10 * until) + 1)]
+
+
+@given(st.floats(0.02, 1.0), st.floats(0.0, 100.0))
+def test_a_stage_that_works_is_slow_and_hangs_nowhere(share: float, before: float) -> None:
+    """However little its thread gets of a processor, up to `BUSY` times longer than a hang may take."""
+    stage = Stage()
+    for age in ages(BUSY * LEAST_S):
+        assert stage.beat(age, cpu=1.0 + before + share * age) == []
+    stage.progress += 1
+    assert stage.beat(0.05, cpu=1.0 + before) == []
+    assert stage.watch.hung == frozenset()
+
+
+def test_a_stage_that_works_for_ever_hangs_too() -> None:
+    stage = Stage()
+    told = [change for age in ages(3 * BUSY * LEAST_S) for change in stage.beat(age, cpu=age)]
+    assert told == [Hung("a", BUSY * LEAST_S + 0.1, BUSY * LEAST_S)]
+
+
+def test_a_stage_that_has_worked_and_waits_hangs() -> None:
+    stage = Stage()
+    for age in ages(2.0):
+        assert stage.beat(age, cpu=5 + age) == []
+    told = [change for age in ages(3.0)[20:] for change in stage.beat(age, cpu=7.0)]
+    assert [type(change) for change in told] == [Hung]
+    assert told[0].age_s <= 2.0 + LOOKS_BACK_S + 0.2
+
+
+def test_a_thread_that_waits_hangs_whatever_it_used_before() -> None:
+    stage = Stage()
+    assert stage.beat(0.0, queued=0) == []
+    told = [stage.beat(age, cpu=9.0) for age in ages(0.5)]
+    assert [bool(each) for each in told] == [False, False, False, False, True]
+
+
+def test_late_heartbeats_of_a_busy_device_are_waited_for() -> None:
+    stage = Stage()
+    assert stage.beat(0.9, cpu=3.0) == []  # the first that is heard of this item
+    stage.now += 0.4
+    assert stage.beat(1.4, cpu=3.1) == []
+    stage.now += 0.4
+    assert [type(change) for change in stage.beat(1.9, cpu=3.1)] == [Hung]
