@@ -23,15 +23,14 @@ from defer.accuracy import parse_budget
 from defer.agents import AgentPool
 from defer.batching import make_batching
 from defer.dispatcher import events as e
-from defer.dispatcher.adapting import Adapting
 from defer.dispatcher.api_server import ApiServer, OnProgress
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.chronicle import Chronicle
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.deployments import Deployments, Outcome
 from defer.dispatcher.keeper import Keeper
-from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.membership import Membership
+from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.report import models_of, status_of
 from defer.dispatcher.restoring import kept_request
 from defer.dispatcher.rollout import base_of
@@ -121,8 +120,8 @@ class Daemon:
         self.deployments = Deployments(
             cluster, self.pool, self.shell, state, profiles or state / "profiles", self._keeper, self.log
         )
+        self._members = Membership(self.deployments, self.pool)
         self.recovery = Recovery(self.deployments, self.pool, self.shell)
-        self.adapting = Adapting(self.deployments, self.pool, self.shell, self.recovery, cluster.dispatcher)
         self._closing = threading.Event()
         self._draining = False
         self._boot = secrets.token_hex(8)
@@ -132,7 +131,6 @@ class Daemon:
     def start(self) -> None:
         """Bind every port and answer the api; no model is served yet.
 
-        self._members = Membership(self.deployments, self.pool)
         Raises:
             PortInUse: Another process listens on one of the ports.
             DeferError: The state directory cannot be used.
@@ -180,7 +178,6 @@ class Daemon:
             self.shell.post(e.Stopped())
         self._api.stop()
         self.recovery.stop()
-        self.adapting.stop()
         self._background.shutdown(wait=False, cancel_futures=True)
         for epoch in list(self.deployments.served) if self._shared is None else ():
             self.deployments.forget(epoch)
@@ -188,7 +185,6 @@ class Daemon:
         self.pool.close()
         self._api.close()
         self.recovery.close()
-        self.adapting.close()
         self._background.shutdown(wait=True)
         self.shell.close()
         for name, order in self.deployments.orders.items():
@@ -206,6 +202,11 @@ class Daemon:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def cluster(self) -> Cluster:
+        """Its devices now: those of the file, and those that have joined."""
+        return self.deployments.cluster
 
     @property
     def boot(self) -> str:
@@ -227,11 +228,6 @@ class Daemon:
         if self._held:
             raise NotReady(
                 "the dispatcher is starting", hint="try again when `defer serve` says that it is ready"
-    @property
-    def cluster(self) -> Cluster:
-        """Its devices now: those of the file, and those that have joined."""
-        return self.deployments.cluster
-
             )
 
     def drain(self, seconds: float) -> None:
@@ -268,6 +264,7 @@ class Daemon:
             if not self._snapshot.models:
                 raise
             logger.warning("%s", error)
+        self._members.expect(self._snapshot.models)
         self.deployments.rollouts.load(self._snapshot.splits)
         for model in self._snapshot.models:
             self._restore(model)
@@ -275,7 +272,6 @@ class Daemon:
         self.shell.post(e.Resumed(tuple(kept_request(each) for each in self._snapshot.requests)))
         self._snapshot = Snapshot()
         self.recovery.start()
-        self.adapting.start()
 
     def _restore(self, model: KeptModel) -> None:
         try:
@@ -289,12 +285,13 @@ class Daemon:
 
     # ------------------------------------------------------------------------------------- what happens meanwhile
 
-        self._members.expect(self._snapshot.models)
     def _on_agent_event(self, kind: str, name: str, detail: str) -> None:
         """From the control thread."""
         if kind == "lost":
             self.shell.post(e.DeviceLost(name, detail or "its connection closed"))
             self.recovery.lost(name)
+        elif kind == "alive":
+            self._members.answered(name)
         elif kind == "back":
             self.shell.post(e.DeviceBack(name))
             self._background_do(lambda: self.deployments.clean(name))
@@ -303,6 +300,7 @@ class Daemon:
             # Its process is new: what it had loaded is gone, and with it every route through it. What it could not
             # be told to forget is forgotten.
             self._background_do(lambda: self.deployments.clean(name))
+            self._members.answered(name)
             self.shell.post(e.DeviceLost(name, "its agent restarted", restarted=True))
             self.recovery.look()
         self.log.note(*agent_words(kind, name, detail), level=AGENT_LEVELS.get(kind, "info"), device=name)
@@ -316,8 +314,6 @@ class Daemon:
     def _sampled(self, sampled: e.Sampled) -> None:
         """From the data thread: a request is to be compared with its deployment's reference."""
         self._background_do(lambda: self.deployments.sampler.compare(sampled))
-        elif kind == "alive":
-            self._members.answered(name)
 
     def _background_do(self, action: Callable[[], None]) -> None:
         def run() -> None:
@@ -326,7 +322,6 @@ class Daemon:
             except Exception:
                 logger.exception("background work failed")
 
-            self._members.answered(name)
         try:
             self._background.submit(run)
         except RuntimeError:
@@ -389,7 +384,6 @@ class Daemon:
                     calibration=self._uploads.assemble(order.calibration) if order.calibration else None,
                     sample=order.sample,
                     batching=make_batching(order.batch, order.batch_delay_s),
-                    given=bool(order.plan),
                 ),
                 on_progress,
             )
