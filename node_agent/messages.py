@@ -493,6 +493,8 @@ class MeasureLink(msgspec.Struct, frozen=True, tag="measure_link", tag_field="t"
     peer: PeerRef
     nbytes: int = 4 * 1024 * 1024
     budget_s: float = 1.0
+    patience_s: float = 0.0
+    """How long the peer may take to accept the connection, and for each answer; 0 for what suits a measurement."""
 
 
 class LinkMeasured(msgspec.Struct, frozen=True, tag="link_measured", tag_field="t"):

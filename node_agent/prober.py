@@ -38,8 +38,8 @@ def measure_link(context: Context, request: MeasureLink) -> LinkMeasured:
     monitor = Monitor(socket)
     try:
         dial(socket, request.peer.endpoint, request.peer.name)
-        _await_connection(monitor, request)
-        patience = max(CONNECT_S, _PATIENCE * request.budget_s)
+        _await_connection(monitor, request, request.patience_s or CONNECT_S)
+        patience = request.patience_s or max(CONNECT_S, _PATIENCE * request.budget_s)
         deadline = time.perf_counter() + request.budget_s / 4
         least = float("inf")
         for number in range(_SMALL_ROUNDS):
@@ -90,14 +90,14 @@ def _unreachable(request: MeasureLink, why: str) -> AgentError:
     )
 
 
-def _await_connection(monitor: Monitor, request: MeasureLink) -> None:
-    deadline = time.perf_counter() + CONNECT_S
+def _await_connection(monitor: Monitor, request: MeasureLink, patience: float) -> None:
+    deadline = time.perf_counter() + patience
     while (left := deadline - time.perf_counter()) > 0:
         if monitor.socket.poll(int(left * 1000) + 1) and "up" in monitor.events():
             return
         if monitor.refusal is not None:
             raise _unreachable(request, f"cannot be measured: {monitor.refusal}")
-    raise _unreachable(request, f"did not accept a connection within {CONNECT_S:g} s")
+    raise _unreachable(request, f"did not accept a connection within {patience:g} s")
 
 
 def _round_trip(socket: Socket, number: int, payload: bytes, request: MeasureLink, patience: float) -> float:

@@ -5,6 +5,8 @@ A connection between two agents that breaks takes with it what was on it, and ne
 * every device of the route has been idle for longer than a request may be on a link, and
 * a request that was sent later has been back for that long: connections and stages keep the order.
 
+`still` asks less: it tells the routes from which nothing comes back, whatever their devices do. Links are tried then.
+
 Both wait for `patience`, so that a slow link is not taken for a broken one, and twice as long after each time that the
 request was sent again. Sending again what was not lost does no harm: the first result is delivered, the other dropped.
 """
@@ -44,13 +46,14 @@ class _Sent:
 
 @dataclass(slots=True)
 class _Book:
-    """What is under way on one route, in the order in which it was sent."""
+    """What is under way on one route, in the order in which it was sent; since when without a result."""
 
     devices: tuple[str, ...]
     predicted: float
     under_way: dict[int, _Sent] = field(default_factory=dict)
     newest_back: int = -1
     slowest: float = 0.0
+    since: float = math.nan
 
     @property
     def patience(self) -> float:
@@ -83,8 +86,11 @@ class Overdue:
         """A request was sent; `scale` is its size by that of the one that was predicted."""
         if self._looked < now - EVERY_S:  # nothing was under way
             self._looked = now
-        self._books[epoch].under_way[number] = _Sent(now, self._next_order, max(1.0, scale))
-        self._tries[number] = self._tries.get(number, 0) + 1
+        book, tries = self._books[epoch], self._tries.get(number, 0)
+        if not book.under_way and (tries == 0 or math.isnan(book.since)):
+            book.since = now
+        book.under_way[number] = _Sent(now, self._next_order, max(1.0, scale))
+        self._tries[number] = tries + 1
         self._next_order += 1
 
     def back(self, epoch: int, number: int, now: float) -> None:
@@ -93,6 +99,7 @@ class Overdue:
         sent = book.under_way.get(number)
         if sent is not None:
             book.newest_back = max(book.newest_back, sent.order)
+            book.since = now
             book.slowest = max((now - sent.at) / sent.scale, FADES * book.slowest)
 
     def left(self, epoch: int, number: int) -> None:
@@ -104,6 +111,15 @@ class Overdue:
     def ended(self, number: int) -> None:
         """A request was answered."""
         self._tries.pop(number, None)
+
+    def still(self, now: float) -> list[int]:
+        """Routes on which requests are under way, and from which nothing has come back for longer than is their way."""
+        return [
+            epoch
+            for epoch, book in self._books.items()
+            if book.under_way
+            and now - book.since > book.patience * max(sent.scale for sent in book.under_way.values())
+        ]
 
     def next_look(self) -> float:
         """When `lost` should be asked next; infinity while nothing is under way."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from defer.agents import AgentPool
 from defer.dispatcher import events as e
@@ -20,11 +21,15 @@ from defer.dispatcher.bringup import Order
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.foresight import Foreseen
+from defer.dispatcher.link_watch import LinkWatch
 from defer.dispatcher.mending import Serving, devices_of_plan, remedy
+from defer.dispatcher.severed import Pair, cover, links_of
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.trust import Trust
 from defer.dispatcher.watch import LEAST_S, Hung, Watch
+from defer.documents.address import Address
 from defer.errors import DeferError
+from node_agent.messages import PeerRef
 
 logger = logging.getLogger("defer.dispatcher")
 
@@ -54,6 +59,7 @@ class Recovery:
         deployments.files_ahead, deployments.changed = self.ahead.files, self.look
         self._watch = Watch()
         self._trust = Trust()
+        self._links = LinkWatch(pool, lambda: deployments.cluster, self._here, self._link_changed)
         self._changed = threading.Condition()
         self._dirty = True
         self._closing = False
@@ -82,6 +88,7 @@ class Recovery:
         if self._thread is not None:
             self._thread.join()
         self._workers.shutdown(wait=True)
+        self._links.close()
         self.ahead.close()
 
     def lost(self, device: str) -> None:
@@ -104,6 +111,7 @@ class Recovery:
                     self._changed.wait(LOOK_S)
             try:
                 self._look_at_heartbeats()
+                self._look_at_links()
                 now = time.monotonic()
                 due = [name for name, at in self._again.items() if at <= now]
                 if self._dirty or due:
@@ -137,6 +145,36 @@ class Recovery:
         if self._watch.quiet != quiet:
             self._shell.post(e.DevicesQuiet(self._watch.quiet))
 
+    def _look_at_links(self) -> None:
+        """Have the links tried of routes that stand still."""
+        self._links.look()
+        for epoch, proven in self._shell.call(_standing_still).result(5):
+            served = self._deployments.served.get(epoch)
+            if served is not None:
+                links = links_of(served.deployment.plan)
+                self._links.stands_still(epoch, links, partial(self._sever, epoch, proven))
+
+    def _here(self) -> PeerRef:
+        """Where agents hand over results, as they reach it."""
+        address = Address(self._deployments.cluster.dispatcher_host, self._shell.data_port)
+        return PeerRef(self._shell.name, address.endpoint())
+
+    def _sever(self, epoch: int, proven: bool, reason: str) -> None:
+        """A route has a link that carries nothing."""
+        self._shell.post(e.RouteVoid(epoch, reason) if proven else e.RouteDropped(epoch, reason))
+
+    def _link_changed(self, severed: frozenset[Pair]) -> None:
+        """Links were found severed, or one works again; from another thread."""
+        if severed:
+            told = ", ".join(f"{source} → {target}" for source, target in sorted(severed))
+            self._log.note("link-lost", f"nothing passes the link {told}", level="warning")
+            logger.warning("nothing passes the link %s", told)
+            for device in cover(severed, self._deployments.cluster.dispatcher.device):
+                self._trust.lost(device, time.monotonic())
+        else:
+            self._log.note("link-back", "a link that was lost works again")
+        self.look()
+
     def _expected(self, beats: Mapping[str, tuple[object, float]]) -> dict[str, float]:
         """Predicted seconds of the longest stage on each device."""
         found: dict[str, float] = {}
@@ -153,10 +191,13 @@ class Recovery:
                     found[device] *= max(1.0, scale) ** 2
         return found
 
-    def missing(self, *, hard: bool = False) -> frozenset[str]:
-        """Devices with an agent that cannot be planned with now; `hard` leaves out those that are only distrusted."""
+    def missing(self, *, hard: bool = False, other: bool = False) -> frozenset[str]:
+        """Devices with an agent that cannot be planned with now; `hard` leaves out those that are only distrusted.
+
+        Of the two ends of a severed link one is missing; with `other` it is the other one.
+        """
         now = time.monotonic()
-        found = set(self._watch.hung)
+        found = set(self._watch.hung) | self._links.missing(other=other)
         for device in self._deployments.cluster.agents:
             known = self._pool.liveness(device.name)
             if known is None or known.state != "alive":
@@ -237,7 +278,7 @@ class Recovery:
         """The best plan for the devices that are left, and those that are missing."""
         missing = self.missing()
         found = self.ahead.find(order, missing) or self.ahead.plan_now(order, missing)
-        hard = self.missing(hard=True)
+        hard = self.missing(hard=True, other=True)
         if found.plan is None and hard != missing:
             missing = hard
             found = self.ahead.find(order, missing) or self.ahead.plan_now(order, missing)
@@ -258,6 +299,12 @@ def _serving(core: DispatcherCore, _: float) -> dict[str, tuple[tuple[int, bool]
         model: tuple((epoch, core.routes[epoch].state == "ready") for epoch in epochs)
         for model, epochs in core.routes.serving.items()
     }
+
+
+def _standing_still(core: DispatcherCore, now: float) -> list[tuple[int, bool]]:
+    """Routes from which nothing comes back, and whether each has been proven; in the data thread."""
+    still = ((epoch, core.routes[epoch]) for epoch in core.overdue.still(now))
+    return [(epoch, state.state != "loaded") for epoch, state in still if not state.lost]
 
 
 def _largest(core: DispatcherCore, _: float) -> dict[str, float]:

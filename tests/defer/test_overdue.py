@@ -99,3 +99,27 @@ def test_the_core_sends_them_again_and_delivers_one_answer() -> None:
     result = e.ItemReturned(Item(1, 1, 2, NO_DEADLINE, header), ("f",))
     assert [type(each) for each in core.handle(result, 1)] == [e.Deliver]
     assert core.handle(result, 1) == []
+
+
+def test_a_route_from_which_nothing_comes_back_stands_still_whatever_its_devices_do(watch: Overdue) -> None:
+    assert watch.still(100.0) == []
+    watch.sent(1, 7, 5.0)
+    watch.sent(1, 8, 5.3)
+    assert watch.still(4.9 + LEAST_S) == []
+    assert watch.still(5.1 + LEAST_S) == [1]
+    watch.back(1, 7, 5.5)
+    watch.left(1, 7)
+    assert watch.still(6.4) == []  # twice as long as the slowest one took
+    assert watch.still(6.6) == [1]
+    watch.back(1, 8, 6.5)
+    watch.left(1, 8)
+    assert watch.still(60.0) == []  # nothing is under way
+    watch.sent(1, 9, 60.0)
+    assert watch.still(60.1) == []
+
+
+def test_sending_again_does_not_hide_that_a_route_stands_still(watch: Overdue) -> None:
+    watch.sent(1, 7, 5.0)
+    watch.left(1, 7)
+    watch.sent(1, 7, 5.4)
+    assert watch.still(5.5) == [1]
