@@ -34,6 +34,9 @@ from node_agent.threads import Shell
 
 log = logging.getLogger(__name__)
 
+SIGNALS_S = 1.0
+"""A signal that does not interrupt `wait`, because it came just before or to another thread, is handled within this."""
+
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
@@ -259,7 +262,8 @@ class Agent:
 
     def wait(self) -> None:
         """Returns when the agent is to end; signals are handled meanwhile."""
-        self._ended.wait()
+        while not self._ended.wait(SIGNALS_S):
+            pass
 
     def close(self) -> bool:
         """Ends all threads and closes all sockets; False where a thread hangs and was left behind."""

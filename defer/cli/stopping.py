@@ -21,6 +21,8 @@ class Stop:
     """Set by a signal or by another thread.
 
     A pipe, not a `threading.Event`: a handler that runs in the middle of the event's own lock would wait for ever.
+    The system writes to it too (`signal.set_wakeup_fd`): a signal that comes just before `select` begins to wait, or to
+    another thread, would else be heard of when the next one comes.
     """
 
     def __init__(self) -> None:
@@ -28,19 +30,31 @@ class Stop:
         self.number = 0
         """The last signal; 0 before the first."""
         self._interrupts = False
+        self._told = False
         self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
 
     def set(self) -> None:
         """Stop serving."""
-        os.write(self._write, b"\0")
+        self._told = True
+        with suppress(BlockingIOError):  # full: there is enough to be woken by
+            os.write(self._write, b"\0")
 
     def wait(self) -> None:
         """Serve until told to stop."""
-        select.select([self._read], [], [])
+        while not self._told:
+            select.select([self._read], [], [])
+            if not self._told:  # a signal of somebody else's; what it wrote must not wake again
+                os.read(self._read, 4096)
 
     def fileno(self) -> int:
         """Readable once it is set: for a `select` that waits for other things too."""
         return self._read
+
+    @property
+    def waker(self) -> int:
+        """Written to by the system when a signal comes."""
+        return self._write
 
     def with_stdin(self) -> None:
         """Stop as if by SIGTERM when standard input ends: the system closes it however the parent process ends."""
@@ -87,10 +101,12 @@ def stopping() -> Iterator[Stop]:
     """Signals stop instead of killing, except those that this process was started to ignore (`nohup`)."""
     stop = Stop()
     ours = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    waker = signal.set_wakeup_fd(stop.waker, warn_on_full_buffer=False)
     before = {number: signal.signal(number, stop.signalled) for number in ours}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(waker)
         stop.close()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,53 @@ def test_a_signal_that_came_before_interrupts_and_one_that_comes_while_serving_d
         pytest.fail("it must not get here")
     stop.wait()
     stop.close()
+
+
+def test_a_signal_that_does_not_interrupt_the_wait_ends_it_all_the_same() -> None:
+    with stopping() as stop:
+        late = threading.Event()
+
+        def give_up() -> None:  # without which a failure would be a hang
+            late.set()
+            stop.set()
+
+        rescue = threading.Timer(10, give_up)
+
+        def elsewhere() -> None:
+            time.sleep(0.2)  # until the main thread waits
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+        sender = threading.Thread(target=elsewhere)
+        rescue.start()
+        sender.start()
+        stop.wait()
+        assert not late.is_set()
+        assert stop.number == signal.SIGTERM
+        rescue.cancel()
+        rescue.join()
+        sender.join()
+
+
+def test_a_signal_of_somebody_elses_stops_nothing() -> None:
+    came: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, _frame: came.append(number))
+    try:
+        with stopping() as stop:
+            told = threading.Event()
+
+            def tell() -> None:
+                told.set()
+                stop.set()
+
+            last = threading.Timer(0.3, tell)
+            last.start()
+            signal.raise_signal(signal.SIGUSR2)
+            stop.wait()
+            assert told.is_set()
+            last.join()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert came == [signal.SIGUSR2]
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
