@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
+from defer.cli import completion
 from defer.cli.output import examples, report
 from defer.errors import Cancelled, DeferError, MissingExtra, UsageError, translate
 
@@ -35,6 +37,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "jobs": ("defer.cli.jobs:command", "Plan several models on one cluster, each with its rate."),
     "models": ("defer.cli.models:command", "List or build the reference networks."),
     "schema": ("defer.cli.schema:command", "Print the JSON Schema of a document."),
+    "completion": ("defer.cli.completion:command", "Print what makes a shell complete defer's commands."),
     "doctor": ("defer.cli.doctor:command", "Check this installation, and say what is missing."),
     "agent": ("defer.cli.agent:command", "Run an agent on this device."),
     "keys": ("defer.cli.keys:command", "Make, list, authorise, rotate and revoke keys."),
@@ -102,7 +105,19 @@ class VerbGroup(click.Group):
             return _stand_in(cmd_name, summary, translate(exc))
         if not isinstance(found, click.Command):
             raise TypeError(f"{target} is not a click command")
+        if completion.completing():
+            completion.teach(cmd_name, found)
         return found
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Verbs from the table: none is imported for it."""
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        return [
+            CompletionItem(name, help=line)
+            for name, (_, line) in VERBS.items()
+            if name.startswith(incomplete)
+        ]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """The list of verbs from the table: no verb is imported for it."""
