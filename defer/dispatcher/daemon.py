@@ -23,8 +23,10 @@ from defer.accuracy import parse_budget
 from defer.agents import AgentPool
 from defer.batching import make_batching
 from defer.dispatcher import events as e
+from defer.dispatcher.adapting import Adapting
 from defer.dispatcher.api_server import ApiServer, OnProgress
 from defer.dispatcher.bringup import Order
+from defer.dispatcher.canaries import Canaries
 from defer.dispatcher.chronicle import Chronicle
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.deployments import Deployments, Outcome
@@ -122,6 +124,8 @@ class Daemon:
         )
         self._members = Membership(self.deployments, self.pool)
         self.recovery = Recovery(self.deployments, self.pool, self.shell)
+        self.adapting = Adapting(self.deployments, self.pool, self.shell, self.recovery, cluster.dispatcher)
+        self.canaries = Canaries(self.deployments, self.shell, cluster.dispatcher)
         self._closing = threading.Event()
         self._draining = False
         self._boot = secrets.token_hex(8)
@@ -178,6 +182,8 @@ class Daemon:
             self.shell.post(e.Stopped())
         self._api.stop()
         self.recovery.stop()
+        self.adapting.stop()
+        self.canaries.stop()
         self._background.shutdown(wait=False, cancel_futures=True)
         for epoch in list(self.deployments.served) if self._shared is None else ():
             self.deployments.forget(epoch)
@@ -185,6 +191,8 @@ class Daemon:
         self.pool.close()
         self._api.close()
         self.recovery.close()
+        self.adapting.close()
+        self.canaries.close()
         self._background.shutdown(wait=True)
         self.shell.close()
         for name, order in self.deployments.orders.items():
@@ -272,6 +280,8 @@ class Daemon:
         self.shell.post(e.Resumed(tuple(kept_request(each) for each in self._snapshot.requests)))
         self._snapshot = Snapshot()
         self.recovery.start()
+        self.adapting.start()
+        self.canaries.start()
 
     def _restore(self, model: KeptModel) -> None:
         try:
@@ -384,6 +394,7 @@ class Daemon:
                     calibration=self._uploads.assemble(order.calibration) if order.calibration else None,
                     sample=order.sample,
                     batching=make_batching(order.batch, order.batch_delay_s),
+                    given=bool(order.plan),
                 ),
                 on_progress,
             )

@@ -37,7 +37,7 @@ def files_of(deployments: Iterable[Deployment]) -> set[str]:
 
 def route_of(deployment: Deployment) -> e.Route:
     """What the data path must know of a deployment."""
-    headers, _ = _zeros(deployment)
+    headers, _ = zeros(deployment)
     return e.Route(
         model=deployment.model,
         epoch=deployment.epoch,
@@ -60,7 +60,7 @@ def prove(shell: DataShell, deployment: Deployment) -> float:
     Raises:
         DeferError: It did not come back as it should.
     """
-    headers, frames = _zeros(deployment)
+    headers, frames = zeros(deployment)
     try:
         *_, seconds = shell.canary(deployment.epoch, headers, frames, CANARY_S).result(CANARY_S + 5)
     except DeferError as error:
@@ -69,7 +69,8 @@ def prove(shell: DataShell, deployment: Deployment) -> float:
     return float(seconds)
 
 
-def _zeros(deployment: Deployment) -> tuple[tuple[TensorHeader, ...], list[Any]]:
+def zeros(deployment: Deployment) -> tuple[tuple[TensorHeader, ...], list[Any]]:
+    """Headers and frames of a request of zeros, of the shapes that were planned with."""
     arrays = {}
     for spec in deployment.warm_up:
         shape = [dim for dim in spec.shape if isinstance(dim, int)]

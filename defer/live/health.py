@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
 from defer.api import ModelInfo
 
+NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
-def unready(models: Sequence[ModelInfo], *, starting: bool = False, draining: bool = False) -> str:
+
+def unready(
+    models: Sequence[ModelInfo],
+    *,
+    starting: bool = False,
+    draining: bool = False,
+    failing: Mapping[str, str] = NONE,
+) -> str:
     """Why requests should not come here; empty where every model that was deployed takes them.
 
     A model is ready once a first request has gone through its whole pipeline, and for as long as one of its routes
-    has all its devices.
+    has all its devices and answers requests, or canaries where there are none.
 
     Args:
         models: What clients may ask for.
         starting: The dispatcher has not finished starting.
         draining: It was told to stop.
+        failing: Deployments of which no route has answered a canary lately, each with the reason.
     """
     if draining:
         return "the dispatcher is shutting down"
@@ -25,4 +36,9 @@ def unready(models: Sequence[ModelInfo], *, starting: bool = False, draining: bo
     if not models:
         return "no model is deployed"
     bad = [f"model {model.name} is not ready: {model.reason}" for model in models if model.state != "ready"]
+    bad += [
+        f"model {model.name} does not answer: {failing[known]}"
+        for model in models
+        if model.state == "ready" and (known := model.stable or model.name) in failing
+    ]
     return "; ".join(bad)

@@ -1,7 +1,7 @@
 """An agent that can be made slow: `python -m tests.defer.slow_agent FILE`, then arguments as for `defer-agent`.
 
 What FILE says counts for each run: `spin 0.05` makes it take 50 ms longer with the processor busy, as a slower processor
-would; `sleep 0.05` without, as a hang would; an absent file nothing.
+would; `sleep 0.05` without, as a hang would; `fail 0` makes it fail; an absent file nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Slow:
             how, seconds = self._file.read_text().split()
         except (FileNotFoundError, ValueError):
             return self._session.run(inputs)
+        if how == "fail":
+            raise RuntimeError("told to fail")
         if how == "sleep":
             time.sleep(float(seconds))
         end = time.thread_time() + float(seconds)

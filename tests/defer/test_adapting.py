@@ -20,6 +20,7 @@ from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
 from defer.documents.cluster import loads_cluster
 from defer.documents.profile import CostProfile
+from defer.live.watcher import Watcher
 from defer.local_agents import LocalAgent, _wait_ready, stop
 from defer.planning import make_plan, parse_placement
 from partitioner import analyze
@@ -110,10 +111,10 @@ class Load:
             self.error = error
 
 
-def until(what: Callable[[], bool], load: Load) -> None:
+def until(what: Callable[[], bool], load: Load | None = None) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not what():
-        assert load.error is None
+        assert load is None or load.error is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -200,3 +201,20 @@ def test_a_slow_stage_is_not_taken_for_a_dead_one(model: Path, tmp_path: Path) -
             until(lambda: load.answers > answers + 3, load)
             kinds = {event.kind for event in daemon.log.since(0)}
             assert not kinds & {"stage-hangs", "route-lost", "agent-lost"}
+
+
+def test_readiness_says_whether_a_model_answers(model: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.replace("[network]", 'canary = "0.2 s"\nreplan = "never"\n[network]')
+    with slow_agents("a", tmp_path) as agents, dispatcher(agents, tmp_path, settings) as daemon:
+        watcher = Watcher(daemon)
+        daemon.deployments.bring_up(Order(MODEL, model), lambda _what, _fraction: None)
+        done = daemon.status().devices[0].progress
+        until(lambda: daemon.status().devices[0].progress > done + 1)
+        assert watcher.ready().status == 200
+        (tmp_path / "a.slow").write_text("fail 0")
+        until(lambda: watcher.ready().status == 503)
+        assert "told to fail" in str(watcher.ready().body)
+        (tmp_path / "a.slow").unlink()
+        until(lambda: watcher.ready().status == 200)
+        kinds = [event.kind for event in daemon.log.since(0)]
+        assert kinds.index("canary-failed") < kinds.index("canary-passes")
