@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from router.errors import InvalidProblem
+from router.errors import InvalidProblem, NoRoute
 from router.instance import Instance, compile_problem
 from router.problem import Objective, Problem
 from router.route import Evaluation, Route, Term
@@ -61,6 +61,9 @@ def check_shape(instance: Instance, route: Route) -> None:
             )
         for pair in zip(transfer.path, transfer.path[1:], strict=False):
             problem.cluster.link(*pair)
+            if (instance.index[pair[0]], instance.index[pair[1]]) not in instance.edge:
+                banned = next(name for name in pair if name in problem.pins.banned)
+                raise NoRoute(f"device {banned!r} is excluded", limit="pins")
 
 
 def _walk(instance: Instance, route: Route, ledger: _Ledger) -> Iterator[Term]:

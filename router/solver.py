@@ -11,9 +11,11 @@
 
 from __future__ import annotations
 
+import heapq
 import math
+from typing import cast
 
-from router.additive import Additive, latency
+from router.additive import Additive, latency, weighted
 from router.diagnosis import check_blocks, nothing_found
 from router.errors import NoRoute
 from router.evaluation import measure, objective_value
@@ -29,6 +31,8 @@ from router.threshold import beam_period
 
 TOLERANCE = 1e-9
 BISECTIONS = 48
+TIE = 1e-10
+"""What latency counts among equally good plans, as a part of the value: less than any difference that matters."""
 LABELS = 100_000
 SEARCHABLE = 300  # devices, links and media
 
@@ -89,8 +93,7 @@ class _Attempt:
             if route is None:
                 return None
             self.bound = least
-            if self.goal.period_weight == 0:
-                self.offer(route)
+            self.offer(route)
         if not self.proved and self.instance.problem.stages_per_device == 1 and not self._pipeline():
             return None
         if self.route is None and self.goal.primary is None:
@@ -103,6 +106,7 @@ class _Attempt:
             self.gave_up = self.route is None and math.isfinite(found.bound)
         if self.route is None:
             return None
+        self._settle_ties()
         return solution(self.instance, self.objective, self.route, self.bound)
 
     def _pipeline(self) -> bool:
@@ -124,7 +128,63 @@ class _Attempt:
         if self.goal.period_weight == 0:
             least, route = least_cost(pipeline, self.goal.primary, limit)
             return self._take(least, [] if route is None else [route])
+        return self._weigh(pipeline, self.goal.primary, self.goal.period_weight)
+
+    def _weigh(self, pipeline: Pipeline, primary: Additive, weight: float) -> bool:
+        """Least of a sum and a period, each with its weight; False when there is no plan.
+
+        What is added up only falls as the period may grow. So between two periods the objective is at least the sum at
+        the greater one and the weight of the smaller one; the interval that promises most is halved until it promises
+        nothing.
+        """
+        least, routes = least_period(pipeline)
+        if not self._take(weight * least, routes) or least > self.objective.max_period * (1 + TOLERANCE):
+            return False
+        end, route = least_cost(pipeline, primary, self.objective.max_period)
+        if route is None:
+            return False
+        self.offer(route)
+        high = measure(self.instance, route).period
+        beyond = end + weight * high
+        open_ = [(end + weight * least, least, high, end)]
+        for _ in range(BISECTIONS if pipeline.effort * BISECTIONS <= EFFORT else 0):
+            if open_[0][0] >= self.value * (1 - TOLERANCE):
+                break
+            _, low, high, end = heapq.heappop(open_)
+            period = (low + high) / 2
+            summed, route = least_cost(pipeline, primary, period)
+            self.offer(route)
+            heapq.heappush(open_, (end + weight * period, period, high, end))
+            if route is not None:
+                heapq.heappush(open_, (summed + weight * low, low, period, summed))
+        self.bound = max(self.bound, min(open_[0][0], beyond, self.value))
         return True
+
+    def _settle_ties(self) -> None:
+        """Of plans that are equally good, take one whose requests are fast: nobody wants to wait for nothing."""
+        value, goal = self.value, self.goal
+        if self.objective.name == "latency" or (goal.primary is not None and goal.period_weight > 0):
+            return
+        before = measure(self.instance, cast(Route, self.route)).latency
+        quick, limit = latency(self.instance), self.objective.max_period
+        routes = []
+        if goal.primary is None:
+            limit = value
+        else:
+            quick = weighted([(1.0, goal.primary), (TIE * value / before if value else TIE, quick)])
+            routes.append(shortest(self.instance, quick)[1])
+        if self.instance.problem.stages_per_device == 1:
+            pipeline = make_pipeline(self.instance)
+            if pipeline.effort <= EFFORT:
+                routes.append(least_cost(pipeline, quick, limit)[1])
+        for route in filter(None, routes):
+            measured = measure(self.instance, route)
+            if (
+                objective_value(self.objective, measured) <= value * (1 + TOLERANCE / 10)
+                and measured.latency < before
+                and broken(self.instance, self.objective, route, measured) is None
+            ):
+                before, self.route = measured.latency, route
 
     def _bisect(self, pipeline: Pipeline, quantity: Additive, most: float) -> bool:
         """Least period at which the least of a bounded sum keeps its bound; False when it never does."""

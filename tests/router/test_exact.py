@@ -60,6 +60,34 @@ def test_weighted_sum(problem: Problem, weights: dict[str, float]) -> None:
     check(problem, Objective("weighted", weights=weights))
 
 
+@settings(FEW, max_examples=300)
+@given(
+    problems(memory=False),
+    st.fixed_dictionaries({k: st.integers(0, 3) for k in ("latency", "period", "cost")}),
+)
+def test_a_plan_and_a_true_bound_without_any_search(problem: Problem, weights: dict[str, float]) -> None:
+    if not any(weights.values()):
+        return
+    objective = Objective("weighted", weights=weights)
+    expected = brute.best(problem, objective)
+    if expected == math.inf:
+        return
+    found = solve(problem, objective, labels=1)
+    assert found.bound <= expected * (1 + 1e-9) <= found.value * (1 + 2e-9)
+
+
+@FEW
+@given(problems(several=True), st.sampled_from(["throughput", "cost", "energy"]))
+def test_the_fastest_of_equally_good_plans(problem: Problem, name: str) -> None:
+    try:
+        found = solve(problem, name)
+    except NoRoute:
+        return
+    alone = solve(problem, "latency")
+    if getattr(alone, {"throughput": "period"}.get(name, name)) <= found.value:
+        assert found.latency == pytest.approx(alone.latency)
+
+
 @settings(FEW, max_examples=100)
 @given(problems(devices=6, blocks=6, codecs=3))
 def test_layers_equal_dijkstra_on_the_explicit_layered_graph(problem: Problem) -> None:
