@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 def led(
     url: StateUrl,
+    folder: Path,
     cluster: Cluster,
     order: Order | None,
     pages: list[Address],
@@ -36,6 +38,7 @@ def led(
 
     Args:
         url: The shared state.
+        folder: This dispatcher's own directory.
         cluster: Where this dispatcher listens.
         order: What its command line asks for.
         pages: Where its gateway and metrics will listen: probes are answered there meanwhile.
@@ -53,6 +56,7 @@ def led(
         NotReady: No server answers.
     """
     from defer.dispatcher.leadership import Leadership
+    from defer.dispatcher.shared_files import Follower
     from defer.dispatcher.sharing import Shared, content_digest
     from defer.dispatcher.standby import StandbyDoor, spoken, start_again, wait_for_lead
 
@@ -63,10 +67,11 @@ def led(
     leadership = Leadership(url, str(replace(listen, host=cluster.dispatcher_host)))
     leadership.start()
     stack.callback(leadership.close)
+    follower = Follower(url, folder, str(listen))
     leads = wait_for_lead(
         leadership,
         lambda: stop.number != 0,
-        lambda: StandbyDoor(listen, pages, leadership, security),
+        lambda: StandbyDoor(listen, pages, leadership, security, follower),
         lambda leader: click.echo(spoken(leader, as_json=as_json)),
     )
     if not leads:
@@ -77,4 +82,6 @@ def led(
             start_again(reason, [sys.executable, *sys.orig_argv[1:]])
 
     leadership.when_lost(lost)
-    return Shared(leadership, order)
+    shared = Shared(leadership, folder, order)
+    stack.callback(shared.close)
+    return shared

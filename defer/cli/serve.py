@@ -169,7 +169,9 @@ def command(
         shared = None
         if place.url is not None:
             pages = [each for each in (gateway.http, observing.metrics) if each is not None]
-            shared = led(place.url, cluster, order, pages, security, stop, stack, as_json=as_json)
+            shared = led(
+                place.url, place.folder, cluster, order, pages, security, stop, stack, as_json=as_json
+            )
             if shared is None:
                 _note("stopped while it stood by", as_json=as_json)
                 return

@@ -48,6 +48,7 @@ ANSWER_S = 0.5
 RECORDS: Final = "records"
 PIECES: Final = "pieces"
 LEASE: Final = "lease"
+LIST: Final = "files"
 
 _EXPECTED = "Nats-Expected-Last-Sequence"
 _EXPECTED_OF_SUBJECT = "Nats-Expected-Last-Subject-Sequence"
@@ -209,6 +210,21 @@ class NatsLink:
         except Exception as error:
             raise self._told(error) from error
         return Entry(subject, found.seq or 0, found.headers or {}, found.data or b"")
+
+    async def subjects(self, prefix: str) -> list[str]:
+        """Records whose subject begins like this.
+
+        Raises:
+            NotReady: The store did not answer.
+        """
+        try:
+            info = await asyncio.wait_for(
+                self._jetstream().stream_info(self._stream, subjects_filter=f"{self._prefix}{prefix}>"),
+                ANSWER_S,
+            )
+        except Exception as error:
+            raise self._told(error) from error
+        return [subject.removeprefix(self._prefix) for subject in info.state.subjects or {}]
 
     async def fetch(self, number: int) -> bytes:
         """The bytes of a message.

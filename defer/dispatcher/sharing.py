@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import msgspec
 
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.leadership import Leadership
+from defer.dispatcher.shared_files import FileList, Publisher, at_home, read_lists
 from defer.dispatcher.store import KeptModel, Snapshot
 from defer.dispatcher.store_nats import NatsStore
+from defer.dispatcher.uploads import Uploads
 from defer.model_files import calibration_file, model_files
 
 logger = logging.getLogger("defer.dispatcher")
@@ -52,11 +54,17 @@ class Shared:
 
     Attributes:
         leadership: Its lease.
+        folder: This dispatcher's own directory.
         order: What its own command line asks for; the next leader's asks for the same.
     """
 
     leadership: Leadership
+    folder: Path
     order: Order | None = None
+    files: Publisher = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", Publisher(self.leadership.link))
 
     @property
     def name(self) -> str:
@@ -74,17 +82,35 @@ class Shared:
 
     def store(self) -> NatsStore:
         """The state."""
-        return NatsStore(self.leadership.link)
+        return NatsStore(self.leadership.link, self.files.told)
 
     def brought_home(self, snapshot: Snapshot) -> Snapshot:
-        """What the leader before left, with the models' files where they lie on this machine."""
+        """What the leader before left, with the models' files where they lie on this machine.
+
+        From here on, what is deployed is brought to the state.
+        """
+        link = self.leadership.link
+        lists = link.run(read_lists(link), 30.0)
+        uploads = Uploads.open(self.folder)
+        self.files.start(lists)
         return msgspec.structs.replace(
-            snapshot, models=tuple(self._at_home(each) for each in snapshot.models)
+            snapshot, models=tuple(self._at_home(each, lists, uploads) for each in snapshot.models)
         )
 
-    def _at_home(self, kept: KeptModel) -> KeptModel:
+    def _at_home(self, kept: KeptModel, lists: Mapping[str, FileList], uploads: Uploads) -> KeptModel:
         mine = self.order
         if mine is not None and kept.source == "serve" and kept.digest == mine.digest:
             calibration = "" if mine.calibration is None else str(mine.calibration.resolve())
             return msgspec.structs.replace(kept, model=str(mine.model.resolve()), calibration=calibration)
+        if kept.name in lists and not Path(kept.model).is_file():
+            model, requests = at_home(uploads, lists[kept.name])
+            if model is not None:
+                return msgspec.structs.replace(kept, model=str(model), calibration=str(requests or ""))
+            logger.warning(
+                "model %s goes on, but its files are not here: it cannot be planned anew", kept.name
+            )
         return kept
+
+    def close(self) -> None:
+        """Bring nothing more to the state."""
+        self.files.close()

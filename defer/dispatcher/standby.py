@@ -13,6 +13,7 @@ import msgspec
 from defer import api
 from defer.agents import AgentPool
 from defer.dispatcher.leadership import Leadership
+from defer.dispatcher.shared_files import Follower
 from defer.documents.address import Address
 from defer.errors import DeferError, Standby
 from defer.hops import DISPATCHER
@@ -35,11 +36,18 @@ class StandbyDoor:
         pages: Addresses of its gateway and its metrics, which answer probes alone.
         leadership: Knows who leads.
         security: How connections are protected.
+        follower: Fetches models' files meanwhile.
     """
 
     def __init__(
-        self, listen: Address, pages: Sequence[Address], leadership: Leadership, security: Security
+        self,
+        listen: Address,
+        pages: Sequence[Address],
+        leadership: Leadership,
+        security: Security,
+        follower: Follower,
     ) -> None:
+        self._follower = follower
         self._leadership = leadership
         self._pool = AgentPool(DISPATCHER, listen=listen.endpoint(), on_api=self._heard, security=security)
         lives, leads = ("/healthz", "/v2/health/live"), ("/readyz", "/v2/health/ready", "/metrics")
@@ -49,6 +57,7 @@ class StandbyDoor:
 
     def __enter__(self) -> Self:
         try:
+            self._stack.enter_context(self._follower)
             self._stack.enter_context(self._pool)
             for each in self._servers:
                 self._stack.enter_context(each)

@@ -5,6 +5,7 @@
     records.models.NAME             a deployment
     records.splits.NAME             what a model's name stands for
     records.requests.ID             a durable request without an answer
+    records.files.NAME              what `shared_files` keeps of a model
     records.answers.ID              how one ended; goes before a request of the same id
     pieces.NUMBER.INDEX             what is too long for one message, written before the record that names it
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 from uuid import uuid4
@@ -25,7 +26,7 @@ from uuid import uuid4
 import msgspec
 
 from defer.dispatcher import store as s
-from defer.dispatcher.nats_link import LEASE, PIECES, RECORDS, Entry, NatsLink
+from defer.dispatcher.nats_link import LEASE, LIST, PIECES, RECORDS, Entry, NatsLink
 from defer.dispatcher.rollout import Split
 from defer.errors import CorruptFile, FileProblem, NotReady
 from node_agent.messages import Infer, Rejection, Result
@@ -69,10 +70,14 @@ class NatsStore:
 
     Args:
         link: The connection, which leads; it outlives the store.
+        told: Hears of deployments that are kept and dropped, when that is written.
     """
 
-    def __init__(self, link: NatsLink) -> None:
+    def __init__(
+        self, link: NatsLink, told: Callable[[s.ModelKept | s.ModelDropped], None] | None = None
+    ) -> None:
         self._link = link
+        self._told = told
         self._held: dict[str, _Held] = {}
         self._order: dict[bytes, int] = {}
         self._garbage: deque[int] = deque()
@@ -123,7 +128,7 @@ class NatsStore:
         answers: dict[str, s.Spent] = {}
         for entry in await self._link.records():
             kind, _, key = entry.subject.removeprefix(f"{RECORDS}.").partition(".")
-            if kind == LEASE:
+            if kind in (LEASE, LIST):
                 continue
             self._held[f"{kind}.{key}"] = held = _Held(entry.number, _pieces(entry))
             if _GONE in entry.headers:
@@ -178,8 +183,10 @@ class NatsStore:
                     await self._put(
                         f"models.{_key(model.name)}", kept if short else b"", b"" if short else kept
                     )
+                    self._tell(change)
                 case s.ModelDropped(name):
                     await self._remove(f"models.{_key(name)}")
+                    self._tell(change)
                 case s.SplitKept(split):
                     await self._put(f"splits.{_key(split.name)}", _encode(split))
                 case s.SplitDropped(name):
@@ -200,6 +207,10 @@ class NatsStore:
                         self._drop(f"answers.{old.hex()}")
         if self._garbage and (self._sweeping is None or self._sweeping.done()):
             self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+
+    def _tell(self, change: s.ModelKept | s.ModelDropped) -> None:
+        if self._told is not None:
+            self._told(change)
 
     async def _answer(self, request: bytes) -> s.KeptAnswer | None:
         entry = await self._link.get(f"{RECORDS}.answers.{request.hex()}")

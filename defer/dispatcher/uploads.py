@@ -12,7 +12,7 @@ from pathlib import Path
 from defer import api
 from defer.errors import InvalidModel
 from node_agent.content import PART
-from node_agent.messages import Chunk, Have, Taken, Want
+from node_agent.messages import Chunk, FileRef, Have, Taken, Want
 from node_agent.store import FileStore
 
 RECENT_S = 3600.0
@@ -46,7 +46,11 @@ class Uploads:
 
     def want(self, want: Want) -> Have:
         """Per file, how many bytes of it are held."""
-        return Have(want.id, tuple(self._store.offset(file) for file in want.files))
+        return Have(want.id, self.offsets(want.files))
+
+    def offsets(self, files: Iterable[FileRef]) -> tuple[int, ...]:
+        """How many bytes of each file are held."""
+        return tuple(self._store.offset(file) for file in files)
 
     def chunk(self, chunk: Chunk, piece: bytes) -> Taken:
         """Take a piece of a file."""

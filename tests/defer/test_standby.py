@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,9 @@ import models
 from defer import errors
 from defer.admin import Admin
 from defer.client import Client
+from defer.dispatcher.nats_link import NatsLink
+from defer.dispatcher.shared_files import read_lists
+from defer.dispatcher.state_url import parse_state_url
 from defer.local_agents import LocalAgent
 from tests.defer import test_restart as restart
 from tests.defer.nats_fixtures import NatsServer, nats_server, needs_nats
@@ -196,6 +200,38 @@ def test_a_leader_that_stood_still_stands_by_and_a_stop_in_order_hands_over(
             same(client.infer(models.example_inputs(MODEL, seed=3)), expected(3))
             assert loads(client) == before
         assert first.end() == 0
+
+
+def test_what_was_deployed_at_the_leader_is_there_for_the_next(
+    agents: tuple[LocalAgent, ...], model: Path, expected: Any, tmp_path: Path, nats: NatsServer
+) -> None:
+    def defer(*words: object) -> None:
+        command = [sys.executable, "-m", "defer", *words]
+        subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=60)
+
+    with ExitStack() as stack:
+        first = stack.enter_context(dispatcher(1, tmp_path, agents, nats.url))
+        first.says("ready")
+        second = stack.enter_context(dispatcher(2, tmp_path, agents, nats.url))
+        second.says("standby")
+        defer("deploy", model, "--name", "m", "--dispatcher", both(second, first))
+        until(lambda: any((tmp_path / "d2").glob(f"defer/*/models/*/{model.name}")))
+        first.end(signal.SIGKILL)
+        for path in (tmp_path / "d1").glob("defer/*/*/*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+        assert second.says("ready")["restored"] == ["m"]
+        with Client(both(first, second), timeout=60) as client:
+            same(client.infer(models.example_inputs(MODEL, seed=3)), expected(3))
+        (found,) = (tmp_path / "d2").glob(f"defer/*/models/*/{model.name}")
+        assert found.read_bytes() == model.read_bytes()
+        defer("undeploy", "m", "--dispatcher", both(first, second))
+        link = NatsLink(parse_state_url(nats.url))
+        link.start()
+        try:
+            until(lambda: not link.run(read_lists(link), 10))
+        finally:
+            link.close()
 
 
 def test_a_shared_state_that_cannot_be_used(
