@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
+from functools import partial
 
 from defer import api
 from defer.access import client_security
@@ -26,6 +27,7 @@ from defer.errors import (
     UsageError,
     WrongInput,
 )
+from defer.tracing.otel import calling, ended, failed
 from node_agent.codecs import CODECS
 from node_agent.errors import AgentError
 from node_agent.frames import check_headers, pack_item
@@ -347,11 +349,16 @@ class Requests:
         nbytes = sum(header.nbytes for header in submit.tensors)
         if not self._room.take(nbytes, wait):
             return None
+        submit, span = calling(submit)
         try:
             future = self._running().launch(submit, kept)
         except BaseException:
             self._room.give(nbytes)
+            if span is not None:
+                failed(span, error)
             raise
+        if span is not None:
+            future.add_done_callback(partial(ended, span))
         future.add_done_callback(lambda _: self._room.give(nbytes))
         return future
 

@@ -30,6 +30,7 @@ from defer.connecting import agent_hosts
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
 from defer.dispatcher.deployments import Outcome
+from defer.dispatcher.exporting import exporting
 from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster, Replan
 from defer.documents.plan import Objective, Plan, PlanBatching
@@ -37,6 +38,7 @@ from defer.documents.profile import CostProfile, Created
 from defer.errors import Cancelled, FileMissing, Internal, UsageError, translate
 from defer.live.watcher import Watcher
 from defer.paths import profile_cache
+from node_agent.machine import keep_buffers
 from node_agent.security import Security
 
 if TYPE_CHECKING:
@@ -131,6 +133,7 @@ def command(
     What is served is kept in --state: after a crash, the same command takes it over from the agents as it is. Started
     twice with the same nats:// state, on two machines, one leads and the other stands by.
     """
+    keep_buffers()
     if plot is not None:
         check_plot(plot)
     cluster = _cluster(cluster_file, listen, replan)
@@ -196,8 +199,9 @@ def command(
         )
         watcher = Watcher(daemon)
         metrics = stack.enter_context(serving_metrics(observing, watcher))
-        http = _gateway(gateway, daemon, watcher, stack, crash)
         stack.enter_context(announced(observing, daemon.address, daemon.boot, keys=security.curve))
+        stack.enter_context(exporting(daemon))
+        http = _gateway(gateway, daemon, watcher, stack, crash)
         outcome = None
         try:
             with stop.interrupting():

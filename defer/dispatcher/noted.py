@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -35,6 +36,9 @@ class RequestTraces:
         self._noted: dict[str, _Noted] = {}
         self.open: dict[bytes, str] = {}
         """Traces of requests that are not answered yet, by the client's id; empty where nobody traces."""
+        self.exported = False
+        """Whether somebody takes the traces of requests that were answered."""
+        self._done: deque[str] = deque(maxlen=kept)
 
     def arrived(self, infer: Infer, now_ns: int) -> None:
         """A client's request was read; where it asks again the first time counts."""
@@ -60,9 +64,16 @@ class RequestTraces:
 
     def answered(self, request: bytes, now_ns: int) -> None:
         """A result, of whichever request, is handed to ZeroMQ for the client."""
-        noted = self._noted.get(self.open.pop(request, ""))
+        trace = self.open.pop(request, "")
+        noted = self._noted.get(trace)
         if noted is not None:
             noted.answered = now_ns
+            if self.exported:
+                self._done.append(trace)
+
+    def take(self, most: int) -> tuple[str, ...]:
+        """Traces of the requests that were answered since the last time, the oldest first; at most so many."""
+        return tuple(self._done.popleft() for _ in range(min(most, len(self._done))))
 
     def find(self, traces: Iterable[str]) -> tuple[RequestTrace, ...]:
         """What is remembered of some traces, in their order."""

@@ -11,7 +11,7 @@ import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from defer.gateway.datatypes import datatype_of
 from defer.gateway.repository import Repository, check_parameters
 from defer.gateway.tallies import Tally, statistics
 from defer.signature import input_problem
+from defer.tracing.otel import serving
 from node_agent.codecs import CODECS
 from node_agent.dtypes import storage
 from node_agent.errors import AgentError
@@ -268,7 +269,8 @@ class Service:
         try:
             if self.draining:
                 raise NotReady("the server is shutting down")
-            answer = await self._infer(call, began)
+            with serving(call.trace, call.model) as trace:
+                answer = await self._infer(call if trace == call.trace else replace(call, trace=trace), began)
             ok = True
             return answer
         finally:
