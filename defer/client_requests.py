@@ -352,7 +352,7 @@ class Requests:
         submit, span = calling(submit)
         try:
             future = self._running().launch(submit, kept)
-        except BaseException:
+        except BaseException as error:
             self._room.give(nbytes)
             if span is not None:
                 failed(span, error)
