@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
@@ -31,8 +31,8 @@ from defer.dispatcher.mending import devices_of_plan
 from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.restraint import Restraint
 from defer.dispatcher.shell import DataShell
+from defer.dispatcher.widening import compatible, widened
 from defer.documents.cluster import Cluster, Dispatcher
-from defer.documents.plan import Plan
 from defer.documents.profile import CostProfile
 from defer.errors import DeferError
 from defer.event_log import Level
@@ -70,7 +70,8 @@ class _Watched:
         restraint: When its plan may be changed.
         answered: Results so far, now and then: the last minutes' rate.
         doubted: What was last found otherwise than believed.
-        busy: Whether a plan is looked for or loaded.
+        busy: Whether a plan is looked for or loaded, or a device is measured.
+        refused: Devices that could not be measured, each with the time when that is tried again.
     """
 
     order: Order
@@ -79,6 +80,7 @@ class _Watched:
     answered: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=120))
     doubted: set[Subject] = field(default_factory=set)
     busy: bool = False
+    refused: dict[str, float] = field(default_factory=dict)
 
 
 class Adapting:
@@ -100,7 +102,7 @@ class Adapting:
         recovery: Recovery,
         settings: Dispatcher,
     ) -> None:
-        self._deployments, self._shell, self._recovery = deployments, shell, recovery
+        self._deployments, self._pool, self._shell, self._recovery = deployments, pool, shell, recovery
         self._settings, self._log = settings, deployments.log
         self._lasting = units.parse_duration(settings.replan_after)
         self._pause = units.parse_duration(settings.replan_pause)
@@ -201,13 +203,9 @@ class Adapting:
                 del self._models[name]
             for name, order in orders.items():
                 watched = self._models.get(name)
-                if watched is None or (watched.order.model, watched.order.profile) != (
-                    order.model,
-                    order.profile,
-                ):
+                if watched is None or not _continues(watched.order, order):
                     watched = _Watched(order, Drift(self._lasting), Restraint(self._pause))
-                    assert order.plan is not None
-                    question = self._question_of(order.plan, watched, self._recovery.missing())
+                    question = self._question_of(order, watched, self._recovery.missing())
                     watched.restraint.settled(question, time.monotonic())  # it was planned just now
                     self._models[name] = watched
                 else:
@@ -236,21 +234,47 @@ class Adapting:
         assert order.plan is not None
         missing = self._recovery.missing()
         # What has lost a device is the recovery's; what serves otherwise than ordered will be changed by it soon.
-        if watched.busy or devices_of_plan(order.plan) & missing or not self._serves(order):
+        if watched.busy:
             return
-        question = self._question_of(order.plan, watched, missing)
+        newcomer = self._newcomer(watched, missing, now)
+        if newcomer:
+            self._submit(watched, lambda: self._widen(watched, order, newcomer))
+            return
+        if devices_of_plan(order.plan) & missing or not self._serves(order):
+            return
+        question = self._question_of(order, watched, missing)
         if not watched.restraint.asks(question, now, again=bool(watched.drift.factors)):
             return
+        self._submit(watched, lambda: self._improve(watched, order, missing))
+
+    def _submit(self, watched: _Watched, action: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                action()
+            finally:
+                self._files = set()
+                watched.busy = False
+
         watched.busy = True
         try:
-            self._worker.submit(self._improve, watched, order, missing)
+            self._worker.submit(run)
         except RuntimeError:
             logger.debug("not planned anew: the dispatcher is closing")
 
-    def _question_of(self, plan: Plan, watched: _Watched, missing: frozenset[str]) -> object:
+    def _newcomer(self, watched: _Watched, missing: frozenset[str], now: float) -> str:
+        """A device that has joined and that nothing is known of yet; empty for none."""
+        assert watched.order.profile is not None
+        for device in self._deployments.cluster.agents:
+            new = device.computes and device.name not in watched.order.profile.devices
+            if new and device.name not in missing and watched.refused.get(device.name, now) <= now:
+                return device.name
+        return ""
+
+    def _question_of(self, order: Order, watched: _Watched, missing: frozenset[str]) -> object:
         """All that decides whether there is a better plan; a device that has joined or is back is another question."""
         factors = frozenset(watched.drift.factors.items())
-        return plan, factors, missing, self._deployments.cluster.names
+        known = frozenset(order.profile.devices) if order.profile is not None else frozenset()
+        return order.plan, factors, known - missing
 
     def _serves(self, order: Order) -> bool:
         """Whether what serves a model is its own plan, with every device."""
@@ -272,9 +296,29 @@ class Adapting:
                 logger.log(
                     logging.WARNING, "%s", text, exc_info=None if isinstance(error, DeferError) else error
                 )
-        finally:
-            self._files = set()
-            watched.busy = False
+
+    def _widen(self, watched: _Watched, order: Order, device: str) -> None:
+        """Measure a device that has joined."""
+        try:
+            chain = self._deployments.chain_of(order)
+            profile = widened(
+                self._pool, self._deployments.cluster, order, chain, self._deployments.places(), device
+            )
+            wider = self._deployments.widen(order, profile)
+        except Exception as error:
+            if not self._closing.is_set():
+                watched.refused[device] = time.monotonic() + self._pause
+                text = f"{device} cannot be planned with for {order.name} yet: {error}"
+                self._log.note("device-not-measured", text, level="warning", device=device, model=order.name)
+                logger.log(
+                    logging.WARNING, "%s", text, exc_info=None if isinstance(error, DeferError) else error
+                )
+            return
+        if wider is not None:
+            watched.order = wider
+            text = f"{device} was measured for {order.name} and is planned with"
+            self._log.note("device-measured", text, device=device, model=order.name)
+            logger.info("%s", text)
 
     def _try_to_improve(self, watched: _Watched, order: Order, missing: frozenset[str]) -> None:
         found = self._ask(watched, order, missing)
@@ -297,8 +341,8 @@ class Adapting:
             return
         now = time.monotonic()
         watched.restraint.changed(now)
-        plan = self._deployments.orders[order.name].plan or found.plan
-        watched.restraint.settled(self._question_of(plan, watched, missing), now)
+        now_ordered = self._deployments.orders.get(order.name, order)
+        watched.restraint.settled(self._question_of(now_ordered, watched, missing), now)
         on = " → ".join(stage.device for stage in made.plan.stages)
         text = f"{order.name} runs on {on} after {now - begin:.2f} s of loading; {found.reason}"
         self._log.note("replanned", text, model=order.name, epoch=made.epoch)
@@ -324,6 +368,13 @@ class Adapting:
         )
         (found,) = self._foresight.ask(question, patient=True)
         return batching_as(order, found)
+
+
+def _continues(before: Order, now: Order) -> bool:
+    """Whether what was learnt while one order was served holds for the other: the same model, measured alike."""
+    if before.profile is None or now.profile is None or before.model != now.model:
+        return False
+    return before.profile is now.profile or compatible(before.profile, now.profile)
 
 
 def _rate(answered: deque[tuple[float, int]]) -> float:

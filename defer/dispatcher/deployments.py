@@ -136,7 +136,7 @@ class Deployments:
         devices = tuple(route.hops)
         epoch = self._epochs.begin(devices)
         try:
-            return load_kept(self._pool, self.cluster, kept, route, leg, self._places().dispatcher, epoch)
+            return load_kept(self._pool, self.cluster, kept, route, leg, self.places().dispatcher, epoch)
         except BaseException:
             self._unloader.unload(epoch, devices)
             raise
@@ -185,7 +185,7 @@ class Deployments:
             return outcome
 
     def _bring_up(self, order: Order, on_progress: OnProgress, begin: float) -> Outcome:
-        chain, plan, profile = make_ready(self._pool, self.cluster, order, self._places(), on_progress)
+        chain, plan, profile = make_ready(self._pool, self.cluster, order, self.places(), on_progress)
         self._chains[order.name] = (order.model, chain)
         opened, canary_s = self._load_plan(order, chain, plan, None, on_progress)
         with self._switching:
@@ -242,7 +242,7 @@ class Deployments:
                 order,
                 chain,
                 leg,
-                self._places(),
+                self.places(),
                 epoch=epoch,
                 on_progress=on_progress,
                 foreseen=foreseen,
@@ -266,7 +266,7 @@ class Deployments:
                 order,
                 chain,
                 exact,
-                self._places(),
+                self.places(),
                 epoch=epoch,
                 on_progress=on_progress,
             )
@@ -287,12 +287,16 @@ class Deployments:
         """Where partitions lie."""
         return self._state / "parts"
 
-    @property
-    def here(self) -> Place:
-        """Where agents reach this dispatcher's data sockets."""
-        return self._places().dispatcher
+    def widen(self, order: Order, profile: CostProfile) -> Order | None:
+        """Have an order's model planned with more devices from now on; None where another order is served by now."""
+        with self._switching:
+            if self.orders.get(order.name) is not order:
+                return None
+            self.orders[order.name] = wider = replace(order, profile=profile)
+        return wider
 
-    def _places(self) -> Places:
+    def places(self) -> Places:
+        """Where partitions and measurements lie, and where agents reach this dispatcher's data sockets."""
         host = self.cluster.dispatcher_host
         data, fetch = Address(host, self._shell.data_port), Address(host, self._shell.fetch_port)
         here = Place(self._shell.name, data.endpoint(), fetch.endpoint())

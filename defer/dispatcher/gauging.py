@@ -266,7 +266,7 @@ class Gauges:
                 *pair,
                 self._places(),
                 cluster.dispatcher.device,
-                self._deployments.here,
+                self._deployments.places().dispatcher,
             )
         except (DeferError, AgentError) as error:
             logger.debug("link %s → %s was not measured: %s", *pair, error)

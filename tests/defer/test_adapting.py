@@ -43,13 +43,13 @@ delay = "1 ms"
 
 
 @contextmanager
-def slow_agents(names: str, tmp_path: Path) -> Iterator[list[LocalAgent]]:
+def slow_agents(names: str, tmp_path: Path, *more: str) -> Iterator[list[LocalAgent]]:
     running = []
     try:
         for name in names:
             command = [sys.executable, "-m", "tests.defer.slow_agent", str(tmp_path / f"{name}.slow")]
             command += ["--name", name, "--listen", "127.0.0.1:0", "--threads", "1", "--json"]
-            command += ["--store", str(tmp_path / name), "--until-stdin-closes"]
+            command += ["--store", str(tmp_path / name), "--until-stdin-closes", *more]
             with (tmp_path / f"{name}.log").open("w") as log:
                 running.append(
                     subprocess.Popen(
@@ -218,3 +218,26 @@ def test_readiness_says_whether_a_model_answers(model: Path, tmp_path: Path) -> 
         until(lambda: watcher.ready().status == 200)
         kinds = [event.kind for event in daemon.log.since(0)]
         assert kinds.index("canary-failed") < kinds.index("canary-passes")
+
+
+def test_a_device_that_joins_is_measured_and_taken_where_that_pays(model: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.replace("[network]", "join = true\n[network]")
+    with slow_agents("a", tmp_path) as agents, dispatcher(agents, tmp_path, settings) as daemon:
+        daemon.deployments.bring_up(Order(MODEL, model), lambda _what, _fraction: None)
+        (tmp_path / "a.slow").write_text("sleep 0.1")
+        with Load(daemon, model) as load:
+            until(lambda: "a" in {str(each.subject) for each in daemon.adapting.believed()}, load)
+            # With two threads it is another kind of device, and cannot take over what was measured of the first.
+            dial = ["--dial", f"tcp://{daemon.address}", "--threads", "2"]
+            with slow_agents("b", tmp_path, *dial):
+                until(lambda: serving(daemon) == {"b"}, load)
+                answers = load.answers
+                until(lambda: load.answers > answers + 5, load)
+                kinds = [event.kind for event in daemon.log.since(0)]
+                told = ["device-joined", "device-measured", "replanned"]
+                assert [kind for kind in kinds if kind in told][:3] == told
+                kept = daemon.deployments.orders[MODEL].profile
+                assert kept is not None
+                assert set(kept.devices) == {"a", "b"}
+                (tmp_path / "a.slow").unlink()
+            until(lambda: serving(daemon) == {"a"}, load)  # it has gone again

@@ -24,7 +24,9 @@ from defer.dispatcher.drifted import (
     run_ratio,
 )
 from defer.dispatcher.restraint import DOUBLINGS, MEMORY, Restraint
+from defer.dispatcher.widening import compatible, merged
 from defer.documents.cluster import Cluster
+from defer.documents.profile import LinkProfile
 from defer.planning import make_plan
 from tests.defer.plan_fixtures import a_chain, a_cluster, a_device, a_profile
 
@@ -208,3 +210,20 @@ def test_few_samples_are_kept() -> None:
     drift = Drift(LASTING)
     fed(drift, [1.0] * 10_000)
     assert len(drift._samples[A]) <= MOST
+
+
+def test_profiles_of_the_same_blocks_become_one() -> None:
+    first, second = a_profile(a=a_device((1.0, 2.0, 3.0))), a_profile(b=a_device((3.0, 2.0, 1.0)))
+    faster = LinkProfile.of("desk", "jetson", 99e6, 0.001)
+    second = msgspec.structs.replace(
+        second, links=(faster,), codecs={"lz4": (0.5, 3.0, 1.0, 1.0), "zfp": (2.0,) * 4}
+    )
+    both = merged(first, second)
+    assert {name: device.block_seconds[0] for name, device in both.devices.items()} == {"a": 1.0, "b": 3.0}
+    assert {(link.source, link.target): link for link in both.links}["desk", "jetson"] == faster
+    assert len(both.links) == len(first.links)
+    assert both.codecs == {"lz4": (0.5, 2.0, 1.0, 1.0), "zfp": (2.0,) * 4}
+    assert compatible(first, first)
+    assert compatible(first, merged(first, msgspec.structs.replace(second, links=())))
+    assert not compatible(first, both)  # a link has another speed
+    assert not compatible(first, a_profile(a=a_device((1.0, 2.0, 4.0))))
