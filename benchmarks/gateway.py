@@ -56,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", nargs="*", type=int, default=list(CLIENTS))
     parser.add_argument("--seconds", type=float, default=2.0, help="of each turn (default 2)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each (default 3)")
+    parser.add_argument(
+        "--urgent", action="store_true", help="before all else on a machine that has other work, too (root)"
+    )
 
 
 def measure(options: Options) -> Outcome:
@@ -77,8 +80,15 @@ def measure(options: Options) -> Outcome:
                     with pinned(serving), marked(work.name):
                         servers = stack.enter_context(STARTS[key](models, work))
                     processes = of_mark(work.name)
+                    if arguments.urgent:
+                        for process in processes:
+                            urgent(process)
                     for server in servers:
-                        for run, figures in zip(runs, _load(server, runs, loading, processes), strict=True):
+                        for run, figures in zip(
+                            runs,
+                            _load(server, runs, loading, processes, before=arguments.urgent),
+                            strict=True,
+                        ):
                             case = str(run["size"]), int(str(run["clients"])), server.name, server.protocol
                             found.setdefault(case, []).append(figures)
     rows: list[Row] = [
@@ -168,6 +178,13 @@ def of_mark(mark: str) -> list[int]:
     return found
 
 
+def urgent(process: int) -> None:
+    """Let a process and its session run before others: each session has a share of its own, whatever its nice value."""
+    os.setpriority(os.PRIO_PROCESS, process, -15)
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{process}/autogroup").write_text("-15")
+
+
 def _runs(size: str, clients: Sequence[int], seconds: float) -> Iterator[dict[str, object]]:
     if size == RESNET:
         for count in RESNET_CLIENTS:
@@ -196,7 +213,7 @@ def _runs(size: str, clients: Sequence[int], seconds: float) -> Iterator[dict[st
 
 
 def _load(
-    server: Server, runs: Sequence[Mapping[str, object]], core: int, processes: Sequence[int]
+    server: Server, runs: Sequence[Mapping[str, object]], core: int, processes: Sequence[int], *, before: bool
 ) -> list[dict[str, float]]:
     asked = {
         "protocol": server.protocol,
@@ -205,12 +222,18 @@ def _load(
         "runs": [{**run, "path": server.path.format(model=run["model"])} for run in runs],
     }
     command = ["taskset", "-c", str(core), sys.executable, "-m", "benchmarks.gateway_load", json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    if done.returncode:
-        raise SystemExit(
-            f"the load on {server.name} ({server.protocol}) failed: {done.stderr.strip()[-600:]}"
-        )
-    figures: list[dict[str, float]] = json.loads(done.stdout)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            if before:
+                urgent(process.pid)
+            out, error = process.communicate(timeout=600)
+        finally:
+            process.kill()
+    if process.returncode:
+        raise SystemExit(f"the load on {server.name} ({server.protocol}) failed: {error.strip()[-600:]}")
+    figures: list[dict[str, float]] = json.loads(out)
     return figures
 
 

@@ -11,6 +11,7 @@ from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_optio
 from defer.cli.output import common_options, examples, note
 from defer.cli.stopping import stopping
 from defer.errors import Internal, UsageError
+from node_agent.machine import keep_buffers
 
 DRAIN_S = 30.0
 """Seconds that requests in flight have when the gateway is told to stop."""
@@ -35,6 +36,7 @@ def command(gateway: GatewayWish, until_stdin_closes: bool, address: str, as_jso
     from defer.client_requests import Requests
     from defer.gateway.backend import RemoteBackend
 
+    keep_buffers()
     if not gateway.wanted:
         raise UsageError("nowhere to listen", hint="give --http HOST:PORT or --grpc HOST:PORT")
     check_exposure(gateway, insecure=said().insecure, as_json=as_json)

@@ -12,6 +12,7 @@ from defer.errors import WrongInput, translate
 from defer.gateway.bodies import Body, answer_body, parse, parse_raw
 from defer.gateway.calls import Call, trace_of
 from defer.gateway.classification import classified
+from defer.gateway.protocol import WHOLE_BODY
 from defer.gateway.reading import (
     Gone,
     accepted_coding,
@@ -70,7 +71,8 @@ class InferEndpoint:
         held = limit if length is None else length
         service.take(held)
         try:
-            body = await read_body(receive, length, limit)
+            whole = scope.get("extensions", {}).get(WHOLE_BODY)
+            body = await (read_body(receive, length, limit) if whole is None else whole.read())
             coding = headers.get(b"content-encoding", b"").strip().lower()
             if coding:
                 body = await decompressed(body, coding, limit)

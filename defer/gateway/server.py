@@ -22,6 +22,7 @@ import uvicorn
 from defer.documents.address import Address
 from defer.errors import FileMissing, UsageError, translate
 from defer.gateway.app import create_app
+from defer.gateway.protocol import Http
 from defer.gateway.service import Service
 
 logger = logging.getLogger("defer.gateway")
@@ -107,7 +108,9 @@ class Gateway:
 
     def _run(self, listener: socket.socket | None, started: Future[None]) -> None:
         try:
-            with asyncio.Runner(loop_factory=uvicorn.Config(_nothing, log_config=None).get_loop_factory()) as runner:
+            with asyncio.Runner(
+                loop_factory=uvicorn.Config(_nothing, log_config=None).get_loop_factory()
+            ) as runner:
                 runner.run(self._serve(listener, started))
         except BaseException as error:
             if not started.done():
@@ -146,6 +149,7 @@ class Gateway:
         options = self._options
         config = uvicorn.Config(
             create_app(self.service, token=options.token, more=self._more, open_paths=self._open_paths),
+            http=Http,  # type: ignore[arg-type]  # it wants no more of it than the protocol's methods
             lifespan="off",
             ws="none",
             log_config=None,

@@ -1,0 +1,151 @@
+"""uvicorn's HTTP protocol, with large bodies read from the socket straight into the buffer where they stay.
+
+uvicorn reads 64 KiB at a time, has the parser slice it, appends the slices, and hands them on as copies: five copies of
+a tensor before it is whole. Here a connection reads into a buffer that the protocol names. That is a common one for
+heads and small bodies, which the parser takes; once an application asks for a large body whose length was stated, it is
+that body's own, up to its last byte. What follows is a request that a fresh parser takes. All else is uvicorn's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httptools
+import numpy as np
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from defer.gateway.reading import Gone
+
+COMMON = 64 << 10
+"""Bytes of the buffer for heads and small bodies."""
+
+LARGE = 2 * COMMON
+"""Bodies of at least so many bytes are read where they stay; more than the common buffer holds."""
+
+WHOLE_BODY = "defer.whole_body"
+"""The key of a request's `WholeBody` in the extensions of ASGI's scope; absent where there is none."""
+
+_common = bytearray(COMMON)
+_common_view = memoryview(_common)
+"""Of all connections: between a call of `get_buffer` and that of `buffer_updated` nothing else runs."""
+
+
+class WholeBody:
+    """A large body; nothing of it is read, and no memory taken, before it is asked for.
+
+    Args:
+        cycle: The request.
+        length: Its stated bytes.
+    """
+
+    __slots__ = ("_at", "_cycle", "_length", "_view")
+
+    def __init__(self, cycle: RequestResponseCycle, length: int) -> None:
+        self._cycle, self._length = cycle, length
+        self._at = 0
+        self._view: memoryview | None = None
+
+    async def read(self) -> Any:
+        """All of it, in one buffer that is nobody else's.
+
+        Raises:
+            Gone: The client went.
+        """
+        cycle = self._cycle
+        early = cycle.body
+        if cycle.more_body:
+            view = np.empty(self._length, np.uint8).data
+            self._at = len(early)
+            view[: self._at] = early
+            cycle.body = bytearray()
+            self._view = view
+            cycle.flow.resume_reading()
+            while not (self._at == self._length or cycle.disconnected):
+                cycle.message_event.clear()
+                await cycle.message_event.wait()
+        else:
+            view = memoryview(early)
+        if cycle.disconnected:
+            raise Gone
+        cycle.message_event.clear()
+        return view
+
+    @property
+    def room(self) -> memoryview | None:
+        """Where the next bytes belong; None as long as nobody has asked for the body."""
+        return None if self._view is None else self._view[self._at :]
+
+    def filled(self, count: int) -> bool:
+        """So many bytes have come; whether they were the last."""
+        self._at += count
+        return self._at == self._length
+
+
+class _Http(HttpToolsProtocol):
+    """uvicorn's protocol, which says of a request whether its body can be read at once."""
+
+    whole: WholeBody | None = None
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self.whole = None
+        if self.pipeline or self.expect_100_continue or self.parser.should_upgrade():
+            return
+        for name, value in self.headers:
+            if name == b"content-length" and int(value) >= LARGE:
+                self.flow.pause_reading()  # until somebody asks, which may be after a look at a token
+                self.whole = WholeBody(self.cycle, int(value))
+                self.scope["extensions"] = {WHOLE_BODY: self.whole}  # type: ignore[dict-item]
+                return
+
+    def whole_read(self) -> None:
+        """The body is whole, and the parser has not seen it: the next request is a fresh one's."""
+        self.whole = None
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+
+class Http(asyncio.BufferedProtocol):
+    """One connection, for `uvicorn.Config(http=Http)`.
+
+    Args:
+        config: uvicorn's.
+        server_state: uvicorn's.
+        app_state: uvicorn's.
+        _loop: The event loop; the running one by default.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._http = http = _Http(config, server_state, app_state, _loop)
+        self.connection_made = http.connection_made  # type: ignore[method-assign, assignment]
+        self.connection_lost = http.connection_lost  # type: ignore[method-assign]
+        self.eof_received = http.eof_received  # type: ignore[method-assign]
+        self.pause_writing = http.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = http.resume_writing  # type: ignore[method-assign]
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        """Where the next bytes are read to."""
+        whole = self._http.whole
+        if whole is not None and (room := whole.room) is not None:
+            return room
+        return _common_view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """They were read."""
+        http = self._http
+        whole = http.whole
+        if whole is None or whole.room is None:
+            http.data_received(_common_view[:nbytes])  # type: ignore[arg-type]
+        elif whole.filled(nbytes):
+            http.whole_read()
