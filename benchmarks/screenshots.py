@@ -24,6 +24,7 @@ import click
 import models
 import partitioner
 from benchmarks.browser import Tab, chromium, missing, tab, wait_for
+from benchmarks.palette import smaller
 from defer.blocks import planning_chain
 from defer.client import Client
 from defer.documents.cluster import Cluster, loads_cluster
@@ -181,10 +182,10 @@ def sign_in(shown: Tab, address: str, token: str) -> None:
     wait_for(shown, "document.querySelectorAll('.stage').length > 0")
 
 
-def shoot(shown: Tab, path: Path) -> None:
+def shoot(running: Browser, shown: Tab, path: Path) -> None:
     """One picture of the whole page."""
     shown.page.evaluate("scrollTo(0, 0)")
-    shown.page.screenshot(path=path, full_page=True, animations="allow")
+    path.write_bytes(smaller(shown.page.screenshot(full_page=True, animations="allow"), running))
     size = path.stat().st_size
     click.echo(f"{path} {size // 1000} kB")
     if size > LARGEST:
@@ -209,7 +210,8 @@ def main(model: str, seconds: float, output: Path) -> None:
         with tab(running, width=WIDTH) as light:
             sign_in(light, here.page, TOKEN)
             wait_for(light, "Number(document.documentElement.dataset.looks) > 8")
-            shoot(light, output / "live-rest.png")
+            wait_for(light, "document.querySelector('.dots:not(.still)') === null")
+            shoot(running, light, output / "live-rest.png")
         with load(here):
             _under_load(running, here, seconds, output)
 
@@ -218,25 +220,25 @@ def _under_load(running: Browser, here: Stand, seconds: float, output: Path) -> 
     with tab(running, width=WIDTH) as light:
         sign_in(light, here.page, TOKEN)
         light.page.wait_for_timeout(seconds * 1000)
-        shoot(light, output / "live-load.png")
+        shoot(running, light, output / "live-load.png")
         light.page.emulate_media(color_scheme="dark")
-        shoot(light, output / "live-load-dark.png")
+        shoot(running, light, output / "live-load-dark.png")
         light.page.emulate_media(color_scheme="light")
         light.page.locator("#without").get_by_label("nano").check()
         light.page.get_by_role("button", name="Predict").click()
         light.page.locator("#answer table").wait_for(timeout=60_000)
-        shoot(light, output / "live-what-if.png")
+        shoot(running, light, output / "live-what-if.png")
         light.page.get_by_role("button", name="Back to what is").click()
         victim = next(agent for agent in here.agents if agent.name == "nano")
         victim.process.send_signal(signal.SIGKILL)
         light.page.locator(".node.lost").wait_for(timeout=20_000)
         light.page.wait_for_timeout(4000)
-        shoot(light, output / "live-kill.png")
+        shoot(running, light, output / "live-kill.png")
         _refuse(light.errors)
     with tab(running, width=390, height=844, dark=True, touch=True) as phone:
         sign_in(phone, here.page, TOKEN)
         phone.page.wait_for_timeout(3000)
-        shoot(phone, output / "live-phone.png")
+        shoot(running, phone, output / "live-phone.png")
         _refuse(phone.errors)
 
 

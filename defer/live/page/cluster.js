@@ -3,6 +3,7 @@ import { bandwidth, percent, put, rate, s, say, shortened, size } from "./dom.js
 
 const QUEUE_SHOWN = 12;
 const NARROW = 560;
+const LETTER = 6.2; // width of a small one
 const FULL = 0.8; // of a link's bandwidth: what waits for it begins to show
 
 export class ClusterView {
@@ -78,7 +79,7 @@ export class ClusterView {
     const at = { x: (start.x + 2 * control.x + end.x) / 4, y: (start.y + 2 * control.y + end.y) / 4 + edge.lane * 13 };
     const text = s("text", { class: "small", x: at.x, y: at.y + 4, "text-anchor": "middle" });
     const back = s("rect", { y: at.y - 8, height: 16, rx: 4 });
-    return { element, dots, label: s("g", { class: "label" }, back, text), text, back, middle: at.x };
+    return { element, dots, label: s("g", { class: "label" }, back, text), text, back, middle: at.x, room: roomFor(start, end) };
   }
 
   node(name, at, box) {
@@ -126,16 +127,17 @@ export class ClusterView {
       }
     }
     edges.forEach((edge, at) => {
-      const { element, dots, label, text, back, middle } = this.edges[at];
+      const { element, dots, label, text, back, middle, room } = this.edges[at];
       element.classList.toggle("lost", edge.lost);
       const used = edge.speed ? (edge.rate * edge.bytes) / edge.speed : 0;
-      const shown = used >= 0.005 && this.wide ? `${edge.label} · ${percent(used)}` : this.wide ? edge.label : size(edge.bytes);
+      const told = [...(used >= 0.005 ? [`${edge.label} · ${percent(used)}`] : []), edge.label, size(edge.bytes)];
+      const shown = told.find((each) => each.length * LETTER + 6 <= room) ?? told[told.length - 1];
       element.classList.toggle("hot", used >= FULL);
       label.classList.toggle("hot", used >= FULL);
       if (text.textContent !== shown) {
         say(text, shown);
-        back.setAttribute("x", String(middle - shown.length * 3.1 - 3));
-        back.setAttribute("width", String(shown.length * 6.2 + 6));
+        back.setAttribute("x", String(middle - shown.length * LETTER / 2 - 3));
+        back.setAttribute("width", String(shown.length * LETTER + 6));
       }
       dots.classList.toggle("still", !(edge.rate > 0));
       // From one dot in two seconds for a trickle to a stream: the logarithm keeps both visible.
@@ -225,6 +227,12 @@ function about(device, state, planned) {
   const memory = device.memory_bytes ? `, ${size(device.resident_bytes)} of ${size(device.memory_bytes)} memory` : "";
   const long = `${device.state || "no agent"}, ${what}${stages.length && !planned ? `, ${percent(busy)} busy, ${queued} waiting, ${rate(Math.max(...stages.map((stage) => stage.rate)))}` : ""}${memory}`;
   return { classes, busy, queued, short, long };
+}
+
+// How wide a label may be that leaves something of its line: one that runs up or down is crossed, not covered.
+function roomFor(start, end) {
+  const [dx, dy] = [Math.abs(end.x - start.x), Math.abs(end.y - start.y)];
+  return dx > dy ? Math.max(dx - 36, 0) : Infinity;
 }
 
 // Whether a box lies on the straight way between two others.
