@@ -6,7 +6,7 @@ what a new one gains does not pay for that within the horizon.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +18,7 @@ from defer.costs import make_costs
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan, PlanStage, PlanTransfer
 from defer.documents.profile import CostProfile
-from defer.errors import InvalidDocument, UsageError
+from defer.errors import InvalidDocument, NoRoute, UsageError
 from defer.planning import goal_of, make_plan
 from defer.route_plans import to_plan, to_route
 from defer.wishes import NO_LIMITS, NO_RULES, Limits, Rules
@@ -119,18 +119,22 @@ def replan(
             f"not {chain.model!r} with {chain.digest[:12]}",
             hint="give the plan that serves this model",
         )
-    new = best or make_plan(
-        chain,
-        cluster,
-        profile,
-        objective=objective,
-        max_stages=max_stages,
-        codec=codec,
-        limits=limits,
-        rules=rules,
-        branches=branches,
-    )
     now, reason = _predicted(running, chain, cluster, profile, objective, limits, rules, max_stages, branches)
+
+    def planned(within: Limits) -> Plan:
+        return make_plan(
+            chain,
+            cluster,
+            profile,
+            objective=objective,
+            max_stages=max_stages,
+            codec=codec,
+            limits=within,
+            rules=rules,
+            branches=branches,
+        )
+
+    new = best or _carrying(planned, limits, prospect.rate, None if reason else now)
     need = _needed(new, None if reason else now, running, chain, branches)
     problem = make_costs(chain, cluster, profile).problem
     found = router.weigh(
@@ -144,6 +148,7 @@ def replan(
         rate=prospect.rate,
         threshold=prospect.threshold,
         broken=reason,
+        periods=(now.period_s, new.period_s),
     )
     if not found.change:
         now = msgspec.structs.replace(now, bound=min(now.value, new.bound), optimal=now.value <= new.bound)
@@ -156,6 +161,18 @@ def replan(
         float(found.gain),
         float(found.price),
     )
+
+
+def _carrying(planned: Callable[[Limits], Plan], limits: Limits, rate: float, now: Plan | None) -> Plan:
+    """The best plan that carries the requests which come, where the running one does."""
+    if now is None or rate <= 0 or now.period_s * rate > 1 or limits.period * rate <= 1:
+        return planned(limits)
+    try:
+        return msgspec.structs.replace(planned(replace(limits, period=1 / rate)), limits={**limits.given})
+    except (
+        NoRoute
+    ):  # what comes to the same by rounding, or is beyond the effort: weighing refuses what carries less
+        return planned(limits)
 
 
 def _batching_as(running: Plan, plan: Plan) -> Plan:

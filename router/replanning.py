@@ -111,13 +111,15 @@ def weigh(
     rate: float = 1.0,
     threshold: float = 0.05,
     broken: str = "",
+    periods: tuple[float, float] = (0.0, 0.0),
 ) -> Change:
     """Decide between a running plan and a new one.
 
     The change is made when the running plan can no longer run, or when the relative gain is above `threshold`
     (hysteresis) and what is saved over the horizon, at `rate` requests per second, exceeds what loading takes: seconds
     for latency and throughput, the money or joules of the devices that load for cost and energy, and the weighted sum
-    of these. For throughput the gain is the time in which the horizon's requests are served faster.
+    of these. For throughput the gain is the time in which the horizon's requests are served faster. A plan that cannot
+    carry the rate never takes the place of one that carries more.
 
     Args:
         cluster: whose devices load, with their prices and powers.
@@ -130,6 +132,7 @@ def weigh(
         rate: requests per second.
         threshold: least relative gain.
         broken: why the running plan can no longer run; empty where it can.
+        periods: least seconds between requests of the running plan and of the new one.
 
     Raises:
         InvalidProblem: numbers that make no sense.
@@ -147,9 +150,14 @@ def weigh(
     if relative <= threshold:
         text = f"kept: a new plan gains {relative:.1%}, less than {threshold:.1%}"
         return Change(False, text, moved, seconds, gain, price)
-    unit = UNITS[objective.name]
-    if gain <= price:
-        text = f"kept: a new plan gains {gain:.3g}{unit} in {horizon:.3g} s, loading takes {price:.3g}{unit}"
+    least, most = min(periods[0], periods[1]), periods[1]
+    if most > least and most * rate > 1:
+        text = f"kept: a new plan carries {1 / most:.4g} requests/s of {rate:.4g}, the running one {1 / least:.4g}"
         return Change(False, text, moved, seconds, gain, price)
-    text = f"changed: gains {relative:.1%}, and {gain:.3g}{unit} in {horizon:.3g} s for {price:.3g}{unit} of loading"
+    unit = UNITS[objective.name]
+    over = f"in {horizon:.4g} s" if objective.name == "throughput" else f"over {rate * horizon:,.0f} requests"
+    if gain <= price:
+        text = f"kept: a new plan gains {gain:.4g}{unit} {over}, loading takes {price:.3g}{unit}"
+        return Change(False, text, moved, seconds, gain, price)
+    text = f"changed: gains {relative:.1%}, and {gain:.4g}{unit} {over}, for {price:.3g}{unit} of loading"
     return Change(True, text, moved, seconds, gain, price)

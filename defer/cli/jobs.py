@@ -11,6 +11,7 @@ from defer import units
 from defer.blocks import planning_chain
 from defer.cli.chains import analyze, blocks_option
 from defer.cli.output import common_options, console, examples, note, print_json, progress, table
+from defer.documents.base import as_plain
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile
 from defer.errors import UsageError
@@ -85,7 +86,7 @@ def command(
             plan.save(output / f"{job.name}.plan.json", force=force)
     if as_json:
         plain = msgspec.to_builtins(found)
-        plain["plans"] = {job.name: plan for job, plan in zip(asked, plain["plans"], strict=True)}
+        plain["plans"] = {job.name: as_plain(plan) for job, plan in zip(asked, found.plans, strict=True)}
         print_json(plain)
         return
     shown = table("model", "rate", "stages", "latency", "at most", right=("rate", "latency", "at most"))

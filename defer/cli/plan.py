@@ -20,10 +20,10 @@ from defer.cli.chains import (
     input_option,
     read_chain,
 )
-from defer.cli.output import common_options, examples, note, progress
+from defer.cli.output import common_options, examples, note, print_json, progress
 from defer.cli.plan_options import OBJECTIVES, Asked, wish_options
 from defer.cli.plots import check_plot, write_plot
-from defer.documents.base import encode
+from defer.documents.base import as_plain, encode
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
 from defer.documents.profile import CostProfile
@@ -151,7 +151,11 @@ def command(
     if output:
         plan.save(output, force=force)
     if as_json:
-        click.echo(encode(plan).decode(), nl=False)
+        if others:
+            compared = [{"name": name, "plan": as_plain(other)} for name, other in others]
+            print_json({**as_plain(plan), "compare": compared})
+        else:
+            click.echo(encode(plan).decode(), nl=False)
     elif output != "-":
         _show(plan, others, explain=explain)
         for path in filter(None, (output, plot)):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import click
 
 from defer import units
-from defer.documents.plan import Objective
+from defer.documents.plan import Objective, Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,7 +23,7 @@ class Asked:
     """The options as they were typed.
 
     Attributes:
-        objective: What is made least.
+        typed: What is made least; None unless it was said.
         weights: As in `latency=1,cost=0.2`.
         max_latency, max_period, max_cost, max_energy: Bounds with their units.
         pin, forbid: As in `0:4=jetson`.
@@ -30,7 +31,7 @@ class Asked:
         replicas: Whether stages may be shared.
     """
 
-    objective: Objective
+    typed: Objective | None
     weights: str | None
     max_latency: str | None
     max_period: str | None
@@ -41,8 +42,23 @@ class Asked:
     exclude: tuple[str, ...]
     replicas: bool
 
-    def limits(self) -> Any:
+    @property
+    def objective(self) -> Objective:
+        """What is made least."""
+        return self.typed or "latency"
+
+    def after(self, running: Plan) -> Asked:
+        """The same wishes with the running plan's objective and weights, where none are asked for."""
+        if self.typed is not None:
+            return self
+        weights = ",".join(f"{name}={weight!r}" for name, weight in running.weights.items())
+        return replace(self, typed=running.objective, weights=self.weights or weights or None)
+
+    def limits(self, kept: Mapping[str, float] = MappingProxyType({})) -> Any:
         """The bounds and weights as `defer.wishes.Limits`.
+
+        Args:
+            kept: Bounds of an earlier plan, which hold unless others are asked for.
 
         Raises:
             UsageError: One of them is not what it should be.
@@ -60,7 +76,9 @@ class Asked:
             for name, (option, text, quantity) in bounds.items()
             if text is not None
         }
-        return Limits(**given, weights=parse_weights(self.weights) if self.weights is not None else {})
+        return Limits(
+            **{**kept, **given}, weights=parse_weights(self.weights) if self.weights is not None else {}
+        )
 
     def rules(self) -> Any:
         """Pins, bans and replicas as `defer.wishes.Rules`; raises as `limits` does."""
@@ -92,10 +110,10 @@ def wish_options(command: F) -> F:
 _OPTIONS: Final = (
     click.option(
         "--objective",
+        "typed",
         type=click.Choice(OBJECTIVES),
-        default="latency",
-        show_default=True,
-        help="What is made least: seconds of a request, seconds between results, money, joules, or a sum.",
+        help="What is made least: seconds of a request (latency, the default), seconds between results, money, joules, "
+        "or a sum.",
     ),
     click.option("--weights", metavar="latency=1,cost=0.2", help="What the objective `weighted` adds up."),
     click.option("--max-latency", metavar='"50 ms"', help="No request may take longer."),

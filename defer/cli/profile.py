@@ -13,10 +13,11 @@ import partitioner
 from defer.access import security_for
 from defer.agents import AgentPool
 from defer.cli.access import access_options, warn_insecure
-from defer.cli.chains import Shapes, analyze, input_option
-from defer.cli.output import common_options, console, examples, print_json, progress, table
+from defer.cli.chains import Shapes, analyze, blocks_option, input_option
+from defer.cli.output import common_options, console, examples, progress, table
 from defer.connecting import agent_hosts, connect_all
 from defer.documents.address import parse_address
+from defer.documents.base import encode
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile, Created
 from defer.hops import DISPATCHER
@@ -24,6 +25,7 @@ from defer.link_probe import probe_responder
 from defer.paths import profile_cache
 from defer.profiling import profile
 from defer.units import show_bandwidth, show_duration
+from defer.ways import with_fastest
 
 
 @click.command(
@@ -38,9 +40,7 @@ from defer.units import show_bandwidth, show_duration
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write profile.json there.")
 @input_option
-@click.option(
-    "--blocks", default=48, show_default=True, type=click.IntRange(1, 1000), help="Measure at most so many."
-)
+@blocks_option()
 @click.option("--force", is_flag=True, help="Overwrite --output even if it is something else.")
 @click.option("--fresh", is_flag=True, help="Measure again what was measured before.")
 @click.option(
@@ -77,6 +77,7 @@ def command(
         probe_responder(host, security) as here,
         AgentPool(DISPATCHER, security=security) as pool,
     ):
+        cluster = with_fastest(cluster, security=security)
         connect_all(pool, cluster, timeout=wait)
         measured = profile(
             pool,
@@ -95,7 +96,7 @@ def command(
     if output is not None:
         measured.save(output, force=force)
     if as_json:
-        print_json(measured)
+        click.echo(encode(measured).decode(), nl=False)
     else:
         _show(measured)
 

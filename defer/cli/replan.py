@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import msgspec
 
 from defer import units
 from defer.accuracy import Budget
@@ -21,6 +20,7 @@ from defer.cli.chains import (
 from defer.cli.output import common_options, examples, note, print_json, progress
 from defer.cli.plan import guarded, known_codec
 from defer.cli.plan_options import Asked, wish_options
+from defer.documents.base import as_plain
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
 from defer.documents.profile import CostProfile
@@ -106,7 +106,8 @@ def command(
     """Compare the plan that serves MODEL with the best one for the cluster as it is now.
 
     The new plan is taken where the running one cannot run any more, or where it saves more time, money or energy
-    within the horizon than loading the partitions takes that devices do not hold yet.
+    within the horizon than loading the partitions takes that devices do not hold yet. Objective, weights and bounds
+    are those of the running plan unless others are given.
     """
     from defer.branches import branches_of
     from defer.guarded_planning import Wish
@@ -122,7 +123,8 @@ def command(
         threshold=threshold,
         load_bandwidth=units.parse_bandwidth(load_bandwidth) if load_bandwidth else None,
     )
-    limits, rules = asked.limits(), asked.rules()
+    asked = asked.after(running)
+    limits, rules = asked.limits(running.limits), asked.rules()
     chain = planning_chain(read_chain(model, blocks_file, inputs, as_json=as_json), blocks, profile)
     with progress("planning", as_json=as_json) as step:
         step(f"{len(chain.blocks)} blocks, {len(cluster.devices)} devices", 0.5)
@@ -155,7 +157,7 @@ def command(
                 "load_s": found.load_s,
                 "gain": found.gain,
                 "price": found.price,
-                "plan": {"kind": "plan", **msgspec.to_builtins(found.plan)},
+                "plan": as_plain(found.plan),
             }
         )
     elif output != "-":

@@ -83,8 +83,12 @@ D = TypeVar("D", bound=Document)
 
 def encode(document: Document) -> bytes:
     """The document as JSON: two spaces, one final newline, keys in order of definition."""
-    plain = {"kind": document.KIND, **msgspec.to_builtins(document)}
-    return msgspec.json.format(msgspec.json.encode(plain), indent=2) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(as_plain(document)), indent=2) + b"\n"
+
+
+def as_plain(document: Document) -> dict[str, Any]:
+    """The document as plain data, which says of what kind it is."""
+    return {"kind": document.KIND, **msgspec.to_builtins(document)}
 
 
 def decode(kind: type[D], data: bytes, where: str) -> D:

@@ -50,3 +50,21 @@ def test_what_is_refused(folder: Path) -> None:
     assert "'zip' is unknown" in failed(run(*given, "--codec", "zip"), 2)
     assert "not a duration" in failed(run(*given, "--horizon", "long"), 65)
     assert "nowhere.json" in failed(run(*words(folder, "replan"), "--running", folder / "nowhere.json"), 66)
+
+
+def test_an_excluded_device_is_named(folder: Path) -> None:
+    used = Plan.load(folder / "running.json").stages[0].device
+    result = run(*words(folder, "replan"), "--running", folder / "running.json", "--exclude", used)
+    assert result.exit_code == 0, result.output
+    assert f"can no longer run: device {used!r} is excluded" in result.stdout
+
+
+def test_objective_and_bounds_are_those_of_the_running_plan(folder: Path) -> None:
+    wide = ["--objective", "throughput", "--max-latency", "10 s"]
+    assert run(*words(folder, "plan"), *wide, "-o", folder / "wide.json").exit_code == 0
+    given = (*words(folder, "replan"), "--running", folder / "wide.json", "--json")
+    found = json.loads(run(*given).stdout)
+    assert not found["change"]
+    assert found["plan"]["objective"] == "throughput"
+    assert found["plan"]["limits"] == {"latency": 10.0}
+    assert json.loads(run(*given, "--objective", "latency").stdout)["plan"]["objective"] == "latency"

@@ -119,3 +119,14 @@ def test_advice_on_links_codecs_and_bounds() -> None:
     assert changes["codec raw everywhere"] < 0 or "codec raw everywhere" not in changes
     assert changes["codec z everywhere"] == pytest.approx(0.0)
     assert advice.binding == ()
+
+
+@pytest.mark.parametrize(("rate", "change"), [(0.4, True), (0.8, False), (2.0, False)])
+def test_what_carries_less_than_comes_does_not_take_the_place_of_more(rate: float, change: bool) -> None:
+    cluster = Cluster([Device("a")], [])
+    goal, periods = Objective("latency"), (1.0, 2.0)
+    found = weigh(cluster, goal, 5.0, 1.0, {}, load_bandwidth=1.0, horizon=9.0, rate=rate, periods=periods)
+    assert found.change is change
+    assert (
+        change or found.reason == f"kept: a new plan carries 0.5 requests/s of {rate:.4g}, the running one 1"
+    )
