@@ -19,9 +19,9 @@ def address_option(command: F) -> F:
     return click.option(
         "--dispatcher",
         "address",
-        metavar="HOST:PORT",
+        metavar="HOST:PORT[,…]",
         envvar="DEFER_DISPATCHER",
         default=DEFAULT_ADDRESS,
         show_default=True,
-        help="Where `defer serve` runs; also from DEFER_DISPATCHER.",
+        help="Where `defer serve` runs, or each dispatcher of a shared state; also from DEFER_DISPATCHER.",
     )(access_options(command))
