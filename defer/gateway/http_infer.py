@@ -12,7 +12,7 @@ from defer.errors import WrongInput, translate
 from defer.gateway.bodies import Body, answer_body, parse, parse_raw
 from defer.gateway.calls import Call, trace_of
 from defer.gateway.classification import classified
-from defer.gateway.protocol import WHOLE_BODY
+from defer.gateway.protocol import CONNECTION, WHOLE_BODY, Connection, WholeBody
 from defer.gateway.reading import (
     Gone,
     accepted_coding,
@@ -71,14 +71,16 @@ class InferEndpoint:
         held = limit if length is None else length
         service.take(held)
         try:
-            whole = scope.get("extensions", {}).get(WHOLE_BODY)
+            extensions = scope["extensions"]
+            connection: Connection = extensions[CONNECTION]
+            whole: WholeBody | None = extensions.get(WHOLE_BODY)
             body = await (read_body(receive, length, limit) if whole is None else whole.read())
             coding = headers.get(b"content-encoding", b"").strip().lower()
             if coding:
                 body = await decompressed(body, coding, limit)
             path = scope["path_params"]
             call = await self._call(path["model"], path.get("version", ""), body, headers)
-            answer = await _unless_gone(service.infer(call), receive)
+            answer = await _unless_gone(service.infer(call), connection)
         finally:
             service.give(held)
         if any(wanted.classes for wanted in call.wanted):
@@ -111,7 +113,7 @@ async def _response(body: Body, accept: bytes) -> tuple[int, list[tuple[bytes, b
     return 200, headers, parts
 
 
-async def _unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+async def _unless_gone(work: Coroutine[Any, Any, T], connection: Connection) -> T:
     """The result of `work`, which is cancelled when the client goes.
 
     Raises:
@@ -121,14 +123,15 @@ async def _unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
     assert task is not None
     gone = False
 
-    async def watch() -> None:
+    def went() -> None:
         nonlocal gone
-        # The whole body was read: what comes next is the end of the connection, or of the response.
-        await receive()
         gone = True
         task.cancel()
 
-    watcher = asyncio.ensure_future(watch())
+    if connection.lost:
+        work.close()
+        raise Gone
+    connection.gone = went
     try:
         return await work
     except asyncio.CancelledError:
@@ -137,4 +140,4 @@ async def _unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
             raise Gone from None
         raise
     finally:
-        watcher.cancel()
+        connection.gone = None

@@ -9,6 +9,7 @@ that body's own, up to its last byte. What follows is a request that a fresh par
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -25,8 +26,11 @@ COMMON = 64 << 10
 LARGE = 2 * COMMON
 """Bodies of at least so many bytes are read where they stay; more than the common buffer holds."""
 
+CONNECTION = "defer.connection"
+"""The key of a request's `Connection` in the extensions of ASGI's scope."""
+
 WHOLE_BODY = "defer.whole_body"
-"""The key of a request's `WholeBody` in the extensions of ASGI's scope; absent where there is none."""
+"""The key of its `WholeBody`; absent where there is none."""
 
 _common = bytearray(COMMON)
 _common_view = memoryview(_common)
@@ -84,21 +88,37 @@ class WholeBody:
         return self._at == self._length
 
 
-class _Http(HttpToolsProtocol):
-    """uvicorn's protocol, which says of a request whether its body can be read at once."""
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol, and what an application may know of its connection.
+
+    Attributes:
+        whole: The large body that comes in now, if one does.
+        lost: Whether the client has gone.
+        gone: Called when it goes; for whoever runs the present request.
+    """
 
     whole: WholeBody | None = None
+    lost = False
+    gone: Callable[[], None] | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport's."""
+        self.lost = True
+        super().connection_lost(exc)
+        if self.gone is not None:
+            self.gone()
 
     def on_headers_complete(self) -> None:
+        """The parser's."""
         super().on_headers_complete()
-        self.whole = None
+        extensions: dict[str, Any] = {CONNECTION: self}
+        self.scope["extensions"] = extensions
         if self.pipeline or self.expect_100_continue or self.parser.should_upgrade():
             return
         for name, value in self.headers:
             if name == b"content-length" and int(value) >= LARGE:
                 self.flow.pause_reading()  # until somebody asks, which may be after a look at a token
-                self.whole = WholeBody(self.cycle, int(value))
-                self.scope["extensions"] = {WHOLE_BODY: self.whole}  # type: ignore[dict-item]
+                self.whole = extensions[WHOLE_BODY] = WholeBody(self.cycle, int(value))
                 return
 
     def whole_read(self) -> None:
@@ -127,7 +147,7 @@ class Http(asyncio.BufferedProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._http = http = _Http(config, server_state, app_state, _loop)
+        self._http = http = Connection(config, server_state, app_state, _loop)
         self.connection_made = http.connection_made  # type: ignore[method-assign, assignment]
         self.connection_lost = http.connection_lost  # type: ignore[method-assign]
         self.eof_received = http.eof_received  # type: ignore[method-assign]

@@ -154,6 +154,7 @@ class Gateway:
             ws="none",
             log_config=None,
             access_log=False,
+            proxy_headers=False,
             server_header=False,
             date_header=False,
             ssl_certfile=options.certificate,

@@ -49,6 +49,9 @@ PLATFORM = "defer_onnx"
 ONE = "1"
 """The version of a model that was deployed without one."""
 
+ID_BYTES = 16
+"""Length of a request's id."""
+
 ENCODE_BESIDE = 64 << 10
 """Tensors of at least so many bytes are encoded and decoded beside the event loop, where their codec takes time."""
 
@@ -371,7 +374,19 @@ async def _submit(info: api.ModelInfo, call: Call, deadline: float) -> Submit:
     except AgentError as error:
         raise WrongInput(str(error), hint=error.hint) from error
     limit = deadline if deadline - time.monotonic() < 1e9 else math.inf
-    return Submit(secrets.token_bytes(16), info.name, wanted, headers, frames, limit, trace=call.trace)
+    return Submit(_new_id(), info.name, wanted, headers, frames, limit, trace=call.trace)
+
+
+_ids = bytearray()
+
+
+def _new_id() -> bytes:
+    """A random id for a request; the kernel is asked for many at once."""
+    if not _ids:
+        _ids.extend(secrets.token_bytes(ID_BYTES * 256))
+    found = bytes(_ids[-ID_BYTES:])
+    del _ids[-ID_BYTES:]
+    return found
 
 
 def _encoded(tensors: Sequence[Tensor], codec: str) -> tuple[tuple[TensorHeader, ...], list[Any]]:
