@@ -370,6 +370,7 @@ EXTRAS: Final[dict[str, str]] = {
     "tensorrt": "tensorrt",
     "zfpy": "zfp",
     "resvg_py": "png",
+    "anyio": "gateway",
     "starlette": "gateway",
     "uvicorn": "gateway",
     "grpc": "gateway",

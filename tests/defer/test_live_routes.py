@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from defer.live.board import ACTIONS, Asked
 from defer.live.routes import FILES, MOST, OPEN, live_routes
 from defer.live.what_if import Slower
 from node_agent.pages import Page
+from tests.defer.cli_fixtures import python
 from tests.defer.gateway_fixtures import FakeBackend, exchange
 
 TOKEN = "a-token-of-some-length"
@@ -235,6 +237,33 @@ def test_what_goes_wrong_has_a_status_and_a_code(board: FakeBoard, ask: Ask, err
     assert answered == status
     assert told["code"]
     assert told["error"]
+
+
+WITHOUT_GATEWAY = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("anyio", "starlette", "uvicorn", "grpc"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from defer.cli import main
+main()
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("option", ["--http", "--grpc"])
+def test_without_the_gateways_packages_there_is_one_clear_error(tmp_path: Path, option: str):
+    cluster = tmp_path / "cluster.toml"
+    cluster.write_text(
+        '[dispatcher]\nlisten = "127.0.0.1:0"\n[[device]]\nname = "a"\naddress = "127.0.0.1:1"\n'
+    )
+    words = ("serve", "--cluster", str(cluster), "--no-state", option, "127.0.0.1:0")
+    result = python(WITHOUT_GATEWAY, *words)
+    assert result.returncode == 69
+    assert result.stderr.count("error:") == 1
+    assert "defer-edge[gateway]" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_body_without_end_is_cut_off(board: FakeBoard):

@@ -15,12 +15,12 @@ export class ClusterView {
     this.edges = [];
   }
 
-  // planned: {transfers, without} of a what-if, or null
-  draw(state, colours, planned) {
+  // planned: {transfers, without} of a what-if, or null; chosen: the model whose route has labels
+  draw(state, colours, planned, chosen) {
     const width = Math.max(300, Math.round(this.holder.clientWidth));
-    const edges = planned ? plannedEdges(planned) : liveEdges(state, colours);
+    const edges = planned ? plannedEdges(planned) : liveEdges(state, colours, chosen);
     const names = order(state, edges);
-    const key = JSON.stringify([width, names, state.links.map((l) => [l.source, l.target]), edges.map((e) => [e.source, e.target, e.colour, e.label, Boolean(planned)])]);
+    const key = JSON.stringify([width, names, state.links.map((l) => [l.source, l.target]), edges.map((e) => [e.source, e.target, e.colour, e.label, e.faint, Boolean(planned)])]);
     if (key !== this.key) this.build(state, names, edges, width, Boolean(planned));
     this.key = key;
     this.update(state, edges, planned);
@@ -72,14 +72,14 @@ export class ClusterView {
     const tip = { x: end.x + Math.cos(angle) * 7, y: end.y + Math.sin(angle) * 7 };
     const wing = (turn) => `${tip.x - Math.cos(angle + turn) * 13} ${tip.y - Math.sin(angle + turn) * 13}`;
     const dots = s("path", { class: `dots m${edge.colour} still`, d: path });
-    const element = s("g", { class: planned ? "edge planned" : "edge" },
+    const element = s("g", { class: planned ? "edge planned" : edge.faint ? "edge faint" : "edge" },
       s("path", { class: `route m${edge.colour}`, d: path }), dots,
       s("path", { class: `head m${edge.colour}`, d: `M${tip.x} ${tip.y}L${wing(0.42)}L${wing(-0.42)}Z` }),
       s("title", {}, `${edge.source} → ${edge.target}: ${edge.label} a request${edge.speed ? ` over ${bandwidth(edge.speed)}` : ""}`));
     const at = { x: (start.x + 2 * control.x + end.x) / 4, y: (start.y + 2 * control.y + end.y) / 4 + edge.lane * 13 };
     const text = s("text", { class: "small", x: at.x, y: at.y + 4, "text-anchor": "middle" });
     const back = s("rect", { y: at.y - 8, height: 16, rx: 4 });
-    return { element, dots, label: s("g", { class: "label" }, back, text), text, back, middle: at.x, room: roomFor(start, end) };
+    return { element, dots, label: s("g", { class: edge.faint ? "label faint" : "label" }, back, text), text, back, middle: at.x, room: roomFor(start, end) };
   }
 
   node(name, at, box) {
@@ -102,7 +102,7 @@ export class ClusterView {
     },
     s("rect", { class: "box", x: left, y: top, width: box.w, height: box.h, rx: 8 }),
     s("circle", { class: "lamp", cx: left + box.w - 14, cy: top + 16, r: 5 }),
-    s("text", { class: "name", x: left + 10, y: top + 21 }, shortened(name, Math.floor((box.w - 34) / 7.8))),
+    s("text", { class: "name", x: left + 10, y: top + 21 }, shortened(name, Math.floor((box.w - 36) / 8.6))),
     parts.about,
     s("rect", { class: "rail", x: left + 10, y: top + 46, width: box.w - 20, height: 5, rx: 2 }),
     parts.busy, parts.waits, parts.title);
@@ -179,7 +179,7 @@ function order(state, edges) {
   return all.filter((name) => state.devices.some((device) => device.name === name)).slice(0, 16);
 }
 
-function liveEdges(state, colours) {
+function liveEdges(state, colours, chosen) {
   const found = [];
   for (const each of state.deployments) {
     each.transfers.forEach((transfer) => {
@@ -195,7 +195,7 @@ function liveEdges(state, colours) {
           continue;
         }
         const lane = found.filter((edge) => edge.source === source && edge.target === target).length;
-        found.push({ source, target, label, speed, bytes: transfer.bytes, model: each.model, colour: colours.get(each.model) ?? 0, rate: each.rate, lost: each.state === "lost", lane });
+        found.push({ source, target, label, speed, bytes: transfer.bytes, model: each.model, colour: colours.get(each.model) ?? 0, rate: each.rate, lost: each.state === "lost", lane, faint: each.model !== chosen });
       }
     });
   }
@@ -204,7 +204,7 @@ function liveEdges(state, colours) {
 
 function plannedEdges(planned) {
   return planned.transfers.flatMap((transfer) => transfer.path.slice(1).map((target, at) => (
-    { source: transfer.path[at], target, label: size(transfer.bytes), speed: 0, bytes: transfer.bytes, colour: 2, rate: 0, lost: false, lane: 0, model: "" })));
+    { source: transfer.path[at], target, label: size(transfer.bytes), speed: 0, bytes: transfer.bytes, colour: 2, rate: 0, lost: false, lane: 0, model: "", faint: false })));
 }
 
 function about(device, state, planned) {

@@ -51,4 +51,8 @@ export const percent = (part) => `${Math.round(part * 100)} %`;
 export const clock = (at) => new Date(at * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 // Deployments are numbered by the clock; their ends tell them apart.
 export const brief = (text) => text.replace(/\b\d{9,}(\d{4})\b/g, "…$1");
-export const shortened = (text, most) => (text.length <= most ? text : `${text.slice(0, Math.max(1, most - 1))}…`);
+// Names that differ differ at their ends more often than in the middle.
+export function shortened(text, most) {
+  const last = Math.floor((most - 1) / 3);
+  return text.length <= most ? text : `${text.slice(0, Math.max(1, most - 1 - last))}…${text.slice(text.length - last)}`;
+}

@@ -24,9 +24,15 @@ const whatIf = new WhatIf((question) => post("what-if", { model: chosen(), ...qu
 const cluster = new ClusterView(find("drawing"), (name) => whatIf.choose(name));
 
 function chosen() {
-  const names = seen.state?.models.map((model) => model.name) ?? [];
+  const names = served(seen.state);
   const wanted = find("model").value;
   return names.includes(wanted) ? wanted : names[0] ?? "";
+}
+
+// A name that stands for the versions of a model has no stages of its own: those are its versions'.
+function served(state) {
+  const busy = new Set(state?.deployments.map((each) => each.model));
+  return (state?.models ?? []).filter((model) => busy.has(model.name) || model.state === "announced").map((model) => model.name);
 }
 
 // ------------------------------------------------------------------------------------------------ conversation
@@ -103,7 +109,7 @@ function trouble(text) {
 
 function draw() {
   const state = seen.state;
-  const models = state.models.map((model) => model.name);
+  const models = served(state);
   offerModels(models);
   const colours = new Map(models.map((name, at) => [name, at % 6]));
   document.title = `${state.models.some((model) => model.state !== "ready") ? "! " : ""}defer: ${models.join(", ") || "no model"}`;
@@ -112,8 +118,8 @@ function draw() {
   const lost = state.devices.filter((device) => device.agent && device.state === "lost").map((device) => device.name);
   say(find("cluster-note"), seen.planned ? "What the planner would do: dashed lines. Figures of stages are left out."
     : lost.length ? `Lost: ${lost.join(", ")}` : "Dots are traffic, squares are requests that wait. Choose a device to ask what would be without it.");
-  cluster.draw(state, colours, seen.planned);
-  bars.draw(state);
+  cluster.draw(state, colours, seen.planned, chosen());
+  bars.draw(state, models.length > 1 ? colours : new Map());
   drawCharts(state);
   whatIf.offer(state);
   drawActs(state);

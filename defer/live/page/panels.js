@@ -14,23 +14,25 @@ export class StageBars {
     this.rows = new Map();
   }
 
-  draw(state) {
+  // colours: of the models' routes, empty where there is one model
+  draw(state, colours) {
     const shown = state.deployments;
     const waiting = state.models.filter((model) => model.state === "announced");
-    const key = JSON.stringify([shown.map((each) => [each.epoch, each.model, each.stages.map((stage) => stage.device)]), waiting.map((model) => model.name)]);
-    if (key !== this.key) this.build(shown, waiting);
+    const key = JSON.stringify([shown.map((each) => [each.epoch, each.model, each.stages.map((stage) => stage.device)]), waiting.map((model) => model.name), [...colours]]);
+    if (key !== this.key) this.build(shown, waiting, colours);
     this.key = key;
     for (const each of shown) this.update(each);
     for (const model of waiting) say(this.rows.get(model.name), `${model.name}: not ready, ${model.reason}`);
   }
 
-  build(shown, waiting) {
+  build(shown, waiting, colours) {
     this.rows = new Map();
     const parts = shown.flatMap((each) => {
       const state = h("span", { class: "state" });
       const head = h("span", {});
       this.rows.set(each.epoch, { state, head });
-      return [h("h3", {}, `${each.model} `, state, h("span", { class: "quiet", title: String(each.epoch) }, ` ${brief(String(each.epoch))}`), each.fraction < 1 ? ` (${percent(each.fraction)} of the requests)` : ""), h("p", { class: "quiet" }, head),
+      const swatch = colours.has(each.model) ? h("span", { class: `swatch m${colours.get(each.model)}` }) : null;
+      return [h("h3", {}, swatch, `${each.model} `, state, h("span", { class: "quiet", title: String(each.epoch) }, ` ${brief(String(each.epoch))}`), each.fraction < 1 ? ` (${percent(each.fraction)} of the requests)` : ""), h("p", { class: "quiet" }, head),
         ...each.stages.map((stage, at) => this.row(each.epoch, stage, at))];
     });
     for (const model of waiting) {
