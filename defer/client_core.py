@@ -180,6 +180,11 @@ class ClientCore:
         """Requests under way."""
         return len(self._pending)
 
+    @property
+    def owed_since(self) -> float:
+        """When the oldest request that has no answer was made; infinity where there is none."""
+        return next((pending.submitted for pending in self._pending.values()), math.inf)
+
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take in one event at `now` (seconds, monotonic) and say what to do."""
         match event:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from defer import client_core as c
+from defer.client_scout import Scout
 from defer.dialled import Dialled
 from defer.errors import Cancelled, DeferError, UsageError, from_code, translate
 from defer.socket_loop import SocketLoop
@@ -71,6 +72,8 @@ class Session:
             on_crash=self._crashed,
             security=security,
         )
+        self._scout = Scout(self._loop, self._adopt) if len(self.endpoints) > 1 else None
+        self._heard, self._look_at = -math.inf, math.inf
 
     def start(self) -> None:
         """Start the thread; it connects by itself."""
@@ -122,6 +125,20 @@ class Session:
             self._give_up = time.monotonic() + self._patience
             self._patience = min(DIAL_LIMIT_S, self._patience * 1.5 ** (1 / len(self.endpoints)))
 
+    def _adopt(self, endpoint: str, dialled: Dialled) -> None:
+        """Another dispatcher leads by now, and this is a connection to it."""
+        self._unsent.clear()
+        self._loop.unwatch(self._dialled.socket)
+        self._loop.unwatch(self._dialled.monitor.socket)
+        self._dialled.close()
+        self.endpoints.rotate(-self.endpoints.index(endpoint))
+        self._dialled = dialled
+        self._watch()
+        self._settled()
+        self._heard = time.monotonic()
+        self._feed(c.Disconnected())
+        self._feed(c.Connected())
+
     def _settled(self) -> None:
         """This one answers."""
         self._give_up, self._patience = math.inf, DIAL_S
@@ -156,6 +173,8 @@ class Session:
             # After a crash the core may know less than it was given: no future is left to wait for ever.
             for request in list(self._futures):
                 self._settle(request, partial(_raise, self._crash or Cancelled("the client is closed")))
+            if self._scout is not None:
+                self._scout.close()
             if hasattr(self, "_dialled"):
                 self._dialled.close()
 
@@ -163,7 +182,7 @@ class Session:
         self._crash = translate(error)
 
     def _next_wake(self) -> float:
-        wake = min(self._core.next_wake(), self._give_up)
+        wake = min(self._core.next_wake(), self._give_up, self._look_at)
         return min(wake, time.monotonic() + RETRY_S) if self._unsent else wake
 
     def _turned(self) -> None:
@@ -171,6 +190,10 @@ class Session:
             self._feed(c.Tick())
         if self._give_up <= time.monotonic():
             self._redial()
+        if self._scout is not None:
+            others = list(self.endpoints)[1:] if self._dialled.handshake.state == "ready" else []
+            quiet_since = max(self._heard, self._core.owed_since)
+            self._look_at = self._scout.look(others, time.monotonic(), quiet_since)
         while (
             self._unsent
             and send(self._dialled.socket, encode_header(self._unsent[0][0]), self._unsent[0][1]) is Sent.YES
@@ -186,6 +209,8 @@ class Session:
         self._check_refusal()
 
     def _on_data(self) -> None:
+        if self._scout is not None:
+            self._heard = time.monotonic()
         for _, header, frames in incoming(self._dialled.socket, routed=False, most=BURST):
             match header:
                 case Result():

@@ -59,6 +59,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("defer.dispatcher")
 news = logging.getLogger("defer.dispatcher.models")
 
+MENDING_S: Final = 5.0
+"""How long requests wait at a takeover for a model that cannot be served from what is there."""
+
+ABSENT_S: Final = 1.0
+"""An agent that does not answer a new leader by then is lost: perhaps it was on the machine of the one before."""
+
 
 class Daemon:
     """A dispatcher; use it as a context manager.
@@ -266,6 +272,8 @@ class Daemon:
         """
         from defer.connecting import connect_all
 
+        if self._shared is not None and self._snapshot.models:
+            wait_s = min(wait_s, ABSENT_S)
         try:
             connect_all(self.pool, self.cluster, timeout=wait_s)
         except AgentUnreachable as error:
@@ -277,11 +285,23 @@ class Daemon:
         for model in self._snapshot.models:
             self._restore(model)
         self.deployments.clean()
+        if self._shared is not None:
+            self.recovery.start()
+            self._await_mending()
         self.shell.post(e.Resumed(tuple(kept_request(each) for each in self._snapshot.requests)))
         self._snapshot = Snapshot()
-        self.recovery.start()
+        if self._shared is None:
+            self.recovery.start()
         self.adapting.start()
         self.canaries.start()
+
+    def _await_mending(self) -> None:
+        """What a takeover finds without a device is planned anew: requests wait for that instead of being refused."""
+        deadline = time.monotonic() + MENDING_S
+        while time.monotonic() < deadline:
+            if all(info.state == "ready" for info in self.shell.call(models_of).result(5)):
+                return
+            time.sleep(0.02)
 
     def _restore(self, model: KeptModel) -> None:
         try:

@@ -27,7 +27,7 @@ from defer.client import Client
 from defer.dispatcher.nats_link import NatsLink
 from defer.dispatcher.shared_files import read_lists
 from defer.dispatcher.state_url import parse_state_url
-from defer.local_agents import LocalAgent
+from defer.local_agents import LocalAgent, local_agents
 from tests.defer import test_restart as restart
 from tests.defer.nats_fixtures import NatsServer, nats_server, needs_nats
 from tests.defer.test_restart import MODEL, free_ports, loads, same, two_stages, until, write_cluster
@@ -188,6 +188,7 @@ def test_a_leader_that_stood_still_stands_by_and_a_stop_in_order_hands_over(
         with Client(both(first, second), timeout=60) as client:
             same(client.infer(models.example_inputs(MODEL, seed=1)), expected(1))
             first.process.send_signal(signal.SIGSTOP)
+            same(client.infer(models.example_inputs(MODEL, seed=5)), expected(5))
             assert second.says("ready")["term"] == 2
             first.process.send_signal(signal.SIGCONT)
             assert first.says("standby") == {"standby": second.address}
@@ -232,6 +233,27 @@ def test_what_was_deployed_at_the_leader_is_there_for_the_next(
             until(lambda: not link.run(read_lists(link), 10))
         finally:
             link.close()
+
+
+@pytest.mark.slow
+def test_a_machine_with_the_leader_and_an_agent_is_lost(
+    model: Path, expected: Any, tmp_path: Path, nats: NatsServer
+) -> None:
+    with ExitStack() as stack:
+        (a,) = stack.enter_context(local_agents(["a"], tmp_path))
+        (b,) = stack.enter_context(local_agents(["b"], tmp_path))
+        plan = two_stages(model, write_cluster((a, b), tmp_path / "c.toml", 7600), tmp_path / "plan.json")
+        words = ["--model", model, "--plan", plan]
+        first = stack.enter_context(dispatcher(1, tmp_path, (a, b), nats.url, *words))
+        first.says("ready")
+        second = stack.enter_context(dispatcher(2, tmp_path, (a, b), nats.url, *words))
+        second.says("standby")
+        with Client(both(first, second), timeout=60) as client:
+            same(client.infer(models.example_inputs(MODEL, seed=1)), expected(1))
+            b.process.kill()
+            first.end(signal.SIGKILL)
+            same(client.infer(models.example_inputs(MODEL, seed=2)), expected(2))
+            assert second.says("ready")["term"] == 2
 
 
 def test_a_shared_state_that_cannot_be_used(
