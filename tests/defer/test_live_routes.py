@@ -133,6 +133,15 @@ def test_the_gateways_own_paths_are_as_they_were(ask: Ask):
     assert not any(path.startswith("/v2") for path in OPEN)
 
 
+def test_a_gateway_of_its_own_process_serves_the_protocol_and_not_the_page():
+    with Gateway(Service(FakeBackend()), Options(Address("127.0.0.1", 0), token=TOKEN)) as gateway:
+        assert gateway.http is not None
+        assert exchange(gateway.http, "GET", "/v2/health/live")[0] == 200
+        for path in OPEN:
+            assert exchange(gateway.http, "GET", path)[0] == 401
+            assert exchange(gateway.http, "GET", path, None, BEARER)[0] == 404
+
+
 def test_probes_say_what_the_watcher_says(board: FakeBoard):
     watcher = FakeWatcher()
     with served(board, TOKEN, watcher) as ask:
