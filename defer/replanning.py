@@ -6,7 +6,7 @@ what a new one gains does not pay for that within the horizon.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -41,7 +41,8 @@ class Prospect:
         horizon: Seconds that a new plan will serve.
         rate: Requests per second.
         threshold: Least relative gain.
-        load_bandwidth: Bytes per second at which devices receive partitions; None takes the dispatcher's slowest link.
+        load_bandwidth: Bytes per second at which devices receive partitions; None takes the slowest of the links from
+            the dispatcher to those that do.
     """
 
     horizon: float = HORIZON
@@ -143,7 +144,7 @@ def replan(
         now.value,
         new.value,
         need,
-        load_bandwidth=prospect.load_bandwidth or _slowest(problem),
+        load_bandwidth=prospect.load_bandwidth or _slowest(problem, need),
         horizon=prospect.horizon,
         rate=prospect.rate,
         threshold=prospect.threshold,
@@ -264,12 +265,12 @@ def _held(plan: Plan, edges: Sequence[int]) -> dict[str, set[int]]:
     return held
 
 
-def _slowest(problem: router.Problem) -> float:
-    """Bandwidth of the slowest link from the dispatcher to a device that computes."""
+def _slowest(problem: router.Problem, need: Mapping[str, float]) -> float:
+    """Bandwidth of the slowest link from the dispatcher to a device that needs something."""
     rates = [
         link.bandwidth
         for link in problem.cluster.links
-        if link.source == problem.source and link.target in problem.block_seconds
+        if link.source == problem.source and need.get(link.target, 0.0) > 0
     ]
     return min(rates, default=min((link.bandwidth for link in problem.cluster.links), default=1.0))
 

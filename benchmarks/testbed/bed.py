@@ -223,6 +223,10 @@ class Testbed:
         """Memory charged to a device now, its file cache included."""
         return self._running.of(name).memory_bytes()
 
+    def set_cpu(self, name: str, cores: float) -> None:
+        """Gives a running device more or less of its processor: so many cores."""
+        self._running.of(name).limit_cpu(cores, self.spec.period)
+
     # Links.
 
     def set_link(

@@ -66,7 +66,7 @@ from defer.documents.profile import CostProfile
 @click.option(
     "--load-bandwidth",
     metavar='"100 Mbit/s"',
-    help="How fast devices receive partitions; the dispatcher's slowest link by default.",
+    help="How fast devices receive partitions; by default the slowest link to one that does.",
 )
 @wish_options
 @click.option("--max-stages", type=click.IntRange(min=1), help="Use at most so many stages.")

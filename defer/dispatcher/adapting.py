@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from defer.dispatcher.foresight import Foreseen, Foresight, Question
 from defer.dispatcher.gauging import Found, Gauges
 from defer.dispatcher.mending import devices_of_plan
 from defer.dispatcher.recovery import Recovery
-from defer.dispatcher.restraint import Restraint
+from defer.dispatcher.restraint import Demand, Restraint
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.widening import compatible, widened
 from defer.documents.cluster import Cluster, Dispatcher
@@ -68,7 +67,7 @@ class _Watched:
         order: What is served; another one means that all begins anew.
         drift: Beliefs.
         restraint: When its plan may be changed.
-        answered: Results so far, now and then: the last minutes' rate.
+        demand: Requests that are asked for.
         doubted: What was last found otherwise than believed.
         busy: Whether a plan is looked for or loaded, or a device is measured.
         refused: Devices that could not be measured, each with the time when that is tried again.
@@ -77,7 +76,7 @@ class _Watched:
     order: Order
     drift: Drift
     restraint: Restraint
-    answered: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=120))
+    demand: Demand
     doubted: set[Subject] = field(default_factory=set)
     busy: bool = False
     refused: dict[str, float] = field(default_factory=dict)
@@ -106,6 +105,7 @@ class Adapting:
         self._settings, self._log = settings, deployments.log
         self._lasting = units.parse_duration(settings.replan_after)
         self._pause = units.parse_duration(settings.replan_pause)
+        self._horizon = units.parse_duration(settings.replan_horizon)
         self._gauges = Gauges(deployments, pool, self._lasting)
         self._foresight = Foresight()
         self._models: dict[str, _Watched] = {}
@@ -178,10 +178,10 @@ class Adapting:
         if not orders:
             return
         now = time.monotonic()
-        totals = self._shell.call(_succeeded).result(5)
+        totals = self._shell.call(_asked).result(5)
         with self._lock:
             for name, watched in self._models.items():
-                watched.answered.append((now, totals.get(name, 0)))
+                watched.demand.note(totals.get(name, 0), now)
             doubted = [
                 (name, subject)
                 for name, watched in self._models.items()
@@ -204,7 +204,9 @@ class Adapting:
             for name, order in orders.items():
                 watched = self._models.get(name)
                 if watched is None or not _continues(watched.order, order):
-                    watched = _Watched(order, Drift(self._lasting), Restraint(self._pause))
+                    watched = _Watched(
+                        order, Drift(self._lasting), Restraint(self._pause), Demand(self._horizon)
+                    )
                     question = self._question_of(order, watched, self._recovery.missing())
                     watched.restraint.settled(question, time.monotonic())  # it was planned just now
                     self._models[name] = watched
@@ -362,8 +364,8 @@ class Adapting:
             parts=str(self._deployments.parts),
             without=(tuple(sorted(missing)),),
             running=order.plan,
-            rate=_rate(watched.answered),
-            horizon=units.parse_duration(self._settings.replan_horizon),
+            rate=watched.demand.rate,
+            horizon=self._horizon,
             threshold=self._settings.replan_gain,
         )
         (found,) = self._foresight.ask(question, patient=True)
@@ -377,16 +379,9 @@ def _continues(before: Order, now: Order) -> bool:
     return before.profile is now.profile or compatible(before.profile, now.profile)
 
 
-def _rate(answered: deque[tuple[float, int]]) -> float:
-    """Results per second between the first look that is kept and the last."""
-    if len(answered) < 2 or answered[-1][0] <= answered[0][0]:
-        return 0.0
-    return max(0, answered[-1][1] - answered[0][1]) / (answered[-1][0] - answered[0][0])
-
-
-def _succeeded(core: DispatcherCore, _: float) -> dict[str, int]:
-    """Results per model so far; in the data thread."""
-    return {model: totals.succeeded for model, totals in core.routes.totals.items()}
+def _asked(core: DispatcherCore, _: float) -> dict[str, int]:
+    """Requests per model that were sent to a first stage so far; in the data thread."""
+    return {model: totals.waited for model, totals in core.routes.totals.items()}
 
 
 def _ready(core: DispatcherCore, _: float) -> dict[str, tuple[int, ...]]:

@@ -16,6 +16,9 @@ DOUBLINGS: Final = 5
 MEMORY: Final = 64.0
 """Changes longer ago than so many pauses count no more."""
 
+COUNTS: Final = 60
+"""Counts of requests that are kept of a model, over the horizon."""
+
 
 @dataclass(slots=True)
 class Restraint:
@@ -70,3 +73,36 @@ class Restraint:
     def failed(self, now: float) -> None:
         """A change was tried and could not be made."""
         self._failed = now
+
+
+@dataclass(slots=True)
+class Demand:
+    """How many requests a second a model is asked for; the past is what is known of the time to come.
+
+    Args:
+        horizon: Seconds that count.
+    """
+
+    horizon: float
+    _counts: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=COUNTS))
+    _last: tuple[float, int] = (0.0, 0)
+
+    def note(self, count: int, now: float) -> None:
+        """So many requests have been sent to the first stage by now."""
+        if not self._counts or now >= self._counts[-1][0] + self.horizon / COUNTS:
+            self._counts.append((now, count))
+        self._last = (now, count)
+
+    @property
+    def rate(self) -> float:
+        """Per second over the horizon, or over its last half, if that were more.
+
+        Requests that are not sent now because something is slow were asked for before it became so.
+        """
+        now, count = self._last
+        kept = list(self._counts)
+        found = [
+            max(0, count - before) / max(now - at, 1.0)
+            for at, before in (*kept[:1], *kept[len(kept) // 2 :][:1])
+        ]
+        return max(found, default=0.0)

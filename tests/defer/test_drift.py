@@ -23,7 +23,7 @@ from defer.dispatcher.drifted import (
     run_between,
     run_ratio,
 )
-from defer.dispatcher.restraint import DOUBLINGS, MEMORY, Restraint
+from defer.dispatcher.restraint import DOUBLINGS, MEMORY, Demand, Restraint
 from defer.dispatcher.widening import compatible, merged
 from defer.documents.cluster import Cluster
 from defer.documents.profile import LinkProfile
@@ -122,6 +122,20 @@ def test_the_same_question_is_asked_again_after_a_pause_where_that_may_help() ->
     restraint.failed(1e6 + 61)
     assert not restraint.asks("slower", 1e6 + 62, again=True)
     assert restraint.asks("slower", 1e6 + 121, again=True)
+
+
+def test_demand_is_what_was_asked_for_before_something_became_slow() -> None:
+    demand = Demand(60.0)
+    assert demand.rate == 0.0
+    for second in range(30):
+        demand.note(10 * second, float(second))
+    assert demand.rate == pytest.approx(10.0)
+    for second in range(30, 60):
+        demand.note(290, float(second))
+    assert 4.0 < demand.rate < 6.0
+    for second in range(60, 600):
+        demand.note(290 + 20 * (second - 60), float(second))
+    assert demand.rate == pytest.approx(20.0)
 
 
 def test_runs_between_looks() -> None:
