@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import threading
@@ -87,6 +88,25 @@ class FakeBackend:
 def failing(error: DeferError) -> Callable[[Submit], Outcome]:
     """Work that ends every request with an error."""
     return lambda _: error
+
+
+@contextmanager
+def grpc_at_work() -> Iterator[None]:
+    """gRPC has one thread for all its servers in a process, which ends when the last is collected, whenever that is.
+
+    It asks for the main thread's event loop, which `asyncio.run` takes away.
+    """
+    import grpc.aio
+
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        grpc.aio.init_grpc_aio()
+        yield
+        grpc.aio.shutdown_grpc_aio()
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
 
 
 @contextmanager

@@ -27,17 +27,16 @@ from defer.gateway.rpc_bodies import RAW_INPUTS, parse, taken_out
 from defer.gateway.server import Gateway, Options
 from defer.gateway.service import Limits, Service
 from node_agent.messages import TensorSpec
-from tests.defer.gateway_fixtures import SAME, FakeBackend, failing
+from tests.defer.gateway_fixtures import SAME, FakeBackend, failing, grpc_at_work
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def grpc_stays() -> Iterator[None]:
-    """gRPC has one thread for all its servers in a process, which ends when the last is collected, whenever that is."""
-    grpc.aio.init_grpc_aio()
-    yield
-    grpc.aio.shutdown_grpc_aio()
+    """No test must be blamed for its thread."""
+    with grpc_at_work():
+        yield
 
 
 @contextmanager

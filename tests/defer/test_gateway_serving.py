@@ -31,6 +31,7 @@ from defer.gateway.server import HELPERS, Gateway, Options
 from defer.gateway.service import Service
 from defer.local_agents import local_agents, read_line
 from node_agent.engines.onnxruntime_cpu import QUIET
+from tests.defer.gateway_fixtures import grpc_at_work
 
 pytestmark = [
     pytest.mark.integration,
@@ -96,12 +97,10 @@ def cluster_text(agents: Any, listen: str = "127.0.0.1:0") -> str:
 def started_before_the_first_test() -> Iterator[None]:
     """Threads that tritonclient's libraries start once and never end must not be taken for a test's."""
     import gevent
-    import grpc.aio
 
     gevent.get_hub().threadpool.spawn(lambda: None).get()
-    grpc.aio.init_grpc_aio()
-    yield
-    grpc.aio.shutdown_grpc_aio()
+    with grpc_at_work():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +128,7 @@ def gateway(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             with Gateway(service, Options(Address("127.0.0.1", 0), Address("127.0.0.1", 0))) as running:
                 started(running.helpers, HELPERS)
                 started(daemon._background, 2)
+                started(daemon.adapting._gauges._worker, 1)
                 yield running
 
 
