@@ -191,7 +191,7 @@ def _runs(size: str, clients: Sequence[int], seconds: float) -> Iterator[dict[st
             yield {
                 "size": size,
                 "model": "resnet50",
-                "input": "data",
+                "input": "input",
                 "shape": RESNET_SHAPE,
                 "clients": count,
                 "seconds": 4 * seconds,
