@@ -118,9 +118,7 @@ class Board:
             NoRoute, UsageError, UnknownDevice: See `what_if.predict`.
         """
         order = self._order(asked.model)
-        running = order.plan
-        if running is None:
-            raise NotReady(f"model {asked.model!r} has no plan yet")
+        running = self._running(order)
         if not self._planning.acquire(blocking=False):
             raise Overloaded("another prediction is being worked out", hint="try again in a moment")
         try:
@@ -143,6 +141,21 @@ class Board:
             "then": found[1],
             "left_out": "codecs within the error budget" if order.budget is not None else "",
         }
+
+    def _running(self, order: Order) -> Plan:
+        """The plan that serves: while a device is lost it is another one than the order's, which is returned to."""
+        if order.plan is None:
+            raise NotReady(f"model {order.name!r} has no plan yet")
+        served = [
+            (epoch, each.deployment.plan)
+            for epoch, each in list(self._daemon.deployments.served.items())
+            if each.deployment.model == order.name
+        ]
+        if (
+            len(order.plan.legs) > 1 or not served
+        ):  # each replica's deployment has its own leg of the plan only
+            return order.plan
+        return max(served, key=lambda each: each[0])[1]
 
     def _lost(self) -> list[str]:
         """Devices whose agent does not answer; where the dispatcher runs, requests begin and end all the same."""

@@ -23,6 +23,7 @@ from defer.live.board import Asked, Board, changes_of
 from defer.live.watcher import Watcher
 from defer.live.what_if import Changes
 from defer.planning import make_plan
+from defer.wishes import Rules
 
 MODEL = "tiny_residual"
 CLUSTER = """
@@ -108,6 +109,22 @@ def test_a_lost_device_is_in_no_prediction(board: Board, daemon: Remembering):
     assert [stage["device"] for stage in told["now"]["stages"]] == ["b"]
     with pytest.raises(DeferError, match="b"):
         board.what_if(Asked("m", Changes(without=("b",))))
+
+
+def test_while_a_device_is_lost_what_runs_is_the_plan_around_it(
+    board: Board, daemon: Remembering, order: Order
+):
+    assert order.plan is not None
+    (home,) = {stage.device for stage in order.plan.stages}
+    chain = planning_chain(partitioner.analyze(order.model), 8, None)
+    around = make_plan(chain, loads_cluster(CLUSTER), rules=Rules(excluded=(home,)))
+    daemon.states[home] = "lost"
+    for epoch, plan in ((1, order.plan), (2, around)):
+        deployment = SimpleNamespace(model="m", plan=plan)
+        daemon.deployments.served[epoch] = SimpleNamespace(deployment=deployment)
+    told = board.what_if(Asked("m", Changes()))
+    assert home not in [stage["device"] for stage in told["running"]["stages"]]
+    assert told["running"]["stages"] == told["now"]["stages"]
 
 
 def test_one_prediction_at_a_time(board: Board):

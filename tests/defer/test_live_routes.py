@@ -261,13 +261,12 @@ main()
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("option", ["--http", "--grpc"])
-def test_without_the_gateways_packages_there_is_one_clear_error(tmp_path: Path, option: str):
+def test_without_the_gateways_packages_there_is_one_clear_error(tmp_path: Path):
     cluster = tmp_path / "cluster.toml"
     cluster.write_text(
         '[dispatcher]\nlisten = "127.0.0.1:0"\n[[device]]\nname = "a"\naddress = "127.0.0.1:1"\n'
     )
-    words = ("serve", "--cluster", str(cluster), "--no-state", option, "127.0.0.1:0")
+    words = ("serve", "--cluster", str(cluster), "--no-state", "--http", "127.0.0.1:0")
     result = python(WITHOUT_GATEWAY, *words)
     assert result.returncode == 69
     assert result.stderr.count("error:") == 1
