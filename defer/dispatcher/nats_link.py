@@ -363,6 +363,7 @@ class NatsLink:
                     **options,
                 )
             )
+            self._trouble = ""
             self.piece_bytes = min(self.piece_bytes, self._client.max_payload - 4096)
             config = StreamConfig(
                 name=self._stream,
@@ -422,7 +423,9 @@ class NatsLink:
 
         if isinstance(error, DeferError):
             return error
-        text = str(error) or self._trouble or type(error).__name__
+        text = str(error).removeprefix("nats: ") or self._trouble or type(error).__name__
+        if "ermissions violation" in text.lower():
+            return Unauthorised(f"the state at {self.url} does not let this user in everywhere: {text}")
         if isinstance(error, ne.AuthorizationError) or "uthorization" in f"{text} {self._trouble}":
             return Unauthorised(
                 f"the state at {self.url} refuses the credentials", hint="see `creds` in its URL"
@@ -435,7 +438,7 @@ class NatsLink:
                 hint="start it with `nats-server -js`",
             )
         if isinstance(error, TimeoutError | ne.NoServersError | ne.ConnectionClosedError | OSError):
-            why = f": {self._trouble}" if self._trouble and self._trouble != text else ""
+            why = f": {text}" if text != "TimeoutError" else ""
             return NotReady(
                 f"the state at {self.url} does not answer{why}", hint="is nats-server running there?"
             )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +19,11 @@ from defer.dispatcher import nats_link
 from defer.dispatcher import store as s
 from defer.dispatcher.election import Lease
 from defer.dispatcher.nats_link import Fenced, NatsLink
+from defer.dispatcher.shared_files import Publisher, fetch
 from defer.dispatcher.state_url import parse_state_url
 from defer.dispatcher.store_nats import NatsStore
+from defer.dispatcher.uploads import Uploads
+from node_agent.messages import FileRef
 from tests.defer.nats_fixtures import NatsServer, nats_server, needs_nats
 from tests.defer.test_dispatcher_store import answer, changes, model, request
 
@@ -159,6 +165,53 @@ def test_a_server_that_restarts(tmp_path: Path) -> None:
             except errors.NotReady:
                 continue
         assert len(store.open().requests) == 2
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl for a certificate")
+def test_tls_and_a_user_that_may_do_what_the_documents_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        [*command.split(), "-keyout", key, "-out", cert], check=True, capture_output=True, timeout=30
+    )
+    key.chmod(0o600)
+    allowed = 'publish: ["defer.t.>", "$O.DEFER_t_files.>", "$JS.API.>"], subscribe: ["_INBOX.>"]'
+    config = f"""
+        tls {{ cert_file: "{cert}", key_file: "{key}", ca_file: "{cert}", verify: true }}
+        authorization {{ users: [ {{ user: defer, password: pass, permissions: {{ {allowed} }} }} ] }}
+    """
+    with nats_server(tmp_path / "nats", config) as server:
+        here = f"127.0.0.1:{server.port}/t"
+        url = f"tls://defer:pass@{here}?ca={cert}&cert={cert}&key={key}"
+        made = NatsLink(parse_state_url(url))
+        made.start()
+        try:
+            lead(made)
+            store = NatsStore(made)
+            store.open()
+            store.apply([s.RequestKept(request(1)), s.EpochBegun(3, ("a",)), s.EpochEnded(3)])
+            source = tmp_path / "big.bin"
+            source.write_bytes(bytes(300_000))
+            ref = FileRef(hashlib.sha256(source.read_bytes()).hexdigest(), 300_000)
+            publisher = Publisher(made)
+            made.run(publisher._put(ref, source), 10)
+            uploads = Uploads.open(tmp_path / "state")
+            made.run(fetch(made, uploads, ref), 10)
+            assert uploads.offsets((ref,)) == (300_000,)
+            made.run(publisher._sweep(), 10)
+            assert len(store.open().requests) == 1
+        finally:
+            made.close()
+        monkeypatch.setattr(nats_link, "CONNECT_S", 1.0)
+        for wrong, said in (
+            (f"nats://defer:pass@{here}", "does not answer"),
+            (f"tls://defer:pass@{here}?cert={cert}&key={key}", "(?i)certificate"),
+        ):
+            with pytest.raises(errors.NotReady, match=said) as told:
+                NatsLink(parse_state_url(wrong)).start()
+            assert "pass@" not in str(told.value)
 
 
 def test_credentials_and_servers_that_are_no_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
