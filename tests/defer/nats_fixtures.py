@@ -9,12 +9,14 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 needs_nats = pytest.mark.skipif(
-    shutil.which("nats-server") is None, reason="needs nats-server (apt-get install nats-server)"
+    shutil.which("nats-server") is None or find_spec("nats") is None,
+    reason="needs nats-server (apt-get install nats-server) and nats-py (the extra ha)",
 )
 
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 import partitioner
 from defer.batching import make_batching, parse_batching, with_batching
 from defer.client import Client
-from defer.dispatcher.ahead import _batching_as
+from defer.dispatcher.ahead import batching_as
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
 from defer.dispatcher.foresight import Foreseen
@@ -101,8 +101,8 @@ def test_plans_made_later_batch_as_the_one_before(plan: Plan, tmp_path: Path) ->
     assert found.change
     assert found.plan.batching == wanted
     order = Order("m", tmp_path / "m.onnx", plan=batched)
-    assert _batching_as(order, Foreseen(plan, ())).plan == batched
-    assert _batching_as(Order("m", tmp_path / "m.onnx"), Foreseen(plan, ())).plan == plan
+    assert batching_as(order, Foreseen(plan, ())).plan == batched
+    assert batching_as(Order("m", tmp_path / "m.onnx"), Foreseen(plan, ())).plan == plan
 
 
 def test_every_stage_may_batch_and_the_first_one_waits(plan: Plan) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import models
 from defer import keys
+from defer.cli import init
 from defer.documents.cluster import Cluster
 from defer.local_agents import local_agents
 from node_agent.keys import ALLOWED, Role
@@ -55,14 +56,15 @@ def test_a_file_from_what_answers_can_be_planned_with_at_once(tmp_path: Path) ->
     assert written.read_text() == before
 
 
-def test_nobody_there_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
+def test_nobody_there_is_an_error_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = tmp_path / "cluster.toml"
     written.write_text("# mine\n")
     nobody = f"127.0.0.1:{free_port()}"
     said = failed(run("init", nobody, "--wait", 0.3, "-o", written, "--force"), 69)
     assert nobody in said
     assert written.read_text() == "# mine\n"
-    failed(run("init", "-o", tmp_path / "x.toml"), 2)
+    monkeypatch.setattr(init, "browse", lambda *_: [])
+    assert "no agent announced itself" in failed(run("init", "-o", tmp_path / "x.toml"), 69)
     failed(run("init", "10.0.0.2", "-o", tmp_path / "x.toml"), 78)
     failed(run("init", nobody, "-o", tmp_path / "none" / "x.toml"), 74)
 
