@@ -30,8 +30,10 @@ class Onnx(MLModel):  # type: ignore[misc,unused-ignore]
     async def load(self) -> bool:
         """Loads them all."""
         files = Path(os.environ["MODELS"]).glob("*.onnx")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # as our agent: there is one core
         self._sessions = {
-            file.stem: onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            file.stem: onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
             for file in files
         }
         return True

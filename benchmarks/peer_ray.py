@@ -27,8 +27,10 @@ class Onnx:
     def __init__(self, models: str) -> None:
         import onnxruntime
 
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # as our agent: there is one core
         self._sessions = {
-            file.stem: onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            file.stem: onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
             for file in Path(models).glob("*.onnx")
         }
 
