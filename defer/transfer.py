@@ -26,6 +26,8 @@ def send_missing(
     send: Callable[[FileRef, int, bytes], Ticket],
     settle: Callable[[Ticket], None],
     on_sent: Callable[[int], None],
+    *,
+    window: int = WINDOW,
 ) -> int:
     """Send what a peer lacks of some files.
 
@@ -36,6 +38,7 @@ def send_missing(
         send: Puts a piece of a file at an offset on its way.
         settle: Waits until the peer has taken a piece; raises what the peer refused it for.
         on_sent: Told the size of each piece that was taken.
+        window: Pieces under way at once.
 
     Returns:
         Bytes that were sent.
@@ -57,7 +60,7 @@ def send_missing(
                 under_way.append((send(file, offset, piece), len(piece)))
                 offset += len(piece)
                 total += len(piece)
-                if len(under_way) >= WINDOW:
+                if len(under_way) >= window:
                     settle_oldest()
     while under_way:
         settle_oldest()

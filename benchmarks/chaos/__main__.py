@@ -41,6 +41,10 @@ def measure(options: Options) -> Outcome:
         if given.keep is not None:
             work = given.keep
             work.mkdir(parents=True, exist_ok=True)
+            if any(work.iterdir()):
+                raise SystemExit(
+                    f"{work} is not empty: what an earlier run left there would be taken for this one's"
+                )
         bed = Bed(given.devices, work, given.keep, insecure=given.insecure)
         faults = plan(
             given.seed,

@@ -14,7 +14,7 @@ import random
 import sys
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,6 +25,9 @@ from defer.errors import DeferError
 
 WARM = 32
 """Requests under way while the capacity is measured."""
+
+SENDERS = 64
+"""Durable requests that wait to be accepted at the same time."""
 
 
 class Notes:
@@ -53,15 +56,20 @@ class Asker:
         notes: What is noted.
         deadline_s: Of each.
         first: The first number.
+        durable: Have each kept on the dispatcher's disk.
     """
 
-    def __init__(self, client: Client, notes: Notes, deadline_s: float, first: int) -> None:
+    def __init__(
+        self, client: Client, notes: Notes, deadline_s: float, first: int, *, durable: bool = False
+    ) -> None:
         self._client, self._notes, self._deadline_s = client, notes, deadline_s
         self._next = first
         self._weights = model.weights()
         self._numbers: dict[bytes, int] = {}
         self._open = 0
         self._changed = threading.Condition()
+        # A durable request is sent when it has been accepted; others are due meanwhile.
+        self._senders = ThreadPoolExecutor(SENDERS) if durable else None
 
     def send(self) -> None:
         """One request; does not wait for its end."""
@@ -71,8 +79,16 @@ class Asker:
         self._notes.add("sent", time.monotonic(), number)
         with self._changed:
             self._open += 1
+        if self._senders is not None:
+            self._senders.submit(self._submit, number, name, durable=True)
+        else:
+            self._submit(number, name)
+
+    def _submit(self, number: int, name: bytes, *, durable: bool = False) -> None:
         try:
-            future = self._client.submit(model.request(number), timeout=self._deadline_s, request=name)
+            future = self._client.submit(
+                model.request(number), timeout=self._deadline_s, request=name, durable=durable
+            )
         except DeferError as error:
             self._end(number, error.code, str(error))
             return
@@ -82,6 +98,8 @@ class Asker:
         """Until all have ended."""
         with self._changed:
             self._changed.wait_for(lambda: self._open == 0, seconds)
+        if self._senders is not None:
+            self._senders.shutdown(wait=False, cancel_futures=True)
 
     def listen(self) -> None:
         """Hear of results for requests that have ended; once the connection is there."""
@@ -141,6 +159,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--history", type=Path)
+    parser.add_argument("--durable", action="store_true")
     parser.add_argument("--keys", type=Path)
     given = parser.parse_args()
     with Client(
@@ -151,7 +170,7 @@ def main() -> None:
             return
         draw = random.Random(given.seed)
         with given.history.open("w") as file:
-            asker = Asker(client, Notes(file), given.deadline, given.first)
+            asker = Asker(client, Notes(file), given.deadline, given.first, durable=given.durable)
             asker.send()
             asker.listen()
             begin = due = time.monotonic()

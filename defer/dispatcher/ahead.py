@@ -1,21 +1,28 @@
-"""Plans for the loss of one more device, made before it happens, and kept for when it does."""
+"""Plans for the loss of one more device, made before it happens, and kept for when it does.
+
+Their partitions are brought to the agents that would run them, slowly, so that a loss costs loading alone.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from defer.agents import AgentPool
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.foresight import Foreseen, Foresight, Question
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile
-from defer.errors import DeferError
+from defer.errors import Cancelled, DeferError
+from defer.shipping import ship
+from node_agent.messages import FileRef
 
 if TYPE_CHECKING:
     from defer.dispatcher.deployments import Deployments
@@ -28,16 +35,20 @@ SETTLE_S = 2.0
 MOST = 64
 """Plans kept for one model; the oldest go first."""
 
+PAUSE = 2.0
+"""After each piece of a file that is brought ahead, so many times as long nothing is sent: others use the link."""
+
 
 class Ahead:
     """See the module. Methods are safe to use from several threads.
 
     Args:
         deployments: Where models and partitions lie.
+        pool: Connections to the agents.
     """
 
-    def __init__(self, deployments: Deployments) -> None:
-        self._deployments = deployments
+    def __init__(self, deployments: Deployments, pool: AgentPool) -> None:
+        self._deployments, self._pool = deployments, pool
         self.view: Callable[[Order], tuple[Cluster, CostProfile | None]] = lambda order: (
             deployments.cluster,
             order.profile,
@@ -108,6 +119,7 @@ class Ahead:
                 made = [batching_as(order, each) for each in answers]
                 self._keep(order, dict(zip(sets, made, strict=True)))
                 logger.info("model %s: planned ahead for the loss of %s", order.name, _told(sets))
+                self._bring(order, lacking, made)
             except DeferError as error:
                 if not self._closing.is_set():
                     logger.warning("model %s could not be planned ahead: %s", order.name, error)
@@ -116,6 +128,32 @@ class Ahead:
             self._worker.submit(run)
         except RuntimeError:
             logger.debug("not planned ahead: the dispatcher is closing")
+
+    def _bring(self, order: Order, asked: frozenset[frozenset[str]], made: Sequence[Foreseen]) -> None:
+        """Have agents hold what they would have to load; blocks, and ends when something else is wanted."""
+        files: dict[str, dict[FileRef, Path]] = {}
+        for each in made:
+            if each.plan is not None:
+                parts = each.written(self._deployments.parts)
+                for stage, part in zip(each.plan.stages, parts, strict=True):
+                    files.setdefault(stage.device, {}).update(part.files)
+        last = time.monotonic()
+
+        def pause(_: int) -> None:
+            nonlocal last
+            took = time.monotonic() - last
+            if self._closing.wait(PAUSE * took) or self._asked.get(order.name) != asked:
+                raise Cancelled("something else is wanted")
+            last = time.monotonic()
+
+        for device, wanted in files.items():
+            try:
+                last = time.monotonic()
+                ship(self._pool, device, wanted, on_sent=pause, window=1)
+            except Cancelled:
+                return
+            except (DeferError, OSError) as error:  # it is brought when it is needed
+                logger.info("device %s was not given its partitions ahead: %s", device, error)
 
     def _keep(self, order: Order, made: dict[frozenset[str], Foreseen]) -> None:
         with self._lock:

@@ -33,8 +33,8 @@ from node_agent.messages import PeerRef
 
 logger = logging.getLogger("defer.dispatcher")
 
-LOOK_S = 0.1
-"""How often heartbeats are looked at; they come as often."""
+LOOK_S = 0.05
+"""How often heartbeats are looked at: twice as often as they come, so that what they tell is known soon."""
 
 AGAIN_S = 1.0
 """Pause before a model that could not be mended is tried again."""
@@ -55,7 +55,7 @@ class Recovery:
     def __init__(self, deployments: Deployments, pool: AgentPool, shell: DataShell) -> None:
         self._deployments, self._pool, self._shell = deployments, pool, shell
         self._log = deployments.log
-        self.ahead = Ahead(deployments)
+        self.ahead = Ahead(deployments, pool)
         deployments.files_ahead, deployments.changed = self.ahead.files, self.look
         self._watch = Watch()
         self._trust = Trust()
@@ -146,11 +146,12 @@ class Recovery:
             self._shell.post(e.DevicesQuiet(self._watch.quiet))
 
     def _look_at_links(self) -> None:
-        """Have the links tried of routes that stand still."""
+        """Have the links tried of routes that stand still, and on which no stage is at work."""
         self._links.look()
+        at_work = self._watch.at_work(time.monotonic())
         for epoch, proven in self._shell.call(_standing_still).result(5):
             served = self._deployments.served.get(epoch)
-            if served is not None:
+            if served is not None and not at_work & devices_of_plan(served.deployment.plan):
                 links = links_of(served.deployment.plan)
                 self._links.stands_still(epoch, links, partial(self._sever, epoch, proven))
 
@@ -271,7 +272,10 @@ class Recovery:
         if made is not None:
             took = time.monotonic() - begin
             on = " → ".join(stage.device for stage in made.plan.stages)
-            self._log.note("mended", f"{name} runs on {on} after {took:.2f} s", model=name, epoch=made.epoch)
+            loaded = max(made.load_seconds.values(), default=0.0)
+            told = f"{made.sent_bytes / 1e6:.2f} MB sent, loaded in {loaded:.2f} s"
+            text = f"{name} runs on {on} after {took:.2f} s: {told}"
+            self._log.note("mended", text, model=name, epoch=made.epoch)
             logger.warning("model %s runs on %s, as deployment %d, after %.2f s", name, on, made.epoch, took)
 
     def _plan(self, order: Order) -> tuple[Foreseen, frozenset[str]]:

@@ -7,14 +7,15 @@ processor. One that uses it and never ends hangs as well, which is known only mu
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from node_agent.messages import Heartbeat
 
-LEAST_S = 0.4
-"""An item younger than this hangs nowhere."""
+LEAST_S = 0.25
+"""An item younger than this hangs nowhere. A heartbeat later that is known: within 0.4 s."""
 
 FACTOR = 3.0
 """An item may be so many times older than what was predicted, or seen."""
@@ -24,6 +25,12 @@ WORKS = 0.01
 
 LOOKS_BACK_S = 0.4
 """Over how long that is looked at."""
+
+SHORTEST_S = 0.15
+"""Heartbeats of one item that are nearer to each other than this do not tell."""
+
+AT_WORK_S = 2.0
+"""After this, a thread that has worked on a long item is no longer said to be at work."""
 
 BUSY = 50.0
 """An item on which its thread works may be so many times older than one on which it does not."""
@@ -55,6 +62,7 @@ class _Seen:
     slowest: float = 0.0
     hung: bool = False
     quiet_since: float | None = None
+    worked_at: float = -math.inf
     used: deque[tuple[float, float]] = field(default_factory=deque)
 
     def works(self, beat: Heartbeat, heard: float, *, same: bool) -> bool:
@@ -66,7 +74,7 @@ class _Seen:
         while len(self.used) > 2 and self.used[1][0] <= heard - LOOKS_BACK_S:
             self.used.popleft()
         (since, before), (until, now) = self.used[0], self.used[-1]
-        if beat.run_cpu_s > 0 and until - since < LOOKS_BACK_S / 2:
+        if beat.run_cpu_s > 0 and until - since < SHORTEST_S:
             return True  # heartbeats come late where a processor is short of time: the next one tells
         return now - before > WORKS * (until - since)
 
@@ -87,6 +95,10 @@ class Watch:
     def hung(self) -> frozenset[str]:
         """Devices whose item in work is too old."""
         return frozenset(name for name, seen in self._seen.items() if seen.hung)
+
+    def at_work(self, now: float) -> frozenset[str]:
+        """Devices that worked on an item that takes long a moment ago: what passes them is slow, not lost."""
+        return frozenset(name for name, seen in self._seen.items() if seen.worked_at > now - AT_WORK_S)
 
     def gone(self, device: str) -> None:
         """A device is out of reach, or its process is new: what was seen of it counts no more."""
@@ -126,6 +138,8 @@ class Watch:
             seen.slowest = max(FADES * seen.slowest, seen.age)
         works = seen.works(beat, heard, same=not moved and beat.item_age_s >= seen.age > 0)
         seen.progress, seen.age = beat.progress, beat.item_age_s
+        if works and beat.item_age_s > LEAST_S:
+            seen.worked_at = heard
         idle = beat.item_age_s == 0 and beat.queued == 0
         if not idle:
             seen.quiet_since = None

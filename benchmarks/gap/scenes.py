@@ -1,0 +1,177 @@
+"""What happens on the stand: each scene breaks or changes one thing under load and tells what the clients saw of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass, field
+
+from benchmarks.chaos.bed import BANDWIDTH
+from benchmarks.chaos.history import read_agent
+from benchmarks.gap.stand import DEADLINE_S, NAME, Stand, failed, gap, p99
+
+BEFORE_S = 3.0
+"""Of load before something happens."""
+
+HANG_S = 20.0
+
+
+@dataclass
+class Seen:
+    """What a scene came to: seconds, unless the name says something else.
+
+    Attributes:
+        gaps: Longest time without a result, of each round.
+        detected: From the fault to the dispatcher's note of it, of each round.
+        bounds: What the gap may be: detection, 1.3 times what the link takes for what was sent, loading.
+        failed: Requests without one right result.
+        sent: Requests.
+        more: Whatever else.
+    """
+
+    gaps: list[float] = field(default_factory=list)
+    detected: list[float] = field(default_factory=list)
+    bounds: list[float] = field(default_factory=list)
+    failed: int = 0
+    sent: int = 0
+    more: dict[str, float] = field(default_factory=dict)
+
+
+def kills(stand: Stand, rounds: int) -> Seen:
+    """SIGKILL of the agent with a stage in the middle, which comes back when results do."""
+    seen, home = Seen(), stand.stages()
+    for number in range(rounds):
+        stand.settle(home)
+        victim = home[1 + number % (len(home) - 1)]
+        load = stand.load(BEFORE_S + 5.0)
+        time.sleep(BEFORE_S)
+        wall, at, sent = time.time(), time.monotonic(), stand.running.traffic()
+        stand.running.kill(victim)
+        time.sleep(5.0)
+        bytes_sent = _most_sent(stand, sent)
+        asked = load.asked()
+        seen.failed += failed(asked)
+        seen.sent += len(asked)
+        seen.gaps.append(gap(asked, at, at + 5.0))
+        lost = [one["at"] - wall for one in stand.events(wall, "agent-lost") if one["device"] == victim]
+        seen.detected.append(min(lost, default=float("inf")))
+        loading = [
+            float(one["text"].rpartition("loaded in ")[2].split()[0]) for one in stand.events(wall, "mended")
+        ]
+        seen.bounds.append(seen.detected[-1] + 1.3 * bytes_sent / BANDWIDTH + max(loading, default=0.0))
+        stand.bed.start_agent(victim)
+    stand.settle(home)
+    return seen
+
+
+def _most_sent(stand: Stand, before: dict[tuple[str, str], int]) -> int:
+    """Bytes that the dispatcher has sent to the device that got most."""
+    home = stand.running.spec.dispatcher
+    now = stand.running.traffic()
+    return max(now[pair] - before[pair] for pair in now if pair[0] == home)
+
+
+def hangs(stand: Stand, rounds: int) -> Seen:
+    """A stage whose run does not end, while its agent's heartbeats go on."""
+    seen, home = Seen(), stand.stages()
+    predicted = max(
+        (stage["run_s"] for each in stand.status()["deployments"] for stage in each["stages"]), default=0.0
+    )
+    seen.more["slowest stage, mean run"] = predicted
+    for number in range(rounds):
+        stand.settle(home)
+        victim = home[1 + number % (len(home) - 1)]
+        slow = stand.bed.history_of(victim).with_suffix(".runs.slow")
+        load = stand.load(BEFORE_S + 5.0)
+        time.sleep(BEFORE_S)
+        wall, at = time.time(), time.monotonic()
+        slow.write_text(f"wait {HANG_S}")
+        time.sleep(5.0)
+        asked = load.asked()
+        seen.failed += failed(asked)
+        seen.sent += len(asked)
+        seen.gaps.append(gap(asked, at, at + 5.0))
+        lines = stand.bed.history_of(victim).read_text().splitlines(keepends=True)
+        begun = min((run.at for run in read_agent(victim, lines) if run.at > at), default=at)
+        hung = [one["at"] - wall for one in stand.events(wall, "stage-hangs") if one["device"] == victim]
+        seen.detected.append(min(hung, default=float("inf")) - (begun - at))
+        slow.unlink()
+    stand.settle(home)
+    return seen
+
+
+def slows(stand: Stand, seconds: float, each_s: float) -> Seen:
+    """A stage that takes many times as long as was predicted, and ends each item: nobody may take it for lost."""
+    seen, home = Seen(), stand.stages()
+    slow = stand.bed.history_of(home[1]).with_suffix(".runs.slow")
+    load = stand.load(seconds, rate=0.5 / each_s)
+    wall = time.time()
+    slow.write_text(f"work {each_s}")
+    asked = load.asked()
+    slow.unlink()
+    seen.failed, seen.sent = failed(asked), len(asked)
+    told = stand.events(wall, "agent-lost", "stage-hangs", "link-lost")
+    seen.more["devices taken for lost"] = len(told)
+    return seen
+
+
+def dispatcher_dies(stand: Stand, seconds: float) -> Seen:
+    """SIGKILL of the dispatcher under durable requests, and the same command again."""
+    seen = Seen()
+    with stand.serving(fresh=False):
+        stand.stages()
+        loads = {each["name"]: each["loads"] for each in stand.status()["devices"]}
+        load = stand.load(seconds + BEFORE_S, rate=min(20.0, stand.rate), durable=True)
+        time.sleep(BEFORE_S)
+        at = time.monotonic()
+        os.kill(stand.dispatcher, signal.SIGKILL)
+    with stand.serving(fresh=False):
+        asked = load.asked()
+        after = {each["name"]: each["loads"] for each in stand.status()["devices"]}
+    seen.sent, seen.failed = len(asked), failed(asked)
+    seen.gaps.append(gap(asked, at, at + seconds))
+    seen.more["partitions loaded again"] = sum(after[name] - loads[name] for name in loads)
+    return seen
+
+
+def changes(stand: Stand, what: str) -> Seen:
+    """A new plan (`replan`) or a new version (`roll-out`) of what serves, under load."""
+    seen, home = Seen(), stand.stages()
+    if what == "replan":
+        plan = stand.work / "other.json"
+        words = ["plan", str(stand.work / f"{NAME}.onnx"), "--cluster", str(stand.running.cluster_file)]
+        words += [
+            "--profile",
+            str(stand.work / "profile.json"),
+            "--exclude",
+            home[0],
+            "--objective",
+            "throughput",
+        ]
+        stand.defer(*words, "--force", "-o", str(plan))
+        command = ["deploy", str(stand.work / f"{NAME}.onnx"), "--name", NAME, "--plan", str(plan)]
+    else:
+        path = shutil.copy(stand.work / f"{NAME}.onnx", stand.work / "new.onnx")
+        command = ["deploy", str(path), "--name", NAME, "--profile", str(stand.work / "profile.json")]
+        command += ["--objective", "throughput"]
+    load = stand.load(30.0)
+    time.sleep(BEFORE_S)
+    before = time.monotonic()
+    time.sleep(9.0)
+    begin = time.monotonic()
+    stand.defer(*command)
+    end = time.monotonic() + 1.0
+    asked = load.asked()
+    seen.sent, seen.failed = len(asked), failed(asked)
+    seen.gaps.append(gap(asked, begin, end))
+    seen.more = {
+        "p99 before": p99(asked, before, begin),
+        "p99 during": p99(asked, begin, end),
+        "took": end - begin,
+    }
+    return seen
+
+
+assert DEADLINE_S > HANG_S
