@@ -156,6 +156,10 @@ class AgentPool:
                     raise unreachable(name, endpoint, timeout)
                 self._changed.wait(left)
 
+    def dial(self, name: str, endpoint: str) -> None:
+        """Reach an agent at `tcp://host:port` from now on, wherever it was before; open questions to it end."""
+        self._loop.enqueue(lambda: self._dial(name, endpoint))
+
     def submit(
         self,
         name: str,

@@ -21,11 +21,12 @@ LONGEST_COMMENT = 100
 
 @dataclass(frozen=True, slots=True)
 class FoundDevice:
-    """An agent: what it is called, where it answers as `host:port`, what it offers."""
+    """An agent: what it is called, where it answers as `host:port`, what it offers, and where it answers as well."""
 
     name: str
     address: str
     offer: Offer
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,9 @@ def _device(device: FoundDevice) -> list[str]:
         f"name = {_text(device.name)}",
         f"address = {_text(device.address)}",
     ]
+    if device.also:
+        others = ", ".join(_text(each) for each in device.also)
+        lines.append(f"also = [{others}]  # the fastest that answers is used")
     memory = offer.memory_bytes // MEBIBYTE * MEBIBYTE
     if memory:
         lines.append(

@@ -14,7 +14,10 @@ from node_agent.messages import Offer
 def agent_hosts(cluster: Cluster) -> list[str]:
     """Hosts of the agents that are dialled."""
     return [
-        parse_address(device.address).host for device in cluster.agents if device.address and not device.dials
+        parse_address(address).host
+        for device in cluster.agents
+        if device.address and not device.dials
+        for address in (device.address, *device.also)
     ]
 
 

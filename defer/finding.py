@@ -40,14 +40,20 @@ def findings(greeted: Sequence[Greeted], *, port: int = PORT, at: str = "") -> F
     if not answered:
         raise silent[0].error if len(silent) == 1 else _nobody(silent)
     first: dict[str, Answered] = {}
+    also: dict[str, list[str]] = {}
     for each in answered:
         before = first.setdefault(each.name, each)
+        if before is not each:
+            also.setdefault(each.name, []).append(str(each.address))
         if before.boot != each.boot:
             raise InvalidCluster(
                 f"the agents at {before.address} and {each.address} are both called {each.name!r}",
                 hint="start one of them with another --name",
             )
-    devices = tuple(FoundDevice(each.name, str(each.address), each.offer) for each in first.values())
+    devices = tuple(
+        FoundDevice(each.name, str(each.address), each.offer, tuple(also.get(each.name, ())))
+        for each in first.values()
+    )
     listen, advertise = _doorstep([each.address for each in first.values()], port)
     reasons = {str(each.address): str(each.error) for each in silent}
     return Findings(devices, (), str(listen), advertise, reasons, at)

@@ -11,7 +11,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from defer.dispatcher.canaries import Canaries
 from defer.dispatcher.chronicle import Chronicle
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.deployments import Deployments, Outcome
+from defer.dispatcher.detours import Detours
 from defer.dispatcher.keeper import Keeper
 from defer.dispatcher.membership import Membership
 from defer.dispatcher.recovery import Recovery
@@ -55,6 +56,7 @@ from node_agent.security import OPEN, Security
 
 if TYPE_CHECKING:
     from defer.dispatcher.sharing import Shared
+    from defer.ways import Way
 
 logger = logging.getLogger("defer.dispatcher")
 news = logging.getLogger("defer.dispatcher.models")
@@ -129,6 +131,7 @@ class Daemon:
             cluster, self.pool, self.shell, state, profiles or state / "profiles", self._keeper, self.log
         )
         self._members = Membership(self.deployments, self.pool)
+        self._detours = Detours(self.deployments, self.pool)
         self.recovery = Recovery(self.deployments, self.pool, self.shell)
         self.adapting = Adapting(self.deployments, self.pool, self.shell, self.recovery, cluster.dispatcher)
         self.canaries = Canaries(self.deployments, self.shell, cluster.dispatcher)
@@ -199,6 +202,7 @@ class Daemon:
         self.recovery.close()
         self.adapting.close()
         self.canaries.close()
+        self._detours.close()
         self._background.shutdown(wait=True)
         self.shell.close()
         for name, order in self.deployments.orders.items():
@@ -271,7 +275,11 @@ class Daemon:
             ProtocolMismatch: One speaks another version.
         """
         from defer.connecting import connect_all
+        from defer.ways import with_fastest
 
+        self.deployments.cluster = with_fastest(
+            self.cluster, security=self.pool.security, on_chosen=self._address_chosen
+        )
         if self._shared is not None and self._snapshot.models:
             wait_s = min(wait_s, ABSENT_S)
         try:
@@ -295,6 +303,10 @@ class Daemon:
         self.adapting.start()
         self.canaries.start()
 
+    def _address_chosen(self, name: str, ways: Sequence[Way]) -> None:
+        text = f"{name} is reached at {ways[0]}; its others: {', '.join(str(way) for way in ways[1:])}"
+        self.log.note("address-chosen", text, device=name)
+
     def _await_mending(self) -> None:
         """What a takeover finds without a device is planned anew: requests wait for that instead of being refused."""
         deadline = time.monotonic() + MENDING_S
@@ -317,21 +329,25 @@ class Daemon:
 
     def _on_agent_event(self, kind: str, name: str, detail: str) -> None:
         """From the control thread."""
+        if kind == "alive" and self._detours.arrived(name):
+            kind = "moved"
         if kind == "lost":
             self.shell.post(e.DeviceLost(name, detail or "its connection closed"))
             self.recovery.lost(name)
+            self._detours.lost(name)
         elif kind == "alive":
             self._members.answered(name)
         elif kind == "back":
             self.shell.post(e.DeviceBack(name))
             self._background_do(lambda: self.deployments.clean(name))
             self.recovery.look()
-        elif kind == "restarted":
+        elif kind in ("restarted", "moved"):
             # Its process is new: what it had loaded is gone, and with it every route through it. What it could not
-            # be told to forget is forgotten.
+            # be told to forget is forgotten. Where it is reached elsewhere, its neighbours have it at its old address.
             self._background_do(lambda: self.deployments.clean(name))
             self._members.answered(name)
-            self.shell.post(e.DeviceLost(name, "its agent restarted", restarted=True))
+            why = "its agent restarted" if kind == "restarted" else "it is reached at another address"
+            self.shell.post(e.DeviceLost(name, why, restarted=True))
             self.recovery.look()
         self.log.note(*agent_words(kind, name, detail), level=AGENT_LEVELS.get(kind, "info"), device=name)
         level = logging.INFO if kind == "alive" else logging.WARNING
@@ -461,7 +477,12 @@ class Daemon:
         self._uploads.tidy(path for order in orders for path in (order.model, order.calibration) if path)
 
 
-AGENT_LEVELS: Final[dict[str, Level]] = {"lost": "error", "restarted": "warning", "refused": "error"}
+AGENT_LEVELS: Final[dict[str, Level]] = {
+    "lost": "error",
+    "restarted": "warning",
+    "moved": "warning",
+    "refused": "error",
+}
 """How bad it is what happens to an agent; the rest is good news."""
 
 
@@ -472,6 +493,7 @@ def agent_words(kind: str, name: str, detail: str) -> tuple[str, str]:
         "lost": ("agent-lost", f"agent {name} is lost"),
         "back": ("agent-back", f"agent {name} is back with what it had loaded"),
         "restarted": ("agent-restarted", f"agent {name} has restarted, and holds nothing"),
+        "moved": ("agent-moved", f"agent {name} is reached at another address"),
         "refused": ("agent-refused", f"agent {name} is not taken"),
     }
     known, text = words.get(kind, (f"agent-{kind}", f"agent {name} is {kind}"))

@@ -109,6 +109,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         name: Its name in plans, messages and tables.
         address: `host:port` of its agent's control endpoint; empty when it dials out, or has no agent.
+        also: Further addresses of the same agent, on other networks; the fastest that answers is used.
         dials: Its agent sits behind NAT: it dials the dispatcher and its neighbours, nobody dials it.
         memory: Memory that partitions may take in all; without it, what the agent offers.
         computes: False for a device that only relays, or only holds the dispatcher.
@@ -124,6 +125,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     name: str
     address: str = ""
+    also: tuple[str, ...] = ()
     dials: bool = False
     memory: Size | None = None
     computes: bool = True

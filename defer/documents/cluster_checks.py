@@ -113,20 +113,14 @@ def _check_address(cluster: Cluster, device: Device, place: str) -> None:
             where=f"{place}.address",
             hint="remove `address` if nobody can dial it, or `dials` if the dispatcher can",
         )
-    if device.address:
-        address = parse_address(device.address, f"{place}.address")
-        if address.port == 0:
-            raise InvalidCluster(
-                "port 0 means any port, which nobody can dial",
-                where=f"{place}.address",
-                hint="name the port that the agent prints when it starts",
-            )
-        if address.is_wildcard:
-            raise InvalidCluster(
-                f"{address.host} is an address to listen on, not one to dial",
-                where=f"{place}.address",
-                hint="name the device's own address",
-            )
+    if device.also and not device.address:
+        raise InvalidCluster(
+            f"{device.name!r} has further addresses and no first one",
+            where=f"{place}.also",
+            hint="write the address that you prefer as `address`, and the others as `also`",
+        )
+    for where, text in _addresses(device, place):
+        _check_dialled(parse_address(text, where), where)
     home = device.name == cluster.dispatcher.device and not device.computes
     if not device.has_agent and not home:
         raise InvalidCluster(
@@ -134,6 +128,27 @@ def _check_address(cluster: Cluster, device: Device, place: str) -> None:
             where=place,
             hint='add address = "host:port" of its agent, or dials = true if its agent dials out'
             + (", or computes = false" if device.name == cluster.dispatcher.device else ""),
+        )
+
+
+def _addresses(device: Device, place: str) -> list[tuple[str, str]]:
+    """Where each of its addresses stands, and what it says."""
+    first = [(f"{place}.address", device.address)] if device.address else []
+    return first + [(f"{place}.also[{number}]", text) for number, text in enumerate(device.also)]
+
+
+def _check_dialled(address: Address, where: str) -> None:
+    if address.port == 0:
+        raise InvalidCluster(
+            "port 0 means any port, which nobody can dial",
+            where=where,
+            hint="name the port that the agent prints when it starts",
+        )
+    if address.is_wildcard:
+        raise InvalidCluster(
+            f"{address.host} is an address to listen on, not one to dial",
+            where=where,
+            hint="name the device's own address",
         )
 
 
@@ -164,10 +179,13 @@ def _check_ports(cluster: Cluster) -> None:
     if listen.port:
         host = cluster.dispatcher.advertise or ("localhost" if listen.is_wildcard else listen.host)
         taken.append((_host(host), listen.port, "the dispatcher"))
-    for number, device in enumerate(cluster.devices):
-        if not device.address:
-            continue
-        address = parse_address(device.address, f"device[{number}].address")
+    places = [
+        (device, *each)
+        for number, device in enumerate(cluster.devices)
+        for each in _addresses(device, f"device[{number}]")
+    ]
+    for device, where, text in places:
+        address = parse_address(text, where)
         host = _host(address.host)
         for other, port, who in taken:
             near = abs(port - address.port) < 3 and max(port, address.port) < CHOSEN_PORTS
@@ -177,7 +195,7 @@ def _check_ports(cluster: Cluster) -> None:
                     if port == address.port
                     else f"{device.name!r} takes the ports {address.port} to {address.port + 2} of {address.host}, "
                     f"and {who} takes {port} to {port + 2}",
-                    where=f"device[{number}].address",
+                    where=where,
                     hint="each takes its port and the next two: keep ports of one host at least three apart",
                 )
         taken.append((host, address.port, repr(device.name)))

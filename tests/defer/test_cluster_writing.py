@@ -100,6 +100,8 @@ def test_one_name_is_one_agent() -> None:
     with pytest.raises(InvalidCluster, match="both called 'a'"):
         findings([answered("a", "127.0.0.1:7700", "1"), answered("a", "127.0.0.1:7710", "2")])
     both = findings([answered("a", "127.0.0.1:7700", "1"), answered("a", "127.0.0.1:7710", "1")])
-    assert [each.address for each in both.devices] == ["127.0.0.1:7700"]
+    assert [(each.address, each.also) for each in both.devices] == [("127.0.0.1:7700", ("127.0.0.1:7710",))]
+    device = loads_cluster(cluster_text(both)).device("a")
+    assert (device.address, device.also) == ("127.0.0.1:7700", ("127.0.0.1:7710",))
     with pytest.raises(AgentUnreachable, match="nobody"):
         findings([Silent(Address("127.0.0.1", 7700), AgentUnreachable("nobody"))])
