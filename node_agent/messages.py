@@ -627,8 +627,8 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat", tag_field="t"):
         item_age_s: Age of the item in work; 0 when idle.
         queued: Items that wait here.
         epochs: Epochs that are loaded.
-        run_cpu_s: Processor seconds that the thread with the item in work has had; they grow while a slow run works, and
-            not while it hangs. 0 when idle, and where the system does not tell.
+        run_cpu_s: Seconds in which the thread with the item in work has had a processor, or wanted one: they grow while
+            a slow run works, and not while it hangs. 0 when idle, and where the system does not tell.
     """
 
     boot: str

@@ -11,6 +11,7 @@ from queue import Empty, SimpleQueue
 
 from node_agent.batching import Batching, joined, parted
 from node_agent.errors import AgentError, code_of
+from node_agent.thread_clock import ThreadClock
 from node_agent.threads import Shell
 from node_agent.work import LoadedRoute, Work
 
@@ -40,8 +41,8 @@ class Worker(Shell):
         # What was taken from there while a batch was gathered, and is for later; for the run thread alone.
         self._ahead: deque[Work | Callable[[], None]] = deque()
         self._busy = threading.Lock()
-        self._clocks: dict[bool, int] = {}
-        """Processor clocks of this thread (False) and of the one that runs short items itself (True)."""
+        self._clocks: dict[bool, ThreadClock] = {}
+        """Of this thread (False) and of the one that runs short items itself (True)."""
         self._elsewhere = False
         self._done = done
         self._drop = drop
@@ -77,17 +78,14 @@ class Worker(Shell):
         return True
 
     def cpu_s(self) -> float:
-        """Processor seconds of the thread that has the item in work; 0 where the system does not tell."""
+        """Seconds in which the thread with the item in work had or wanted a processor; 0 where nobody tells."""
         clock = self._clocks.get(self._elsewhere)
-        try:
-            return time.clock_gettime(clock) if clock is not None else 0.0
-        except OSError:  # the thread has ended
-            return 0.0
+        return clock.seconds() if clock is not None else 0.0
 
     def _clock(self) -> None:
-        """Notes the calling thread's processor clock."""
-        if self._elsewhere not in self._clocks and hasattr(time, "pthread_getcpuclockid"):
-            self._clocks[self._elsewhere] = time.pthread_getcpuclockid(threading.get_ident())
+        """Notes the calling thread's clock."""
+        if self._elsewhere not in self._clocks:
+            self._clocks[self._elsewhere] = ThreadClock()
 
     def end(self, loaded: LoadedRoute, arrived_ns: int) -> int:
         """After the run that `begin` allowed; what time it is."""

@@ -6,6 +6,7 @@ would; `sleep 0.05` without, as a hang would; `fail 0` makes it fail; an absent 
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from typing import Any
 
 from node_agent import cli
 from node_agent.plane import DataPlane
+
+BLOCK = bytes(1 << 20)
 
 
 class Slow:
@@ -33,7 +36,7 @@ class Slow:
             time.sleep(float(seconds))
         end = time.thread_time() + float(seconds)
         while how == "spin" and time.thread_time() < end:
-            pass
+            hashlib.sha256(BLOCK)  # like an engine, it lets other threads run meanwhile
         return self._session.run(inputs)
 
     def __getattr__(self, name: str) -> Any:
