@@ -60,6 +60,7 @@ class Submit:
         trace: W3C trace context, empty where the request is not traced.
         durable: Have the dispatcher keep the request and its answer in its store.
         recall: Ask for the answer to a request that was sent before, by its id alone.
+        priority: Of the requests that wait, those with the smallest go first, from 1 on; 0 for the usual one.
     """
 
     request: bytes
@@ -72,6 +73,7 @@ class Submit:
     trace: str = ""
     durable: bool = False
     recall: bool = False
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,7 @@ class ClientCore:
                 submit.outputs,
                 submit.trace,
                 submit.durable,
+                submit.priority,
             ),
             submit.frames,
         )

@@ -28,6 +28,9 @@ AUTO_ENGINE = "auto"
 NO_DEADLINE = -1
 """`remaining_ns` of a request that may take for ever."""
 
+USUAL_PRIORITY = 10
+"""Priority of a request that names none; 1 is the highest."""
+
 
 # ------------------------------------------------------------------------------------------------ data socket
 
@@ -136,6 +139,7 @@ class Infer(msgspec.Struct, frozen=True, array_like=True, tag="infer"):
         trace: W3C trace context.
         durable: Keep the request in the dispatcher's store until it is answered, and its answer for a while; answered
             by `Accepted` when it is there.
+        priority: Of the requests that wait, those with the smallest go first, from 1 on; 0 stands for `USUAL_PRIORITY`.
     """
 
     request: bytes
@@ -145,6 +149,7 @@ class Infer(msgspec.Struct, frozen=True, array_like=True, tag="infer"):
     outputs: tuple[str, ...] = ()
     trace: str = ""
     durable: bool = False
+    priority: int = 0
 
 
 class Recall(msgspec.Struct, frozen=True, array_like=True, tag="recall"):

@@ -67,6 +67,17 @@ class Conveyor:
             out.append(e.SendItem(link, request.item(now), request.frames))
         return out
 
+    def _wait(self, state: RouteState, request: Request, now: float) -> None:
+        """A request waits for a route, behind those of its priority and before those of lower ones."""
+        self.routes.accept(state, request.number, now)
+        waiting, priority = state.waiting, request.priority
+        at = last = len(waiting) - 1
+        while at and self.requests[waiting[at - 1]].priority > priority:
+            at -= 1
+        if at < last:
+            waiting.pop()
+            waiting.insert(at, request.number)
+
     def _end(self, request: Request, code: str, text: str) -> list[e.Instruction]:
         """Answer an accepted request with an error."""
         self.counters.failed[code] += 1
@@ -118,7 +129,7 @@ class Conveyor:
             self.counters.replayed += request.sent
             self._leave(state, request)
             state.traffic.accepted -= 1
-            self.routes.accept(other, number, now)
+            self._wait(other, request, now)
             request.epoch, request.sent = other.route.epoch, False
             links[other.route.link] = None
         return [*out, *(said for link in links for said in self._pump(link, now))]

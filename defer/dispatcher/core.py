@@ -127,7 +127,7 @@ class DispatcherCore(Conveyor):
                 return self.durable.ended(event.client, infer, Answer(chosen))
             return [e.Reject(event.client, chosen)]
         request = self.ledger.add(event, nbytes, chosen.route.epoch, now)
-        self.routes.accept(chosen, request.number, now)
+        self._wait(chosen, request, now)
         kept = [] if event.kept else self.durable.accepted(infer, event.frames, request.deadline)
         return [*kept, *self._pump(chosen.route.link, now)]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from defer.dispatcher import events as e
 from defer.dispatcher.routes import RouteState
 from defer.signature import input_problem, output_problem
-from node_agent.messages import NO_DEADLINE, Infer, Item
+from node_agent.messages import NO_DEADLINE, USUAL_PRIORITY, Infer, Item
 
 _S = 1_000_000_000
 
@@ -44,6 +44,11 @@ class Request:
     pinned: bool
     sent: bool = False
     losses: int = 0
+
+    @property
+    def priority(self) -> int:
+        """From 1 on; the smallest goes first."""
+        return self.infer.priority or USUAL_PRIORITY
 
     def item(self, now: float) -> Item:
         """The request as its first hop gets it."""

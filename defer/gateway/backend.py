@@ -124,7 +124,15 @@ class LocalBackend:
 
         left = submit.deadline - time.monotonic()
         remaining = NO_DEADLINE if left == math.inf else max(1, int(left * _S))
-        infer = Infer(submit.request, submit.model, remaining, submit.tensors, submit.outputs, submit.trace)
+        infer = Infer(
+            submit.request,
+            submit.model,
+            remaining,
+            submit.tensors,
+            submit.outputs,
+            submit.trace,
+            priority=submit.priority,
+        )
         return self._daemon.shell.request(infer, submit.frames, answered)
 
     def close(self) -> None:

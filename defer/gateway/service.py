@@ -52,6 +52,9 @@ ONE = "1"
 ID_BYTES = 16
 """Length of a request's id."""
 
+LOWEST = 1 << 31
+"""Priorities beyond it are no lower."""
+
 ENCODE_BESIDE = 64 << 10
 """Tensors of at least so many bytes are encoded and decoded beside the event loop, where their codec takes time."""
 
@@ -374,7 +377,16 @@ async def _submit(info: api.ModelInfo, call: Call, deadline: float) -> Submit:
     except AgentError as error:
         raise WrongInput(str(error), hint=error.hint) from error
     limit = deadline if deadline - time.monotonic() < 1e9 else math.inf
-    return Submit(_new_id(), info.name, wanted, headers, frames, limit, trace=call.trace)
+    return Submit(
+        _new_id(),
+        info.name,
+        wanted,
+        headers,
+        frames,
+        limit,
+        trace=call.trace,
+        priority=min(call.priority, LOWEST),
+    )
 
 
 _ids = bytearray()

@@ -45,8 +45,9 @@ def infer(
     left: int = 5 * S,
     tensors: tuple[TensorHeader, ...] = (),
     outputs: tuple[str, ...] = (),
+    priority: int = 0,
 ) -> Infer:
-    return Infer(name.encode().ljust(16), model, left, tensors or (x(),), outputs)
+    return Infer(name.encode().ljust(16), model, left, tensors or (x(),), outputs, priority=priority)
 
 
 def ready_core(items: int = 100, limits: e.Limits | None = None) -> DispatcherCore:
@@ -105,6 +106,24 @@ def test_without_credit_requests_wait_in_order_and_go_when_it_comes() -> None:
         (2, 3 * S),
         (3, 3 * S),
     ]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_highest_priority_goes_first_and_equal_ones_in_order(moved: bool) -> None:
+    core = ready_core(items=0)
+    given = [0, 11, 3, 10, 1, 3, 0, 12, 1]
+    for number, priority in enumerate(given):
+        assert ask(core, f"{number}", priority=priority) == []
+    link = "L"
+    if moved:  # to a route that takes the model over
+        link = "M"
+        core.handle(e.RouteLoaded(route(2, link=link, devices=("a",))), 0)
+        core.handle(e.LinkUp(link), 0)
+        core.handle(e.DeviceLost("b", "gone"), 0)
+        core.handle(e.RouteReady(2), 0)
+    sent = core.handle(e.CreditArrived(link, Credit(100, 1 << 20)), 0)
+    order = [core.requests[i.item.request].infer.request.strip() for i in sent if isinstance(i, e.SendItem)]
+    assert order == [b"4", b"8", b"2", b"5", b"0", b"3", b"6", b"1", b"7"]
 
 
 def test_byte_credit_lets_one_item_larger_than_the_rest_pass_and_then_stops() -> None:

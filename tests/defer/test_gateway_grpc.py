@@ -157,6 +157,7 @@ def test_an_inference_and_its_parameters() -> None:
     now = time.monotonic()
     assert 0 < first.deadline - now <= 2
     assert 2 < second.deadline - now <= 3.5
+    assert (first.priority, second.priority) == (2, 0)
 
 
 def test_large_tensors_are_not_copied_on_the_way_in() -> None:

@@ -329,7 +329,7 @@ def test_more_than_can_be_held_is_refused_before_it_is_read() -> None:
         assert gateway.service._held == 0
 
 
-def test_the_timeout_and_the_outputs_reach_the_client_path() -> None:
+def test_timeout_priority_and_outputs_reach_the_client_path() -> None:
     backend = FakeBackend()
     with served(backend, limits=Limits(timeout_s=50)) as (_, ask):
         ask("POST", INFER, body(parameters={"timeout": 2_000_000, "priority": 1}, outputs=[{"name": "y"}]))
@@ -338,6 +338,7 @@ def test_the_timeout_and_the_outputs_reach_the_client_path() -> None:
     assert 0 < first.deadline - time.monotonic() < 2
     assert 2 < second.deadline - time.monotonic() < 50
     assert (first.outputs, second.outputs) == (("y",), ())
+    assert (first.priority, second.priority) == (1, 0)
 
 
 def test_a_client_that_goes_gives_its_request_up() -> None:
