@@ -48,6 +48,7 @@ class LinkWatch:
         cluster: Asked for the devices.
         dispatcher: Asked where results are taken, which answers tries.
         changed: Called with the links that were found severed, and with none where one works again.
+        at_work: Asked for the devices that compute so hard that they may answer late.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class LinkWatch:
         cluster: Callable[[], Cluster],
         dispatcher: Callable[[], PeerRef],
         changed: Callable[[frozenset[Pair]], None],
+        at_work: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         self._pool, self._cluster, self._dispatcher, self._changed = pool, cluster, dispatcher, changed
+        self._at_work = at_work
         self._lock = threading.Lock()
         self._severed: frozenset[Pair] = frozenset()
         self._tried: dict[int, float] = {}
@@ -119,6 +122,8 @@ class LinkWatch:
             with self._lock:
                 self._busy.discard(epoch)
                 self._tried = {epoch: time.monotonic(), **dict(list(self._tried.items())[-63:])}
+        busy = self._at_work() if found else frozenset()
+        found = frozenset(pair for pair in found if busy.isdisjoint(pair))
         if not found:
             return
         with self._lock:

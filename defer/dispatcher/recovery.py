@@ -59,7 +59,9 @@ class Recovery:
         deployments.files_ahead, deployments.changed = self.ahead.files, self.look
         self._watch = Watch()
         self._trust = Trust()
-        self._links = LinkWatch(pool, lambda: deployments.cluster, self._here, self._link_changed)
+        self._links = LinkWatch(
+            pool, lambda: deployments.cluster, self._here, self._link_changed, self._busy_devices
+        )
         self._changed = threading.Condition()
         self._dirty = True
         self._closing = False
@@ -154,6 +156,10 @@ class Recovery:
             if served is not None and not at_work & devices_of_plan(served.deployment.plan):
                 links = links_of(served.deployment.plan)
                 self._links.stands_still(epoch, links, partial(self._sever, epoch, proven))
+
+    def _busy_devices(self) -> frozenset[str]:
+        """Devices that have an item in work which takes long."""
+        return self._watch.at_work(time.monotonic())
 
     def _here(self) -> PeerRef:
         """Where agents hand over results, as they reach it."""

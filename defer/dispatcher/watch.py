@@ -98,7 +98,7 @@ class Watch:
 
     def at_work(self, now: float) -> frozenset[str]:
         """Devices that worked on an item that takes long a moment ago: what passes them is slow, not lost."""
-        return frozenset(name for name, seen in self._seen.items() if seen.worked_at > now - AT_WORK_S)
+        return frozenset(name for name, seen in list(self._seen.items()) if seen.worked_at > now - AT_WORK_S)
 
     def gone(self, device: str) -> None:
         """A device is out of reach, or its process is new: what was seen of it counts no more."""

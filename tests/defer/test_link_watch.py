@@ -107,3 +107,21 @@ def test_a_route_whose_links_are_well_is_left_alone(watch: LinkWatch, told: Told
     watch.close()
     assert (told.links, told.reasons) == ([], [])
     watch.stands_still(7, ROUTE[1:], told.reasons.append)  # after its end nothing is tried
+
+
+def test_a_device_that_computes_may_answer_late(pool: Pool, told: Told) -> None:
+    busy = {"b"}
+    made = LinkWatch(
+        pool,  # type: ignore[arg-type]
+        cluster,
+        lambda: PeerRef("home", "tcp://127.0.0.1:1"),
+        told.changed,
+        lambda: frozenset(busy),
+    )
+    try:
+        pool.broken = {("a", "b"), ("c", "home")}
+        made.stands_still(7, ROUTE[1:], told.reasons.append)
+        told.wait(1)
+        assert told.links == [{("c", "home")}]
+    finally:
+        made.close()
