@@ -76,12 +76,14 @@ class Stand:
         page: Of the live page.
         model: The model's name.
         agents: The agents' processes.
+        server: The dispatcher's process.
     """
 
     address: str
     page: str
     model: str
     agents: tuple[LocalAgent, ...]
+    server: subprocess.Popen[str]
 
 
 @contextmanager
@@ -121,7 +123,7 @@ def stand(
                 if not line:
                     raise Internal("the dispatcher did not start")
                 ready = json.loads(line)
-            yield Stand(ready["ready"], f"http://{ready['http']}/live/", model, agents)
+            yield Stand(ready["ready"], f"http://{ready['http']}/live/", model, agents, server)
         finally:
             stop([server])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +13,7 @@ from benchmarks.browser import Tab, chromium, missing, tab, wait_for
 from benchmarks.screenshots import Stand, load, sign_in, stand
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Route
 
 pytestmark = [
     pytest.mark.integration,
@@ -106,6 +105,23 @@ def texts(shown: Tab, selector: str) -> list[str]:
 
 def device(shown: Tab, name: str) -> str:
     return shown.page.locator(f".node[data-device={name}]").get_attribute("aria-label") or ""
+
+
+def overlapping(shown: Tab, count: int) -> list[tuple[int, int]]:
+    """Devices whose boxes are drawn over each other, by number."""
+    boxes = shown.page.evaluate(
+        "[...document.querySelectorAll('.node .box')].map((each) => each.getBoundingClientRect().toJSON())"
+    )
+    assert len(boxes) == count
+    return [
+        (at, other)
+        for at, one in enumerate(boxes)
+        for other, two in enumerate(boxes[:at])
+        if one["left"] < two["right"]
+        and two["left"] < one["right"]
+        and one["top"] < two["bottom"]
+        and two["top"] < one["bottom"]
+    ]
 
 
 def test_it_draws_the_cluster_and_what_it_does(running: Browser, house: Stand) -> None:
@@ -201,16 +217,29 @@ def test_a_phone_need_not_scroll_sideways_and_boxes_do_not_overlap(running: Brow
     with tab(running, width=390, height=844, touch=True) as shown:
         sign_in(shown, house.page, TOKEN)
         assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        boxes = shown.page.evaluate(
-            "[...document.querySelectorAll('.node .box')].map((each) => each.getBoundingClientRect().toJSON())"
-        )
-        assert len(boxes) == 4
-        for at, one in enumerate(boxes):
-            for other in boxes[at + 1 :]:
-                beside = one["right"] <= other["left"] or other["right"] <= one["left"]
-                assert beside or one["bottom"] <= other["top"] or other["bottom"] <= one["top"]
+        assert overlapping(shown, 4) == []
         assert shown.page.evaluate(SMALL) == []
         clean(shown, house)
+
+
+@pytest.mark.parametrize("width", [390, 1120])
+def test_any_number_of_devices_has_room(running: Browser, house: Stand, width: int) -> None:
+    count = 2
+
+    def more(route: Route) -> None:
+        """The dispatcher's own answer, with other devices beside those that there are."""
+        told = route.fetch().json()
+        extra = [{**told["devices"][0], "name": f"a-device-with-a-long-name-{at}"} for at in range(count)]
+        route.fulfill(json={**told, "devices": told["devices"] + extra})
+
+    with tab(running, width=width) as shown:
+        shown.page.route("**/live/state*", more)
+        sign_in(shown, house.page, TOKEN)
+        for count in (1, 2, 5, 8, 12):
+            wait_for(shown, f"document.querySelectorAll('.node').length === {4 + count}")
+            assert overlapping(shown, 4 + count) == []
+            assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert shown.errors == []
 
 
 def test_an_action_is_confirmed_and_its_outcome_told(running: Browser, house: Stand) -> None:
@@ -251,15 +280,27 @@ def test_a_killed_agent_is_seen_and_so_is_the_plan_that_takes_over(running: Brow
         clean(shown, house)
 
 
-def test_without_a_token_one_looks_and_a_dispatcher_that_goes_is_not_drawn_as_alive(
-    running: Browser, tmp_path: Path
-) -> None:
+def test_without_a_token_nothing_can_be_done(running: Browser, house: Stand) -> None:
+    def unasked(route: Route) -> None:
+        route.fulfill(body=route.fetch().text().replace(" data-token", ""), content_type="text/html")
+
+    def powerless(route: Route) -> None:
+        told = route.fetch(headers={**route.request.headers, "Authorization": f"Bearer {TOKEN}"}).json()
+        route.fulfill(json={**told, "actions": {}})
+
     with tab(running) as shown:
-        with stand(MODEL, tmp_path, ("a",), stages=1) as house:
-            sign_in(shown, house.page, "")
-            assert shown.page.locator("#token").is_hidden()
-            assert "--token-file" in shown.page.locator("#acts-note").inner_text()
-            assert shown.page.locator("#buttons button").count() == 0
-            clean(shown, house)
+        shown.page.route("**/live/", unasked)
+        shown.page.route("**/live/state*", powerless)
+        sign_in(shown, house.page, "")
+        assert shown.page.locator("#token").is_hidden()
+        assert "--token-file" in shown.page.locator("#acts-note").inner_text()
+        assert shown.page.locator("#buttons button").count() == 0
+        assert shown.errors == []
+
+
+def test_a_dispatcher_that_is_gone_is_said_and_not_drawn_as_alive(running: Browser, house: Stand) -> None:
+    with tab(running) as shown:
+        sign_in(shown, house.page, TOKEN)
+        house.server.kill()  # the last test of the file: nobody needs it any more
         shown.page.get_by_text("No answer from the dispatcher since").wait_for(timeout=WAIT_MS)
         assert shown.page.evaluate("'stale' in document.documentElement.dataset")
