@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from node_agent import plugins
 from node_agent.agent import Agent, AgentConfig
 from node_agent.announcing import announcing
 from node_agent.ending import end_with_stdin, ending_on_signals
@@ -249,6 +250,7 @@ def agent_command(
     """Runs partitions of models on this device and passes results on."""
     log_to_stderr(log_level, log_format)
     keep_buffers()
+    plugins.load()
     known = name or default_name()
     try:
         hosts = (listen[0], *(host_of(endpoint) for endpoint in dial))

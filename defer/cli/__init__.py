@@ -79,6 +79,9 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
 }
 """Every verb: where its command is, and its line in `defer --help`."""
 
+EXTENSIBLE: Final = frozenset(("plan", "replan", "jobs", "profile", "serve", "deploy", "doctor"))
+"""Verbs that know engines and codecs by name, also those of other packages; an agent looks for them itself."""
+
 NOISY: Final = ("onnx", "onnx_ir", "onnxscript")
 """Libraries whose log is for their own developers; what matters of it comes as an error of ours."""
 
@@ -107,6 +110,10 @@ class VerbGroup(click.Group):
             raise TypeError(f"{target} is not a click command")
         if completion.completing():
             completion.teach(cmd_name, found)
+        elif cmd_name in EXTENSIBLE:
+            from node_agent import plugins  # NumPy comes with it
+
+            plugins.load()
         return found
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:

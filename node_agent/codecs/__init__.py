@@ -20,7 +20,17 @@ from node_agent.codecs.zfp import AVAILABLE as _ZFP
 from node_agent.codecs.zfp import Zfp
 from node_agent.errors import CodecError
 
-__all__ = ["CODECS", "EVERYWHERE", "Array", "Codec", "byte_view", "codec_named", "from_bytes", "is_lossless"]
+__all__ = [
+    "CODECS",
+    "EVERYWHERE",
+    "Array",
+    "Codec",
+    "byte_view",
+    "codec_named",
+    "from_bytes",
+    "is_lossless",
+    "register",
+]
 
 
 def _half_bytes(dtype: str) -> int:
@@ -69,10 +79,23 @@ _WITH_ZFP: tuple[Codec, ...] = (
 )
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in (*_ALWAYS, *(_WITH_ZFP if _ZFP else ()))}
-"""Every codec that this build knows, by name."""
+"""Every codec that this process knows, by name; `register` adds to it."""
 
 EVERYWHERE = frozenset(codec.name for codec in _ALWAYS)
 """Codecs that every build knows, whatever extras it has: clients may be sent these."""
+
+
+def register(codec: Codec) -> None:
+    """Adds a codec; both ends of a link need it, and clients are never sent it.
+
+    Raises:
+        ValueError: Its name is taken, or its `values` names no codec: neither `raw`, itself nor another.
+    """
+    if codec.name in CODECS:
+        raise ValueError(f"there is a codec {codec.name!r} already")
+    if codec.values not in (codec.name, *CODECS):
+        raise ValueError(f"its values are those of {codec.values!r}, which is no codec")
+    CODECS[codec.name] = codec
 
 
 def codec_named(name: str) -> Codec:

@@ -30,7 +30,7 @@ _KNOWN: dict[str, str] = {
 
 
 def register(name: str, target: str) -> None:
-    """Adds an engine.
+    """Adds an engine, or puts another in the place of one.
 
     Args:
         name: What `--engine` and `Load.engine` call it.
