@@ -102,9 +102,12 @@ class Asker:
             self._senders.shutdown(wait=False, cancel_futures=True)
 
     def listen(self) -> None:
-        """Hear of results for requests that have ended; once the connection is there."""
-        session: Any = self._client._requests._session
-        core = session._core
+        """Hear of results for requests that have ended; once the first request has opened the connection."""
+        deadline = time.monotonic() + self._deadline_s
+        while (session := self._client._requests._session) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert session is not None
+        core: Any = session._core
         handle = core.handle
 
         def hearing(event: Any, now: float) -> Any:

@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import dataclass, field
 
+from benchmarks.chaos import model
 from benchmarks.chaos.bed import BANDWIDTH
 from benchmarks.chaos.history import read_agent
 from benchmarks.gap.stand import DEADLINE_S, NAME, Stand, failed, gap, p99
@@ -139,6 +140,7 @@ def dispatcher_dies(stand: Stand, seconds: float) -> Seen:
 def changes(stand: Stand, what: str) -> Seen:
     """A new plan (`replan`) or a new version (`roll-out`) of what serves, under load."""
     seen, home = Seen(), stand.stages()
+    shape = ["--input", f"a0={model.ROWS},{model.WIDTH}"]
     if what == "replan":
         plan = stand.work / "other.json"
         words = ["plan", str(stand.work / f"{NAME}.onnx"), "--cluster", str(stand.running.cluster_file)]
@@ -150,7 +152,7 @@ def changes(stand: Stand, what: str) -> Seen:
             "--objective",
             "throughput",
         ]
-        stand.defer(*words, "--force", "-o", str(plan))
+        stand.defer(*words, *shape, "--force", "-o", str(plan))
         command = ["deploy", str(stand.work / f"{NAME}.onnx"), "--name", NAME, "--plan", str(plan)]
     else:
         path = shutil.copy(stand.work / f"{NAME}.onnx", stand.work / "new.onnx")
@@ -161,7 +163,7 @@ def changes(stand: Stand, what: str) -> Seen:
     before = time.monotonic()
     time.sleep(9.0)
     begin = time.monotonic()
-    stand.defer(*command)
+    stand.defer(*command, *shape)
     end = time.monotonic() + 1.0
     asked = load.asked()
     seen.sent, seen.failed = len(asked), failed(asked)
