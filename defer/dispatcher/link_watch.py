@@ -34,8 +34,9 @@ ANSWER_S = 2 * TRY_S
 AGAIN_S = 1.0
 """Pause between two tries of a severed link, and of a route's."""
 
-NBYTES, BUDGET_S = 1024, 0.01
-"""A try is small."""
+NBYTES, BUDGET_S = 256 << 10, 0.1
+"""A try is as large as items are, as far as the link's rate allows: on a link that spoils some of what passes, small
+messages may get through while larger ones break their connection each time."""
 
 AT_ONCE = 16
 
