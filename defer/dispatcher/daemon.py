@@ -61,6 +61,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("defer.dispatcher")
 news = logging.getLogger("defer.dispatcher.models")
 
+MOST_ANSWERS: Final = 4096
+"""Durable answers that a shared state keeps: whoever takes over reads what they are."""
+
 MENDING_S: Final = 5.0
 """How long requests wait at a takeover for a model that cannot be served from what is there."""
 
@@ -163,6 +166,7 @@ class Daemon:
                 self._snapshot.answers,
                 durable=self._durable,
                 resuming=bool(self._snapshot.models),
+                most=None if self._shared is None else MOST_ANSWERS,
             )
         except Exception as error:
             self._keeper.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from defer.dispatcher import events as e
 from defer.dispatcher.answers import Answer, say
@@ -73,14 +73,17 @@ class Durable:
         """Answers that are being written."""
         return len(self._owed)
 
-    def enable(self, answers: Iterable[Spent], wall: float) -> None:
+    def enable(self, answers: Iterable[Spent], wall: float, most: int | None = None) -> None:
         """There is a store.
 
         Args:
             answers: Those that it holds, the oldest first.
             wall: What is added to the core's clock for seconds since 1970.
+            most: Answers that it keeps at most; None for what the retention says.
         """
         self._enabled, self._wall = True, wall
+        if most is not None:
+            self._retention = replace(self._retention, count=most)
         for spent in answers:
             self._add(spent)
 

@@ -45,6 +45,9 @@ CONNECT_S = 5.0
 ANSWER_S = 0.5
 """A write or read that takes longer is asked again: a leader cannot wait long, or its lease ends."""
 
+BATCH = 256
+"""Records that are asked for at once."""
+
 RECORDS: Final = "records"
 PIECES: Final = "pieces"
 LEASE: Final = "lease"
@@ -263,29 +266,35 @@ class NatsLink:
         Raises:
             NotReady: The store did not answer.
         """
-        from nats.js.api import DeliverPolicy
+        from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+        # Pulled, not pushed: the client answers the server's flow control of pushed messages a quarter of a second
+        # late, each time.
+        config = ConsumerConfig(
+            deliver_policy=DeliverPolicy.ALL,
+            ack_policy=AckPolicy.NONE,
+            filter_subject=f"{self._prefix}{RECORDS}.>",
+            inactive_threshold=30.0,
+            mem_storage=True,
+        )
         found: list[Entry] = []
+        last = self._last
         try:
-            sub = await self._jetstream().subscribe(
-                f"{self._prefix}{RECORDS}.>",
-                stream=self._stream,
-                ordered_consumer=True,
-                deliver_policy=DeliverPolicy.ALL,
-            )
+            made = await self._jetstream().add_consumer(self._stream, config)
+            sub = await self._jetstream().pull_subscribe_bind(made.name, self._stream)
             try:
                 while True:
-                    message = await sub.next_msg(timeout=CONNECT_S)
-                    number = message.metadata.sequence.stream
-                    subject = message.subject.removeprefix(self._prefix)
-                    found.append(Entry(subject, number, message.headers or {}, message.data))
-                    # The lease was written last, by this process; it may have been renewed since.
-                    if subject == f"{RECORDS}.{LEASE}" and message.metadata.num_pending == 0:
-                        return found
-                    if message.metadata.num_pending == 0 and number >= self._last:
+                    for message in await sub.fetch(BATCH, timeout=CONNECT_S):
+                        subject = message.subject.removeprefix(self._prefix)
+                        number = message.metadata.sequence.stream
+                        found.append(Entry(subject, number, message.headers or {}, message.data))
+                    # In order, and the message that was the last at the begin is there, or the lease renewed after
+                    # it. What the server says is still to come is wrong where records are replaced meanwhile.
+                    if number >= last:
                         return found
             finally:
                 await sub.unsubscribe()
+                await self._jetstream().delete_consumer(self._stream, made.name)
         except Exception as error:
             raise self._told(error) from error
 

@@ -143,7 +143,15 @@ class DataShell:
         """
         self._loop.start()
 
-    def keep_in(self, keeper: Keeper, answers: Iterable[Spent], *, durable: bool, resuming: bool) -> None:
+    def keep_in(
+        self,
+        keeper: Keeper,
+        answers: Iterable[Spent],
+        *,
+        durable: bool,
+        resuming: bool,
+        most: int | None = None,
+    ) -> None:
         """Where durable requests go; before `start`.
 
         Args:
@@ -151,10 +159,11 @@ class DataShell:
             answers: Those that it holds.
             durable: Take durable requests.
             resuming: Let requests wait until `Resumed`.
+            most: Answers that are kept at most; None for what is usual.
         """
         self._keeper = keeper
         if durable:
-            self._core.durable.enable(answers, time.time() - time.monotonic())
+            self._core.durable.enable(answers, time.time() - time.monotonic(), most)
         self._core.parking.open = resuming
 
     def close(self) -> None:

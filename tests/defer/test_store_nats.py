@@ -18,6 +18,7 @@ from defer import errors
 from defer.dispatcher import nats_link
 from defer.dispatcher import store as s
 from defer.dispatcher.election import Lease
+from defer.dispatcher.leadership import Leadership
 from defer.dispatcher.nats_link import Fenced, NatsLink
 from defer.dispatcher.shared_files import Publisher, fetch
 from defer.dispatcher.state_url import parse_state_url
@@ -165,6 +166,22 @@ def test_a_server_that_restarts(tmp_path: Path) -> None:
             except errors.NotReady:
                 continue
         assert len(store.open().requests) == 2
+
+
+def test_many_records_are_read_while_the_lease_is_renewed(server: NatsServer) -> None:
+    leader = Leadership(parse_state_url(f"nats://127.0.0.1:{server.port}/{fresh()}"), "a:1")
+    leader.start()
+    try:
+        assert leader.wait(20)
+        store = NatsStore(leader.link)
+        store.open()
+        for begin in range(1, 1000, 100):
+            store.apply([s.RequestKept(request(number, bytes(600))) for number in range(begin, begin + 100)])
+            store.apply([s.AnswerKept(answer(number, bytes(600))) for number in range(begin, begin + 100)])
+        for _ in range(3):
+            assert len(NatsStore(leader.link).open().answers) == 1000
+    finally:
+        leader.close()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl for a certificate")
