@@ -22,6 +22,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
         stable: Deployment that requests for the name alone take; empty where the model has no versions.
         canary: Deployment that part of them takes; empty for none.
         share: That part, 0 to 1.
+        failing: Why it is not relied on although it is ready: it has not answered the last canary. Empty where it has.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     stable: str = ""
     canary: str = ""
     share: float = 0.0
+    failing: str = ""
 
 
 class StageInfo(msgspec.Struct, frozen=True):

@@ -38,6 +38,7 @@ class Canaries:
         self._pulse = Pulse(self._every)
         self._lock = threading.Lock()
         self._serving: dict[str, tuple[int, ...]] = {}
+        self._told: dict[str, str] = {}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -57,12 +58,6 @@ class Canaries:
         if self._thread is not None:
             self._thread.join()
 
-    def failing(self) -> dict[str, str]:
-        """Models of which no route has let a canary through lately, each with the reason."""
-        with self._lock:
-            found = {name: self._pulse.failing(epochs) for name, epochs in self._serving.items()}
-        return {name: reason for name, reason in found.items() if reason}
-
     def _run(self) -> None:
         while not self._closing.wait(min(LOOK_S, self._every / 4)):
             try:
@@ -76,8 +71,18 @@ class Canaries:
         with self._lock:
             self._serving = serving
             due = self._pulse.due(answered, time.monotonic())
+        self._tell()
         for epoch in due:
             self._send(epoch)
+
+    def _tell(self) -> None:
+        """Models of which no route has let a canary through lately are said to be so, each with the reason."""
+        with self._lock:
+            found = {name: self._pulse.failing(epochs) for name, epochs in self._serving.items()}
+        failing = {name: reason for name, reason in found.items() if reason}
+        if failing != self._told:
+            self._told = failing
+            self._shell.call(lambda core, _: setattr(core, "failing", failing)).result(5)
 
     def _send(self, epoch: int) -> None:
         served = self._deployments.served.get(epoch)

@@ -42,6 +42,7 @@ class DispatcherCore(Conveyor):
 
     def __init__(self, limits: e.Limits | None = None) -> None:
         super().__init__(limits)
+        self.failing: dict[str, str] = {}  # deployments that do not answer canaries, and why
         self.parking = Parking(self.limits)
         self.splits = Splits()
         self._closing = False

@@ -75,6 +75,7 @@ def _deployed_models(core: DispatcherCore) -> list[api.ModelInfo]:
                 route.outputs,
                 route.codec,
                 version_of=_version_of(name),
+                failing=core.failing.get(name, "") if state.state == "ready" else "",
             )
         )
     return infos

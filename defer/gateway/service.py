@@ -135,7 +135,7 @@ class Service:
         if self.starting or self.draining:
             return False
         try:
-            return all(info.state == "ready" for info in (await self.refresh()).values())
+            return all(_answers(info) for info in (await self.refresh()).values())
         except DeferError:
             return False  # its dispatcher does not answer
 
@@ -146,7 +146,7 @@ class Service:
             UnknownModel: There is none of this name and version.
         """
         info = await self.model(name, version)
-        return info.state == "ready" and not self.draining
+        return _answers(info) and not self.draining
 
     async def metadata(self, name: str, version: str = "") -> dict[str, Any]:
         """A model's inputs and outputs, as the protocol's object; a free dimension is -1.
@@ -345,6 +345,11 @@ class Service:
 
 _CONFIG_TYPES = {"BYTES": "STRING"}
 """Types that a model's configuration calls otherwise than its metadata."""
+
+def _answers(info: api.ModelInfo) -> bool:
+    """Whether requests for a model are taken, and the last canary was answered."""
+    return info.state == "ready" and not info.failing
+
 
 _STATES = {"ready": "READY", "announced": "LOADING", "lost": "UNAVAILABLE"}
 """The protocol's words for the states of a model."""

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Final
+from collections.abc import Sequence
 
 from defer.api import ModelInfo
 
-NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
-
-def unready(
-    models: Sequence[ModelInfo],
-    *,
-    starting: bool = False,
-    draining: bool = False,
-    failing: Mapping[str, str] = NONE,
-) -> str:
+def unready(models: Sequence[ModelInfo], *, starting: bool = False, draining: bool = False) -> str:
     """Why requests should not come here; empty where every model that was deployed takes them.
 
     A model is ready once a first request has gone through its whole pipeline, and for as long as one of its routes
@@ -27,7 +17,6 @@ def unready(
         models: What clients may ask for.
         starting: The dispatcher has not finished starting.
         draining: It was told to stop.
-        failing: Deployments of which no route has answered a canary lately, each with the reason.
     """
     if draining:
         return "the dispatcher is shutting down"
@@ -36,9 +25,5 @@ def unready(
     if not models:
         return "no model is deployed"
     bad = [f"model {model.name} is not ready: {model.reason}" for model in models if model.state != "ready"]
-    bad += [
-        f"model {model.name} does not answer: {failing[known]}"
-        for model in models
-        if model.state == "ready" and (known := model.stable or model.name) in failing
-    ]
+    bad += [f"model {model.name} does not answer: {model.failing}" for model in models if model.failing]
     return "; ".join(bad)

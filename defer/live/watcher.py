@@ -165,12 +165,7 @@ class Watcher:
         """Whether requests should come here: 200 or 503, with the reason."""
         phase = self.daemon.phase
         try:
-            why = unready(
-                self.models(),
-                starting=phase == "starting",
-                draining=phase == "stopping",
-                failing=self.daemon.canaries.failing(),
-            )
+            why = unready(self.models(), starting=phase == "starting", draining=phase == "stopping")
         except Exception as error:
             why = f"the data thread does not answer: {error!r}"
         return Page(f"{why}\n", 503) if why else Page("ready\n")

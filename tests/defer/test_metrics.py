@@ -135,9 +135,7 @@ def test_ready_is_the_truth():
     assert "device 'a' is lost" in unready([ready, lost])
     assert "starting" in unready([ready], starting=True)
     assert "shutting down" in unready([ready], starting=True, draining=True)
-    other = ModelInfo("o", "ready", stable="o@2")
-    assert unready([ready, other], failing={"o@1": "no"}) == ""
-    assert unready([ready, other], failing={"o@2": "no"}) == "model o does not answer: no"
+    assert unready([ready, ModelInfo("o", "ready", failing="no")]) == "model o does not answer: no"
 
 
 def test_points_are_of_the_time_between_two_looks():
