@@ -11,6 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from defer.client_session import Outputs
     from defer.dispatcher.bringup import Order
     from defer.dispatcher.daemon import Daemon
+    from defer.documents.plan import PlanBatching
 
 Outcome = tuple[tuple[TensorHeader, ...], Sequence[Any]] | DeferError
 """Headers and frames of a result, or why there is none."""
@@ -55,8 +57,11 @@ class Backend(Protocol):
     def status(self) -> Awaitable[api.ServerStatus]:
         """The dispatcher's view of everything; may take a second."""
 
-    def load(self, name: str, file: Path | None) -> Awaitable[None]:
-        """Deploy a model: from a file, or as it was deployed before. Takes as long as that takes."""
+    def load(self, name: str, file: Path | None, batching: PlanBatching | None = None) -> Awaitable[None]:
+        """Deploy a model: from a file, or as it was deployed before, or with other batching than before.
+
+        Takes as long as that takes.
+        """
 
     def unload(self, name: str) -> Awaitable[None]:
         """Serve a model no more; what is in flight ends first."""
@@ -89,11 +94,11 @@ class LocalBackend:
         """See `Backend`."""
         return await asyncio.to_thread(self._daemon.status)
 
-    async def load(self, name: str, file: Path | None) -> None:
+    async def load(self, name: str, file: Path | None, batching: PlanBatching | None = None) -> None:
         """See `Backend`."""
-        await asyncio.to_thread(self._load, name, file)
+        await asyncio.to_thread(self._load, name, file, batching)
 
-    def _load(self, name: str, file: Path | None) -> None:
+    def _load(self, name: str, file: Path | None, batching: PlanBatching | None) -> None:
         from defer.dispatcher.bringup import Order
 
         deployments = self._daemon.deployments
@@ -102,6 +107,8 @@ class LocalBackend:
             raise UnknownModel(f"model {name!r} was never deployed")
         order = before if file is None or (before and before.model == file) else Order(name, file)
         assert order is not None
+        if batching is not None:
+            order = replace(order, batching=batching, digest="")
         if not order.model.is_file():
             raise FileMissing("the model's file is gone", where=str(order.model))
         deployments.bring_up(order, _quiet)
@@ -160,11 +167,11 @@ class RemoteBackend:
         """See `Backend`."""
         return await asyncio.to_thread(self._requests.status)
 
-    async def load(self, name: str, file: Path | None) -> None:
+    async def load(self, name: str, file: Path | None, batching: PlanBatching | None = None) -> None:
         """See `Backend`."""
-        await asyncio.to_thread(self._load, name, file)
+        await asyncio.to_thread(self._load, name, file, batching)
 
-    def _load(self, name: str, file: Path | None) -> None:
+    def _load(self, name: str, file: Path | None, batching: PlanBatching | None) -> None:
         from defer.admin import Admin
         from defer.model_files import model_files
         from defer.upload import upload
@@ -174,7 +181,9 @@ class RemoteBackend:
         with Admin(self._requests.address, security=self._requests.security) as admin:
             files = model_files(file)
             upload(admin, files)
-            admin.ask(api.Deploy(0, name, tuple(files)), api.Deployed, timeout=LOAD_S)
+            sizes, delay = (batching.sizes, batching.delay_s) if batching is not None else ((), 0.0)
+            deploy = api.Deploy(0, name, tuple(files), batch=sizes, batch_delay_s=delay)
+            admin.ask(deploy, api.Deployed, timeout=LOAD_S)
 
     async def unload(self, name: str) -> None:
         """See `Backend`."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from defer.errors import FileMissing, UnknownModel, WrongInput
+import msgspec
+
+from defer.batching import make_batching
+from defer.documents.plan import PlanBatching
+from defer.errors import FileMissing, UnknownModel, UsageError, WrongInput
 
 
 class Repository:
@@ -52,16 +57,38 @@ class Repository:
         return found[name]
 
 
-def check_parameters(parameters: object) -> None:
-    """Refuse what a load request may carry and this server does not do.
+class _DynamicBatching(msgspec.Struct, forbid_unknown_fields=True):
+    preferred_batch_size: tuple[int, ...]
+    max_queue_delay_microseconds: int = 0
+
+
+class _Config(msgspec.Struct, forbid_unknown_fields=True):
+    dynamic_batching: _DynamicBatching
+
+
+_CONFIGS = msgspec.json.Decoder(_Config)
+
+
+def batching_of(parameters: Mapping[str, object]) -> PlanBatching | None:
+    """The dynamic batching that a load request's `config` asks for; None where it says nothing.
 
     Raises:
-        WrongInput: It brings a configuration or files of its own.
+        WrongInput: It brings files, or a configuration of something else.
     """
-    keys = [str(key) for key in parameters] if isinstance(parameters, dict) else []
-    for key in keys:
-        if key == "config" or key.startswith("file:"):
+    for key in parameters:
+        if key.startswith("file:"):
             raise WrongInput(
                 f"parameter {key!r} of a load request is not supported",
                 hint="put the model into the repository's directory, or send it with `defer deploy`",
             )
+    config = parameters.get("config")
+    if config is None:
+        return None
+    try:
+        asked = _CONFIGS.decode(str(config)).dynamic_batching
+        return make_batching(asked.preferred_batch_size, asked.max_queue_delay_microseconds / 1e6)
+    except (msgspec.MsgspecError, UsageError) as error:
+        raise WrongInput(
+            f"the `config` of the load request: {error}",
+            hint='as {"dynamic_batching": {"preferred_batch_size": [4, 8], "max_queue_delay_microseconds": 2000}}',
+        ) from None

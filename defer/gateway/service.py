@@ -23,7 +23,7 @@ from defer.errors import DeferError, NotReady, Overloaded, UnknownModel, WrongIn
 from defer.gateway.backend import Backend, Outcome, raw_of
 from defer.gateway.calls import Answer, Call, Tensor
 from defer.gateway.datatypes import datatype_of
-from defer.gateway.repository import Repository, check_parameters
+from defer.gateway.repository import Repository, batching_of
 from defer.gateway.tallies import Tally, statistics
 from defer.signature import input_problem
 from defer.tracing.otel import serving
@@ -199,10 +199,10 @@ class Service:
             UnknownModel: There is nothing to load under this name.
             DeferError: It cannot be deployed; what was served before is served on.
         """
-        check_parameters(parameters)
+        batching = batching_of(parameters)
         known = await asyncio.to_thread(self.repository.models)
         try:
-            await self.backend.load(name, known.get(name))
+            await self.backend.load(name, known.get(name), batching)
         except UnknownModel:
             if name not in known:
                 self.repository.find(name)  # says what there is
@@ -345,6 +345,7 @@ class Service:
 
 _CONFIG_TYPES = {"BYTES": "STRING"}
 """Types that a model's configuration calls otherwise than its metadata."""
+
 
 def _answers(info: api.ModelInfo) -> bool:
     """Whether requests for a model are taken, and the last canary was answered."""

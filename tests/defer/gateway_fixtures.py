@@ -59,9 +59,10 @@ class FakeBackend:
     async def status(self) -> api.ServerStatus:
         return api.ServerStatus(0, "fake", "0", 1.0)
 
-    async def load(self, name: str, file: Any) -> None:
+    async def load(self, name: str, file: Any, batching: Any = None) -> None:
         if file is None:
             raise UnknownModel(f"no {name}")
+        self.batching = batching
         self.loads.append(name)
 
     async def unload(self, name: str) -> None:

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from defer import errors
 from defer.api import ModelInfo
 from defer.documents.address import Address
+from defer.documents.plan import PlanBatching
 from defer.gateway.app import create_app
 from defer.gateway.datatypes import WIRE, from_json, join_bytes, split_bytes, to_bf16, to_json
 from defer.gateway.repository import Repository
@@ -460,8 +461,21 @@ def test_the_repository_is_a_directory(tmp_path: Path) -> None:
         assert backend.loads == ["deep"]
         status, told, _ = ask("POST", "/v2/repository/models/none/load", {})
         assert (status, told["error"].startswith("no model 'none' can be loaded")) == (404, True)
-        sent = {"parameters": {"config": "{}"}}
-        assert ask("POST", "/v2/repository/models/deep/load", sent)[0] == 400
+        load = "/v2/repository/models/deep/load"
+        batching = {"preferred_batch_size": [4, 8], "max_queue_delay_microseconds": 2000}
+        sent = {"parameters": {"config": json.dumps({"dynamic_batching": batching})}}
+        assert ask("POST", load, sent)[:2] == (200, {})
+        assert backend.batching == PlanBatching(sizes=(4, 8), delay_s=0.002)
+        for config in (
+            {},
+            {"dynamic_batching": {}},
+            {"dynamic_batching": batching | {"preferred_batch_size": [8, 4]}},
+            {"dynamic_batching": batching | {"max_queue_delay_microseconds": -1}},
+            {"dynamic_batching": batching, "max_batch_size": 8},
+        ):
+            status, told, _ = ask("POST", load, {"parameters": {"config": json.dumps(config)}})
+            assert (status, "`config`" in told["error"]) == (400, True)
+        assert ask("POST", load, {"parameters": {"file:1/model.onnx": "AA=="}})[0] == 400
         assert (
             ask("POST", "/v2/repository/models/same/unload", {"parameters": {"unload_dependents": True}})[0]
             == 200

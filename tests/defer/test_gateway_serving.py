@@ -320,6 +320,12 @@ def test_unload_and_load_through_the_repository(gateway: Gateway) -> None:
         client.load_model("words")
         assert client.is_model_ready("words")
         assert client.infer("words", [given(triton, "words", WORDS, "BYTES")]).as_numpy("twice") is not None
+        # Other batching than before, where the first dimension is free; what is served stays where it is not.
+        config = json.dumps({"dynamic_batching": {"preferred_batch_size": [2, 4]}})
+        client.load_model("words", config=config)
+        assert gateway.service.backend._daemon.deployments.orders["words"].batching.sizes == (2, 4)
+        client.load_model("words")
+        assert client.infer("words", [given(triton, "words", WORDS, "BYTES")]).as_numpy("twice") is not None
         for wrong in (lambda: client.load_model("none"), lambda: client.unload_model("none")):
             with pytest.raises(triton.InferenceServerException, match="none"):
                 wrong()
