@@ -162,24 +162,12 @@ class Gauges:
                 continue
             planned = planned_run(profile.devices[device], *blocks)
             self._held[order.name, device] = _Held(spec, planned)
-            if seen[-1] is None or not self._typical(made, seen[0]):
+            if seen[-1] is None or not typical(made, seen[0]):
                 continue
             run_s = run_between(before, seen[-1][1])
             if run_s is not None:
                 yield Found(order.name, Subject("device", device), run_ratio(run_s, planned))
         self._count_traffic(made, seen, seconds)
-
-    def _typical(self, made: Deployment, first: tuple[Counted, Counted] | None) -> bool:
-        """Whether the requests since the last look are like the one that was planned with, as far as can be told."""
-        if all(isinstance(dim, int) for spec in made.inputs for dim in spec.shape):
-            return True
-        if first is None or made.plan.transfers[0].codec != "raw":
-            return False
-        planned = sum(
-            prod(dim for dim in spec.shape if isinstance(dim, int)) * storage(spec.dtype).itemsize
-            for spec in made.warm_up
-        )
-        return abs(bytes_between(*first) - planned) <= LIKE * planned
 
     def _count_traffic(
         self, made: Deployment, seen: list[tuple[Counted, Counted] | None], seconds: float
@@ -307,3 +295,21 @@ class Gauges:
         if isinstance(answer, Measured) and answer.seconds:
             ratio = run_ratio(float(median(answer.seconds)), held.planned_s)
             self._results.put(Found(model, Subject("device", device), ratio))
+
+
+def typical(made: Deployment, first: tuple[Counted, Counted] | None) -> bool:
+    """Whether requests since the last look are like the one that was planned with, as far as can be told.
+
+    Args:
+        made: What serves them.
+        first: Counts of its first stage at both looks; None where they are not known.
+    """
+    if all(isinstance(dim, int) for spec in made.inputs for dim in spec.shape):
+        return True
+    if first is None or made.plan.transfers[0].codec != "raw":
+        return False
+    planned = sum(
+        prod(dim for dim in spec.shape if isinstance(dim, int)) * storage(spec.dtype).itemsize
+        for spec in made.warm_up
+    )
+    return abs(bytes_between(*first) - planned) <= LIKE * planned

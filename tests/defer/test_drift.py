@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from defer.deployer import Deployment
 from defer.dispatcher.drift import BANDS, LEAST, MOST, STALE, Drift, Drifted, Subject, floored
 from defer.dispatcher.drifted import (
     Counted,
@@ -23,11 +24,14 @@ from defer.dispatcher.drifted import (
     run_between,
     run_ratio,
 )
+from defer.dispatcher.gauging import typical
 from defer.dispatcher.restraint import DOUBLINGS, MEMORY, Demand, Restraint
 from defer.dispatcher.widening import compatible, merged
 from defer.documents.cluster import Cluster
 from defer.documents.profile import LinkProfile
+from defer.hops import Layout
 from defer.planning import make_plan
+from node_agent.messages import PeerRef, TensorSpec
 from tests.defer.plan_fixtures import a_chain, a_cluster, a_device, a_profile
 
 A = Subject("device", "a")
@@ -145,6 +149,23 @@ def test_runs_between_looks() -> None:
     assert run_between(before, before) is None
     assert run_between(before, Counted(14, 11, 1.8, 1400, 700)) is None  # a batch
     assert run_between(before, Counted(2, 2, 0.2, 20, 10)) == pytest.approx(0.1)  # loaded again
+
+
+def test_requests_of_another_size_say_nothing_of_a_device() -> None:
+    def made(batch: int | str) -> Deployment:
+        plan = make_plan(a_chain(), a_cluster(), a_profile())
+        inputs = (TensorSpec("x", "float32", (batch, 8)),)
+        bound = (TensorSpec("x", "float32", (1, 8)),)
+        return Deployment(
+            "m", 1, plan, Layout({}, 0, PeerRef("a"), PeerRef("b")), inputs, inputs, bound, 0, {}
+        )
+
+    before = Counted(10, 10, 1.0, 320, 500)
+    same, larger = Counted(14, 14, 1.8, 320 + 4 * 32, 700), Counted(14, 14, 1.8, 320 + 16 * 32, 700)
+    assert typical(made("N"), (before, same))
+    assert not typical(made("N"), (before, larger))
+    assert not typical(made("N"), None)
+    assert typical(made(1), (before, larger))
 
 
 def test_what_a_stage_was_planned_to_take() -> None:
