@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stops", type=int, default=3, help="leaders told to stop (default 3)")
     parser.add_argument("--rate", type=float, default=50.0, help="requests per second (default 50)")
     parser.add_argument(
-        "--lease", default="1.5s", help="how long a silent leader keeps its lease (default 1.5s)"
+        "--lease", default="1.8s", help="how long a silent leader keeps its lease (default 1.8s)"
     )
 
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from defer.dispatcher.sharing import Shared
 
 
+SWITCH_S = 0.001
+"""Longest turn of a thread while others wait, s."""
+
+
 def led(
     url: StateUrl,
     folder: Path,
@@ -65,6 +69,8 @@ def led(
     if order is not None:
         order = replace(order, digest=content_digest(order))
     leadership = Leadership(url, str(replace(listen, host=cluster.dispatcher_host)))
+    # Planning keeps an interpreter busy for seconds; the thread that renews the lease is not to wait for it.
+    sys.setswitchinterval(SWITCH_S)
     leadership.start()
     stack.callback(leadership.close)
     follower = Follower(url, folder, str(listen))

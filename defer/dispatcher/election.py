@@ -52,15 +52,15 @@ class Timing:
         read_s: Whoever follows looks this often.
     """
 
-    lease_s: float = 1.5
-    act_s: float = 1.0
-    renew_s: float = 0.25
-    read_s: float = 0.1
+    lease_s: float = 1.8
+    act_s: float = 1.5
+    renew_s: float = 0.3
+    read_s: float = 0.12
 
     @classmethod
     def of(cls, lease_s: float) -> Timing:
         """Everything in proportion to the lease."""
-        return cls(lease_s, lease_s * 2 / 3, lease_s / 6, min(1.0, lease_s / 15))
+        return cls(lease_s, lease_s * 5 / 6, lease_s / 6, min(1.0, lease_s / 15))
 
 
 @dataclass(frozen=True, slots=True)

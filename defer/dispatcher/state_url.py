@@ -54,7 +54,7 @@ class StateUrl:
     cert: Path | None = None
     key: Path | None = None
     replicas: int = 1
-    lease_s: float = 1.5
+    lease_s: float = 1.8
     files_bytes: int = 8 << 30
 
     def __str__(self) -> str:
@@ -138,7 +138,7 @@ def parse_state_url(text: str, where: str = "--state") -> StateUrl:
     files = {key: _file(key, options.pop(key), where) for key in _FILES if key in options}
     replicas = _whole("replicas", options.pop("replicas", "3" if len(servers) > 2 else "1"), where)
     try:
-        lease_s = units.parse_duration(options.pop("lease", "1.5 s"))
+        lease_s = units.parse_duration(options.pop("lease", "1.8 s"))
         files_bytes = units.parse_size(options.pop("files", "8 GiB"))
     except DeferError as error:
         raise UsageError(error.message, where=where, hint=error.hint) from error

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from defer.dispatcher import election as el
 
 TIMING = el.Timing()
+ROUND = el.Timing(lease_s=1.5, act_s=1.0, renew_s=0.25, read_s=0.1)
 
 
 @dataclass
@@ -184,7 +185,7 @@ def test_a_planted_bug_is_found() -> None:
 
 
 def leading(now: float = 0.0) -> el.Election:
-    core = el.Election("me", "a:1", TIMING)
+    core = el.Election("me", "a:1", ROUND)
     assert core.handle(el.Tick(), now) == [el.ReadLease()]
     claim = el.WriteLease(el.Lease(1, "me", "a:1"), 0)
     assert core.handle(el.Read(0, None), now) == [claim]
@@ -223,7 +224,7 @@ def test_a_released_lease_is_taken_at_once() -> None:
     released = el.Lease(1, "me", "a:1", released=True)
     assert core.handle(el.Resign(), 0.1) == [el.WriteLease(released, 4)]
     assert not core.acts(0.1)
-    other = el.Election("you", "b:1", TIMING)
+    other = el.Election("you", "b:1", ROUND)
     other.handle(el.Tick(), 50.0)
     assert other.handle(el.Read(5, released), 50.0) == [el.WriteLease(el.Lease(2, "you", "b:1"), 5)]
 
