@@ -17,6 +17,8 @@ def work_of(plan: Plan) -> tuple[tuple[str, float], ...]:
     for transfer in plan.transfers:
         busy[f"device {transfer.path[0]}"] += transfer.encode_s
         busy[f"device {transfer.path[-1]}"] += transfer.decode_s
+        for device, seconds in transfer.encrypt_s.items():
+            busy[f"device {device}"] += seconds
         for ends in pairwise(transfer.path):
             link = rates.get(ends)
             if link is not None:

@@ -23,6 +23,7 @@ from defer.documents.plan import (
     PlanTransfer,
 )
 from defer.wishes import NO_LIMITS, Limits
+from router.instance import compile_problem
 
 if TYPE_CHECKING:
     from partitioner import BlockChain
@@ -188,6 +189,7 @@ def _parts(
     problem, route = costs.problem, leg.route
     spans = _spans(leg.terms, len(route.stages))
     positions = tuple(boundary.position for boundary in chain.boundaries)
+    needed = compile_problem(problem).stage_bytes
     stages = tuple(
         PlanStage(
             device=stage.device,
@@ -197,7 +199,7 @@ def _parts(
             weight_bytes=chain.weight_bytes_of(stage.start, stage.stop),
             flops=sum(block.flops for block in chain.blocks[stage.start : stage.stop]),
             seconds=math.fsum(spans.stages[number]),
-            memory_bytes=_stage_memory(problem, stage),
+            memory_bytes=int(needed[stage.start, stage.stop]),
         )
         for number, stage in enumerate(route.stages)
     )
@@ -212,6 +214,7 @@ def _parts(
             wire_bytes=spans.wire_bytes[number],
             encode_s=spans.encode[number],
             decode_s=spans.decode[number],
+            encrypt_s={costs.told(name): seconds for name, seconds in spans.encrypt[number].items()},
         )
         for number, transfer in enumerate(route.transfers)
     )
@@ -227,6 +230,7 @@ class _Spans:
     wire_bytes: list[int]
     encode: list[float]
     decode: list[float]
+    encrypt: list[dict[str, float]]
 
 
 def _spans(terms: Sequence[router.Term], stages: int) -> _Spans:
@@ -240,6 +244,7 @@ def _spans(terms: Sequence[router.Term], stages: int) -> _Spans:
         [0] * (stages + 1),
         [0.0] * (stages + 1),
         [0.0] * (stages + 1),
+        [{} for _ in range(stages + 1)],
     )
     number = 0
     for term in terms:
@@ -254,17 +259,9 @@ def _spans(terms: Sequence[router.Term], stages: int) -> _Spans:
             found.encode[number] += term.seconds
         elif term.kind == "decode":
             found.decode[number] += term.seconds
+        elif term.kind == "encrypt":
+            found.encrypt[number][term.where] = found.encrypt[number].get(term.where, 0.0) + term.seconds
     return found
-
-
-def _stage_memory(problem: router.Problem, stage: router.Stage) -> int:
-    """What the router reserves for one stage: weights, the largest activation, queues, and the runtime."""
-    size, queues = problem.boundary_bytes, problem.buffers
-    waiting = (queues.receive * size[stage.start] if stage.start else 0) + queues.send * size[stage.stop]
-    weights = sum(problem.block_memory[stage.start : stage.stop])
-    return int(
-        weights + max(problem.block_activation[stage.start : stage.stop]) + waiting + problem.stage_memory
-    )
 
 
 def _alone(problem: router.Problem) -> dict[str, PlanAlternative]:

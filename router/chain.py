@@ -9,9 +9,8 @@ Time O(states · classes · L² · K²), memory O(states · classes · L · K), 
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,13 +83,11 @@ class _Program:
 
     def run(self) -> ChainPlan | None:
         costs = self.costs
-        states = itertools.product(*(range(size + 1) for size in costs.sizes))
-        for state in sorted(states, key=sum):
-            if not 0 < sum(state) <= costs.max_stages:
-                continue
-            for b, count in enumerate(state):
-                if count:
-                    self._extend(state, b)
+        for stages in range(1, costs.max_stages + 1):
+            for state in _states(tuple(costs.sizes), stages):
+                for b, count in enumerate(state):
+                    if count:
+                        self._extend(state, b)
         return self._trace() if self.end is not None else None
 
     def _extend(self, state: State, b: int) -> None:
@@ -151,6 +148,17 @@ class _Program:
             classes.append(b)
             stops.append(stop)
         return ChainPlan(self.best, tuple(classes[::-1]), tuple(stops[::-1]), tuple(codecs[::-1]))
+
+
+def _states(sizes: State, stages: int) -> Iterator[State]:
+    """Every way to take so many devices from classes of these sizes."""
+    if not sizes:
+        yield ()
+        return
+    rest = sum(sizes[1:])
+    for count in range(max(0, stages - rest), min(sizes[0], stages) + 1):
+        for others in _states(sizes[1:], stages - count):
+            yield (count, *others)
 
 
 def effort(costs_sizes: Sequence[int], blocks: int, codecs: int, max_stages: int) -> float:

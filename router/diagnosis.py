@@ -25,7 +25,7 @@ def _listed(names: list[str]) -> str:
 
 
 def check_blocks(instance: Instance) -> None:
-    """Refuse a problem of which one block alone can run nowhere.
+    """Refuse a problem of which one block can run nowhere.
 
     Raises:
         NoRoute: names the block and the reason: no device, no way to or from the device, or no memory.
@@ -44,7 +44,9 @@ def check_blocks(instance: Instance) -> None:
     able = np.isfinite(instance.block)  # (n, L)
     connected = np.array([name in ahead and name in behind for name in instance.names])
     room = np.where(able & connected[:, None], instance.memory[:, None], -1.0).max(axis=0)
-    alone = instance.stage_bytes[np.arange(instance.blocks), np.arange(1, instance.blocks + 1)]
+    # A longer stage may need less than the block alone: what waits between blocks can be large.
+    least = [instance.stage_bytes[: b + 1, b + 1 :].min() for b in range(instance.blocks)]
+    alone = np.array(least, float)
     for block in np.flatnonzero((room < alone) | (room < 0)).tolist():
         names = [instance.names[u] for u in np.flatnonzero(able[:, block])]
         if not names:
@@ -59,8 +61,8 @@ def check_blocks(instance: Instance) -> None:
             )
         largest = max(reached, key=lambda name: instance.memory[instance.index[name]])
         raise NoRoute(
-            f"block {block} alone needs {size(float(alone[block]))}; of the devices that can run it, {largest!r} "
-            f"has the most memory: {size(float(instance.memory[instance.index[largest]]))}",
+            f"a stage with block {block} needs {size(float(alone[block]))} at least; of the devices that can run it, "
+            f"{largest!r} has the most memory: {size(float(instance.memory[instance.index[largest]]))}",
             limit="memory",
             hint="cut the model finer, or add a device with more memory",
         )

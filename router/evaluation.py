@@ -51,7 +51,11 @@ def check_shape(instance: Instance, route: Route) -> None:
     codecs = {codec.name for codec in problem.codecs}
     for number, transfer in enumerate(route.transfers):
         ends = (holders[number], holders[number + 1])
-        if transfer.boundary != edges[number] or (transfer.path[0], transfer.path[-1]) != ends:
+        if (
+            not transfer.path
+            or transfer.boundary != edges[number]
+            or (transfer.path[0], transfer.path[-1]) != ends
+        ):
             raise InvalidProblem(
                 f"transfer {number} must carry boundary {edges[number]} from {ends[0]!r} to {ends[1]!r}"
             )

@@ -78,7 +78,7 @@ def admit(jobs: Sequence[Job]) -> float:
             limit="capacity",
             hint="lower a rate, or add what is used up",
         )
-    return found.limit
+    return found.factor
 
 
 def plan_jobs(jobs: Sequence[Job], *, labels: int = LABELS) -> JointPlan:
@@ -108,7 +108,8 @@ def plan_jobs(jobs: Sequence[Job], *, labels: int = LABELS) -> JointPlan:
         others = [(jobs[i].problem, r) for i, r in enumerate(routes) if r is not None and i != k]
         roomy = _memory_left(jobs[k].problem, others)
         loaded = replace(roomy, load=_load(roomy, busy, np.zeros(len(free))))
-        return solve(loaded, Objective("throughput"), labels=labels)
+        wanted = replace(jobs[k].limits or Objective("throughput"), name="throughput", weights={})
+        return solve(loaded, wanted, labels=labels)
 
     order = sorted(
         range(len(jobs)), key=lambda k: -jobs[k].rate * float(instances[k].block.min(axis=0).sum())

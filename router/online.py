@@ -21,7 +21,6 @@ import numpy as np
 from router.instance import Floats, compile_problem
 from router.problem import Problem
 from router.route import Route
-from router.workload import work_of
 
 V_SECONDS = 0.02
 
@@ -62,8 +61,10 @@ def make_table(problem: Problem, routes: Sequence[Route]) -> RouteTable:
                     e = instance.edge[a, b]
                     shared = int(instance.medium[e])
                     resource = n + m + shared if shared >= 0 else n + e
-                    delay = float(instance.delay[e] + wire * instance.crypt[e].sum())
-                    steps.append((resource, wire * float(instance.seconds_per_byte[e]), delay))
+                    steps.append((a, wire * float(instance.crypt[e, 0]), 0.0))
+                    airtime = wire * float(instance.seconds_per_byte[e])
+                    steps.append((resource, airtime, float(instance.delay[e])))
+                    steps.append((b, wire * float(instance.crypt[e, 1]), 0.0))
                 steps.append((hops[-1], float(instance.decode[c, hops[-1], i]), 0.0))
             if number < len(route.stages):
                 stage = route.stages[number]
@@ -71,7 +72,10 @@ def make_table(problem: Problem, routes: Sequence[Route]) -> RouteTable:
                 seconds = float(instance.overhead[u] + instance.block[u, stage.start : stage.stop].sum())
                 steps.append((u, seconds, 0.0))
         all_steps.append(tuple(step for step in steps if step[1] or step[2]))
-    work = np.stack([work_of(instance, route) for route in routes])
+    work = np.zeros((len(routes), instance.resources))
+    for row, steps_of in zip(work, all_steps, strict=True):
+        for resource, seconds, _ in steps_of:
+            row[resource] += seconds
     latency = np.array([sum(busy + after for _, busy, after in steps) for steps in all_steps])
     return RouteTable(tuple(routes), tuple(all_steps), latency, work, (work > 0).astype(float))
 

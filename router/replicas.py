@@ -91,8 +91,10 @@ def _mix(
         return NOTHING
     try:
         found = capacity([Job("mix", coarse, limits=objective)])
-    except (NoRoute, InvalidProblem):
-        return NOTHING
+    except InvalidProblem:  # nothing has to be done, which no mix does faster
+        return _Mix((), math.inf, 0.0)
+    except NoRoute as refusal:
+        return _Mix((), math.inf, 0.0) if refusal.limit == "effort" else NOTHING
     shares = []
     for share in found.mixes[0]:
         route = share.route

@@ -31,6 +31,12 @@ FEW_CODECS, FEW_PATHS = 4, 100  # paths per source where each is tried with many
 EFFORT_PER_LABEL = 1000  # children looked at, whether kept or not
 EFFORT_PER_WAY = 50  # of a codec on a path, listed once per device and boundary
 _TOLERANCE = 1e-12
+FAN = 3
+"""Stages on one device that the beam search goes on with."""
+WIDTHS = (24, 192)
+"""Of the beam: the second where the first finds nothing."""
+BEAM_EFFORT = 50.0
+"""Devices at which the beam has its full width: on larger clusters it is narrower."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -217,6 +223,42 @@ class _Search:
             bound = min(bound, floor)
         return Found(self._route(), self.best, min(bound, self.best), self.count)
 
+    def beam(self, width: int) -> Route | None:
+        """A good route: of those that reach a boundary, only the most promising go on from there."""
+        used, load = np.zeros(1 + 2 * self.instance.n), np.zeros(1 + self.instance.resources)
+        root = _Label(self.instance.source, 0, np.zeros(len(self.rows)), used, load)
+        reached: list[list[tuple[float, int, int, _Label]]] = [[] for _ in range(self.instance.blocks + 1)]
+        reached[0].append((0.0, 0, 0, root))
+        longest = self._longest()
+        for boundary, level in enumerate(reached):
+            for *_, label in heapq.nsmallest(width, level):
+                if boundary == self.instance.blocks:
+                    self._finish(label)
+                    continue
+                born: list[tuple[float, int, int, _Label]] = []
+                self._expand(label, born, fan=FAN)
+                for each in born:
+                    stop, unused = each[3].boundary, each[3].used[1 : 1 + self.instance.n] < self.per_device
+                    if longest[stop, unused].sum() >= self.instance.blocks - stop:
+                        reached[stop].append(each)
+            level.clear()
+        return self._route()
+
+    def _longest(self) -> Floats:
+        """(L+1, n) most blocks of one stage on each device that starts at a boundary or later."""
+        instance = self.instance
+        at = np.arange(instance.blocks + 1)
+        length = np.where(at[None] > at[:, None], at[None] - at[:, None], 0)
+        found = np.zeros((instance.blocks + 1, instance.n))
+        for v in range(instance.n):
+            if self.per_device > 1:  # then nothing is used up, or only bytes
+                found[:, v] = instance.blocks
+                continue
+            fits = instance.stage_bytes <= instance.memory[v]
+            most = np.where(fits, length, 0).max(axis=1)
+            found[:, v] = np.maximum.accumulate(most[::-1])[::-1]
+        return found
+
     def _rest(self, boundary: int, stages: int) -> float:
         """Least period that the blocks from `boundary` on allow after so many stages."""
         if boundary == self.instance.blocks:
@@ -251,7 +293,10 @@ class _Search:
             self.best = float(value[at])
             self.found = label, self._transfer(label, options, at)
 
-    def _expand(self, label: _Label, heap: list[tuple[float, int, int, _Label]]) -> None:
+    def _expand(
+        self, label: _Label, heap: list[tuple[float, int, int, _Label]], fan: int | None = None
+    ) -> None:
+        """Puts what follows on the heap; of the stages on each device, the `fan` best where that is given."""
         instance, goal, j = self.instance, self.goal, label.boundary
         n, stages = instance.n, int(label.used[0]) + 1
         options = self.options(label.device, j)
@@ -278,7 +323,13 @@ class _Search:
                     value += goal.period_weight * peak
                 good &= peak <= goal.max_period * SLACK
             good &= value < self.best * (1 - _TOLERANCE)
-            for p, s in np.argwhere(good).tolist():
+            chosen = np.argwhere(good)
+            if (
+                fan is not None and len(chosen) > fan
+            ):  # of equally good ones those that go farther, and the farthest
+                order = np.lexsort((-chosen[:, 1], value[good]))
+                chosen = chosen[[*order[: fan - 1], int(np.argmax(chosen[:, 1]))]]
+            for p, s in chosen.tolist():
                 stop, way = j + 1 + s, int(rows[p])
                 used = label.used.copy()
                 used[0] = stages
@@ -323,6 +374,22 @@ class _Search:
             transfers.append(label.transfer)
             label = label.parent
         return Route(tuple(reversed(stages)), tuple(reversed(transfers)))
+
+
+def beam(instance: Instance, goal: Goal, *, incumbent: float = math.inf) -> Route | None:
+    """A good route under every limit, found quickly; None where none better than the incumbent was found.
+
+    Args:
+        instance: the compiled problem.
+        goal: what to minimise and the bounds.
+        incumbent: value of a route already known.
+    """
+    for width in WIDTHS:
+        budget = max(2, int(BEAM_EFFORT * width / instance.n))
+        found = _Search(instance, goal, 0, incumbent).beam(min(width, budget))
+        if found is not None:
+            return found
+    return None
 
 
 def search(instance: Instance, goal: Goal, *, budget: int = 200_000, incumbent: float = math.inf) -> Found:

@@ -6,13 +6,14 @@
    and for sums under memory limits and a period; if the route attains the bound it is the optimum.
 3. For the period on clusters too large for that, a beam search with a bound (`router.threshold`).
 4. Where nothing is known yet, the fastest route of one request is a first answer for the period too.
-5. Otherwise an exact search over labelled routes, as long as its label budget lasts.
+5. Otherwise a beam search for a good plan, and an exact search over labelled routes as long as its label budget lasts.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+from dataclasses import replace
 from typing import cast
 
 from router.additive import Additive, latency, weighted
@@ -26,7 +27,7 @@ from router.limits import SLACK, broken
 from router.pipeline import EFFORT, Pipeline, least_cost, least_period, make_pipeline
 from router.problem import Objective, Problem
 from router.route import Route, Solution
-from router.search import search
+from router.search import beam, search
 from router.threshold import beam_period
 
 TOLERANCE = 1e-9
@@ -34,6 +35,8 @@ BISECTIONS = 48
 TIE = 1e-10
 """What latency counts among equally good plans, as a part of the value: less than any difference that matters."""
 LABELS = 100_000
+CLASSED = 2_000
+"""Devices at most that are sorted into classes, and between all of which widest paths are found."""
 SEARCHABLE = 300  # devices, links and media
 
 
@@ -100,6 +103,7 @@ class _Attempt:
             # The fastest route for one request may keep every limit, and any plan is better than none.
             self.offer(shortest(self.instance, latency(self.instance))[1])
         if not self.proved and (self.route is None or self.searchable):
+            self.offer(beam(self.instance, self.goal, incumbent=self.value))
             found = search(self.instance, self.goal, budget=labels, incumbent=self.value)
             self.offer(found.route)
             self.bound = max(self.bound, min(found.bound, self.value))
@@ -111,6 +115,8 @@ class _Attempt:
 
     def _pipeline(self) -> bool:
         """Try the stage-by-stage program; False when it proves that there is no plan."""
+        if self.instance.n > CLASSED:
+            return True
         pipeline = make_pipeline(self.instance)
         if pipeline.effort > EFFORT:
             if self.goal.primary is None:
@@ -173,7 +179,7 @@ class _Attempt:
         else:
             quick = weighted([(1.0, goal.primary), (TIE * value / before if value else TIE, quick)])
             routes.append(shortest(self.instance, quick)[1])
-        if self.instance.problem.stages_per_device == 1:
+        if self.instance.problem.stages_per_device == 1 and self.instance.n <= CLASSED:
             pipeline = make_pipeline(self.instance)
             if pipeline.effort <= EFFORT:
                 routes.append(least_cost(pipeline, quick, limit)[1])
@@ -233,6 +239,10 @@ def solve(problem: Problem, objective: str | Objective = "latency", *, labels: i
         NoRoute: no plan keeps every limit; the message names the limit.
     """
     wanted = Objective(objective) if isinstance(objective, str) else objective
+    if {name for name, weight in wanted.weights.items() if weight > 0} == {"period"}:
+        factor = wanted.weights["period"]
+        found = solve(problem, replace(wanted, name="throughput", weights={}), labels=labels)
+        return replace(found, objective="weighted", value=factor * found.value, bound=factor * found.bound)
     instance = compile_problem(problem)
     check_blocks(instance)
     attempt = _Attempt(instance, wanted)

@@ -51,6 +51,7 @@ class PlanTransfer(msgspec.Struct, frozen=True, kw_only=True):
         wire_bytes: Expected bytes on each hop.
         encode_s: Of the seconds, those of the device that sends them.
         decode_s: Of the seconds, those of the device that takes them in.
+        encrypt_s: Of the seconds, those of encrypting and decrypting, by device.
     """
 
     boundary: int
@@ -62,6 +63,7 @@ class PlanTransfer(msgspec.Struct, frozen=True, kw_only=True):
     wire_bytes: int = 0
     encode_s: float = 0.0
     decode_s: float = 0.0
+    encrypt_s: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class PlanTerm(msgspec.Struct, frozen=True, kw_only=True):

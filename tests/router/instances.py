@@ -7,7 +7,7 @@ from random import Random
 
 from hypothesis import strategies as st
 
-from router import Cluster, CodecCost, Device, Link, Load, Pins, Problem
+from router import Buffers, Cluster, CodecCost, Device, Link, Load, Pins, Problem
 
 
 def make(
@@ -81,6 +81,7 @@ def make(
             device_busy={names[-1]: rng.choice([0.0, 0.5])},
             medium_busy={"air": rng.choice([0.0, 0.25])},
         ),
+        buffers=Buffers(*(rng.randint(0, 1) for _ in range(4))) if rng.random() < 0.5 else Buffers(),
     )
 
 

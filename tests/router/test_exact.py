@@ -54,7 +54,10 @@ def test_bounds_hold_and_the_best_within_them_is_found(
 
 @FEW
 @given(
-    problems(), st.fixed_dictionaries({k: st.integers(0, 3) for k in ("latency", "period", "cost", "energy")})
+    problems(),
+    st.fixed_dictionaries(
+        {k: st.sampled_from([0, 0.25, 0.5, 1, 3]) for k in ("latency", "period", "cost", "energy")}
+    ),
 )
 def test_weighted_sum(problem: Problem, weights: dict[str, float]) -> None:
     check(problem, Objective("weighted", weights=weights))
@@ -63,7 +66,7 @@ def test_weighted_sum(problem: Problem, weights: dict[str, float]) -> None:
 @settings(FEW, max_examples=300)
 @given(
     problems(memory=False),
-    st.fixed_dictionaries({k: st.integers(0, 3) for k in ("latency", "period", "cost")}),
+    st.fixed_dictionaries({k: st.sampled_from([0, 0.25, 0.5, 1, 3]) for k in ("latency", "period", "cost")}),
 )
 def test_a_plan_and_a_true_bound_without_any_search(problem: Problem, weights: dict[str, float]) -> None:
     if not any(weights.values()):
