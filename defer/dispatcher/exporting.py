@@ -97,10 +97,9 @@ class Exporter:
         self._thread.start()
 
     def close(self) -> None:
-        """Send what was answered until now, and end."""
+        """Hand over what was answered until now, and end; it leaves before the process does."""
         self._closing.set()
         self._thread.join()
-        self._known.flush()
 
     def _run(self) -> None:
         while True:

@@ -10,6 +10,7 @@ is passed on is W3C Trace Context, `00-trace id-span id-flags`.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -33,8 +34,8 @@ ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_EN
 SCOPE: Final = "defer"
 """Instrumentation scope of every span."""
 
-FLUSH_MS: Final = 3000
-"""Longest that the last spans may take to leave."""
+LAST_S: Final = 3.0
+"""How long the last spans are tried to be sent when the process ends."""
 
 
 def wanted() -> bool:
@@ -61,9 +62,14 @@ class Telemetry:
         )
         if protocol != "http/protobuf":
             logger.warning("traces are sent as http/protobuf; OTEL_EXPORTER_OTLP_PROTOCOL says %s", protocol)
-        self._processor = BatchSpanProcessor(OTLPSpanExporter())
+        self._exporter = OTLPSpanExporter()
+        self._processor = BatchSpanProcessor(self._exporter)
         self._tracers: dict[tuple[str, str], Tracer] = {}
         self._lock = threading.Lock()
+        self._closing, self._closed = threading.Event(), threading.Event()
+        # Begun now: while the interpreter ends no thread can be.
+        self._impatient = threading.Thread(target=self._give_up, name="defer-otel", daemon=True)
+        self._impatient.start()
 
     def tracer(self, service: str, instance: str = "") -> Tracer:
         """What makes the spans of a service; `instance` tells devices apart."""
@@ -82,17 +88,21 @@ class Telemetry:
             said["service.instance.id"] = instance
         elif name := os.environ.get("OTEL_SERVICE_NAME"):
             said["service.name"] = name
-        provider = TracerProvider(resource=Resource.create(said))
+        provider = TracerProvider(resource=Resource.create(said), shutdown_on_exit=False)
         provider.add_span_processor(self._processor)
         return provider.get_tracer(SCOPE)
 
-    def flush(self) -> None:
-        """Send what is queued."""
-        self._processor.force_flush(FLUSH_MS)
-
     def close(self) -> None:
-        """Send what is queued, and end the thread."""
+        """Send what is queued, for at most `LAST_S` where the collector does not answer, and end the threads."""
+        self._closing.set()
         self._processor.shutdown()  # type: ignore[no-untyped-call]
+        self._closed.set()
+        self._impatient.join()
+
+    def _give_up(self) -> None:
+        self._closing.wait()
+        if not self._closed.wait(LAST_S):
+            self._exporter.shutdown()  # ends its retries  # type: ignore[no-untyped-call]
 
 
 _lock = threading.Lock()
@@ -110,6 +120,7 @@ def telemetry() -> Telemetry | None:
             if wanted():
                 try:
                     _known = Telemetry()
+                    atexit.register(close)
                 except ImportError as error:
                     logger.warning('no traces are sent: %s; pip install "defer-edge[otel]"', error)
             _decided = True
@@ -122,6 +133,7 @@ def close() -> None:
     with _lock:
         known, _known, _decided = _known, None, False
     if known is not None:
+        atexit.unregister(close)
         known.close()
 
 

@@ -177,6 +177,7 @@ def test_one_trace_from_client_and_gateway_to_the_stages(collector: Collector, t
         assert connection.getresponse().read()
         connection.close()
 
+    otel.close()  # sends what is queued, as the end of a process does
     good = [s for s in collector.spans if s.service == "defer-client" and not s.failed]
     [call] = good
     assert call.kind == 3
