@@ -22,7 +22,7 @@ from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
-from defer.errors import AgentUnreachable, DeferError
+from defer.errors import AgentUnreachable
 from defer.local_agents import local_agents, stop
 from defer.planning import make_plan, parse_placement
 
@@ -177,7 +177,7 @@ def test_codec_between_stages(model: Path, tmp_path: Path, codec: str) -> None:
             assert_equals_whole_model(model, str(daemon.address))
 
 
-def test_lost_agent_fails_requests_at_once_and_a_restarted_one_is_loaded_again(
+def test_a_lost_agent_is_done_without_and_a_restarted_one_is_loaded_again(
     model: Path, tmp_path: Path
 ) -> None:
     base = free_base_port()
@@ -209,35 +209,25 @@ def test_lost_agent_fails_requests_at_once_and_a_restarted_one_is_loaded_again(
                 before = client.infer(inputs, timeout=20)
                 running[0].send_signal(signal.SIGKILL)
                 running[0].wait()
-                refused = _first_error(client, inputs)
-                assert refused.code in ("agent-lost", "not-ready")
-                assert "'b'" in str(refused)
-                running.append(start())
-                after = _eventually(client, inputs)
-                np.testing.assert_array_equal(after["logits"], before["logits"])
+                for devices in ({"a"}, {"a", "b"}):
+                    _until_it_runs_on(devices, daemon)
+                    after = client.infer(inputs, timeout=30)
+                    np.testing.assert_allclose(after["logits"], before["logits"], rtol=1e-4, atol=1e-5)
+                    if devices == {"a"}:
+                        running.append(start())
     finally:
         stop(running)
 
 
-def _first_error(client: Client, inputs: dict[str, np.ndarray]) -> DeferError:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            client.infer(inputs, timeout=20)
-        except DeferError as error:
-            return error
-    raise AssertionError("the loss was never noticed")
-
-
-def _eventually(client: Client, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    deadline = time.monotonic() + 30
+def _until_it_runs_on(devices: set[str], daemon: Daemon) -> None:
+    deadline = time.monotonic() + 60
     while True:
-        try:
-            return client.infer(inputs, timeout=20)
-        except DeferError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+        served = [daemon.deployments.served.get(info.epoch) for info in daemon.models().models]
+        plans = [each.deployment.plan for each in served if each is not None]
+        if [{stage.device for stage in plan.stages} for plan in plans] == [devices]:
+            return
+        assert time.monotonic() < deadline, plans
+        time.sleep(0.05)
 
 
 def test_unreachable_agent_is_named(tmp_path: Path) -> None:
