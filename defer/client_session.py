@@ -36,8 +36,9 @@ Outputs = dict[str, c.Array]
 
 BURST = 64
 DIAL_S = 0.25
+DIAL_GROWS = 1.1
 DIAL_LIMIT_S = 3.0
-"""Where there are several dispatchers, how long one may take to answer before the next is tried; longer each round."""
+"""Where there are several dispatchers, how long one may take to answer before the next is tried; longer each time."""
 
 RETRY_S = 0.002
 """How often a request that the connection's full queue did not take is tried again."""
@@ -123,7 +124,7 @@ class Session:
         """Where there is another dispatcher, this one must answer within some time."""
         if len(self.endpoints) > 1:
             self._give_up = time.monotonic() + self._patience
-            self._patience = min(DIAL_LIMIT_S, self._patience * 1.5 ** (1 / len(self.endpoints)))
+            self._patience = min(DIAL_LIMIT_S, self._patience * DIAL_GROWS)
 
     def _adopt(self, endpoint: str, dialled: Dialled) -> None:
         """Another dispatcher leads by now, and this is a connection to it."""
