@@ -325,6 +325,13 @@ class DispatcherCore(Conveyor):
             out += self._elsewhere(state, now)
         return out
 
+    def _end_pinned(self, state: RouteState, reason: str) -> list[e.Instruction]:
+        """End what runs on this route or on none: nobody waits until a canary's deadline."""
+        on_it = [self.requests[number] for number in sorted({*state.waiting, *state.sent})]
+        return [
+            said for request in on_it if request.pinned for said in self._end(request, "agent-lost", reason)
+        ]
+
     def _device_back(self, device: str, now: float) -> list[e.Instruction]:
         self.routes.regain(device)
         links = dict.fromkeys(state.route.link for state in self.routes.through(device))
@@ -372,7 +379,9 @@ class DispatcherCore(Conveyor):
                 self.routes.stand(epoch)
             case e.RouteVoid(epoch, reason):
                 state = self.routes.void(epoch, reason)
-                return [] if state is None else self._elsewhere(state, now)
+                return (
+                    [] if state is None else [*self._end_pinned(state, reason), *self._elsewhere(state, now)]
+                )
             case e.RouteRetired(epoch):
                 return self._retire(epoch)
             case e.RouteDropped(epoch, reason):

@@ -151,11 +151,11 @@ class Recovery:
         """Have the links tried of routes that stand still, and on which no stage is at work."""
         self._links.look()
         at_work = self._watch.at_work(time.monotonic())
-        for epoch, proven in self._shell.call(_standing_still).result(5):
+        for epoch in self._shell.call(_standing_still).result(5):
             served = self._deployments.served.get(epoch)
             if served is not None and not at_work & devices_of_plan(served.deployment.plan):
                 links = links_of(served.deployment.plan)
-                self._links.stands_still(epoch, links, partial(self._sever, epoch, proven))
+                self._links.stands_still(epoch, links, partial(self._sever, epoch))
 
     def _busy_devices(self) -> frozenset[str]:
         """Devices that have an item in work which takes long."""
@@ -166,9 +166,9 @@ class Recovery:
         address = Address(self._deployments.cluster.dispatcher_host, self._shell.data_port)
         return PeerRef(self._shell.name, address.endpoint())
 
-    def _sever(self, epoch: int, proven: bool, reason: str) -> None:
+    def _sever(self, epoch: int, reason: str) -> None:
         """A route has a link that carries nothing."""
-        self._shell.post(e.RouteVoid(epoch, reason) if proven else e.RouteDropped(epoch, reason))
+        self._shell.post(e.RouteVoid(epoch, reason))
 
     def _link_changed(self, severed: frozenset[Pair]) -> None:
         """Links were found severed, or one works again; from another thread."""
@@ -311,10 +311,9 @@ def _serving(core: DispatcherCore, _: float) -> dict[str, tuple[tuple[int, bool]
     }
 
 
-def _standing_still(core: DispatcherCore, now: float) -> list[tuple[int, bool]]:
-    """Routes from which nothing comes back, and whether each has been proven; in the data thread."""
-    still = ((epoch, core.routes[epoch]) for epoch in core.overdue.still(now))
-    return [(epoch, state.state != "loaded") for epoch, state in still if not state.lost]
+def _standing_still(core: DispatcherCore, now: float) -> list[int]:
+    """Routes from which nothing comes back; in the data thread."""
+    return [epoch for epoch in core.overdue.still(now) if not core.routes[epoch].lost]
 
 
 def _largest(core: DispatcherCore, _: float) -> dict[str, float]:

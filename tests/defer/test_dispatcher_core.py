@@ -390,6 +390,20 @@ def test_a_void_route_is_not_ready_again() -> None:
     assert core.routes[1].state == "lost"
 
 
+def test_requests_on_a_void_route_wait_and_a_canary_ends() -> None:
+    core = ready_core()
+    ask(core, "r")
+    core.handle(e.RouteLoaded(route(2)), 1)
+    core.handle(e.InferArrived(b"", infer("canary"), ("fx",), 2), 1)
+    (told,) = core.handle(e.RouteVoid(2, "nothing passes the link a → b"), 2)
+    assert refused([told]).code == "agent-lost"
+    assert core.handle(e.RouteVoid(1, "nothing passes the link a → b"), 2) == []
+    assert core.routes[1].busy == 1
+    core.handle(e.RouteLoaded(route(3)), 3)
+    core.handle(e.RouteReady(3), 3)
+    assert core.routes[3].busy == 1
+
+
 def test_what_is_replaced_by_a_model_of_another_shape_ends() -> None:
     core = ready_core()
     ask(core, "r")
