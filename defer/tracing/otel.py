@@ -102,7 +102,7 @@ class Telemetry:
     def _give_up(self) -> None:
         self._closing.wait()
         if not self._closed.wait(LAST_S):
-            self._exporter.shutdown()  # ends its retries  # type: ignore[no-untyped-call]
+            self._exporter.shutdown()  # type: ignore[no-untyped-call] # ends its retries
 
 
 _lock = threading.Lock()
