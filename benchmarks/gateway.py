@@ -40,6 +40,7 @@ STARTS: Mapping[str, Start] = {
     "mlserver-alone": mlserver(0, "MLServer, no worker"),
     "ray": ray_serve,
 }
+PROTOCOLS = ("http", "grpc", "zmq")
 PEERS = ("MLServer", "Ray Serve")
 
 MARK = "DEFER_BENCHMARK"
@@ -52,6 +53,7 @@ LEAST = 1.5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The benchmark's own arguments."""
     parser.add_argument("--servers", nargs="*", choices=list(STARTS), default=list(STARTS))
+    parser.add_argument("--protocols", nargs="*", choices=PROTOCOLS, default=PROTOCOLS)
     parser.add_argument("--sizes", nargs="*", choices=[*SIZES, RESNET], default=[*SIZES, RESNET])
     parser.add_argument("--clients", nargs="*", type=int, default=list(CLIENTS))
     parser.add_argument("--seconds", type=float, default=2.0, help="of each turn (default 2)")
@@ -83,7 +85,7 @@ def measure(options: Options) -> Outcome:
                     if arguments.urgent:
                         for process in processes:
                             urgent(process)
-                    for server in servers:
+                    for server in (each for each in servers if each.protocol in arguments.protocols):
                         for run, figures in zip(
                             runs,
                             _load(server, runs, loading, processes, before=arguments.urgent),
@@ -167,15 +169,25 @@ def marked(mark: str) -> Iterator[None]:
 
 
 def of_mark(mark: str) -> list[int]:
-    """The processes that were started under a mark."""
+    """The processes that were started under a mark, and all that they started: some hide their environment."""
     wanted = f"{MARK}={os.getpid()}-{mark}".encode()
-    found = []
+    marked, children = [], dict[int, list[int]]()
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            number = int(entry.name)
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(number)
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                marked.append(number)
+    found: dict[int, None] = {}
+    while marked:
+        number = marked.pop()
+        if number not in found:
+            found[number] = None
+            marked += children.get(number, [])
+    return list(found)
 
 
 def urgent(process: int) -> None:
