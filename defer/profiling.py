@@ -96,13 +96,15 @@ def profile(
         options = json.dumps(device.engine_options, sort_keys=True)
         return _fingerprint(pool, device.name), f"{device.engine} {options}", device.precision
 
+    # Once: an agent that is lost for a moment meanwhile offers nothing.
+    kinds = {device.name: alike(device) for device in computing}
     representatives: dict[tuple[str, str, str], str] = {}
-    for device in computing:
-        representatives.setdefault(alike(device), device.name)
+    for name, kind in kinds.items():
+        representatives.setdefault(kind, name)
 
     def costs_on(name: str) -> BlockCosts:
         device = cluster.device(name)
-        path = cache / f"{_cache_key(chain, positions, *alike(device))}.json"
+        path = cache / f"{_cache_key(chain, positions, *kinds[name])}.json"
         known = None if fresh else _cached(path)
         if known is None:
             known = measure_blocks(
@@ -115,7 +117,7 @@ def profile(
 
     measured = in_parallel(costs_on, list(representatives.values()))
     devices = {
-        device.name: _device_profile(pool, device.name, measured[representatives[alike(device)]])
+        device.name: _device_profile(pool, device.name, measured[representatives[kinds[device.name]]])
         for device in computing
     }
     encryption = encryption_costs(pool, cluster)
