@@ -9,6 +9,7 @@ python -m benchmarks.oracles seifer                               random wireles
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from benchmarks import oracles_edge, oracles_placement, oracles_routes, oracles_seifer, topologies
@@ -31,7 +32,8 @@ def measure(options: Options) -> Outcome:
     """Dispatch to one oracle."""
     chosen = options.arguments.oracle
     if chosen != "seifer" and not options.arguments.files:
-        raise SystemExit(f"oracles {chosen}: name at least one file")
+        sys.stderr.write(f"error: oracles {chosen}: name at least one file\n")
+        raise SystemExit(2)
     oracles: dict[str, Measure] = {
         "placement": placement,
         "edge": edge,
@@ -129,6 +131,7 @@ def routes(options: Options) -> Outcome:
             {
                 "case": f"{count} {name} cases",
                 "objective": "all five, free and bounded" if name == "small" else "latency",
+                "bound": None,
                 "compared": sum(compared for compared, _, _ in results),
                 "equal": sum(equal for _, equal, _ in results),
                 "optimal": all(proved == compared for compared, _, proved in results),

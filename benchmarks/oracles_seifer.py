@@ -96,7 +96,12 @@ def _row(model: str, memories: tuple[int, ...], seeds: int) -> tuple[dict[str, C
         fastest = max(k.bandwidth for k in cluster.links if math.isfinite(k.bandwidth))
         largest = max(sizes[t.boundary] for t in best.route.transfers[1:-1])
         theirs.append(best.value / (largest / fastest))
-    row: dict[str, Cell] = {"objective": "throughput", "planned": len(ratios), "one node": single}
+    row: dict[str, Cell] = {
+        "objective": "throughput",
+        "bound": 1.0,
+        "planned": len(ratios),
+        "one node": single,
+    }
     row |= {"impossible": impossible, "optimal": proved, "most stages": max(stages, default=0)}
     mean = None
     if ratios:

@@ -101,7 +101,7 @@ def main(
     )
     if add_arguments is not None:
         add_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     options = Options(arguments.quick, arguments)
     started = time.monotonic()
     try:
@@ -165,7 +165,7 @@ def show(name: str, outcome: Outcome, *, quick: bool, console: Console) -> None:
             table.add_row(target.name, _cell(target.value), f"{sign} {_cell(target.target)}", verdict)
         console.print(table)
     for note in outcome.notes:
-        console.print(note)
+        console.print(note, markup=False)
 
 
 def machine() -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from typing import Final
@@ -69,7 +70,7 @@ def page_around(title: str, drawing: str, below: str) -> str:
 
 
 def _tables(plan: Plan) -> str:
-    whole = plan.latency_s or 1.0
+    whole = math.fsum(term.seconds for term in plan.terms) or 1.0
     terms = [
         (term.where, term.kind, units.show_duration(term.seconds), f"{term.seconds / whole:.1%}")
         for term in plan.terms
@@ -79,6 +80,14 @@ def _tables(plan: Plan) -> str:
         if terms
         else []
     )
+    if plan.shares:
+        routes = [
+            (f"{share.fraction:.1%}", ", ".join(f"{s.device} {s.start}–{s.stop - 1}" for s in share.stages))
+            for share in plan.shares
+        ]
+        parts.append(
+            table_html("Routes; the drawing and the times are of the largest", ("requests", "stages"), routes)
+        )
     if plan.advice is not None and plan.advice.what_ifs:
         tried = [
             (each.change, show_value(plan, each.value), gain_words(each.gain))

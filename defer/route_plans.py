@@ -95,7 +95,7 @@ def to_plan(
         ),
         alternatives=_alone(costs.problem),
         by_hand=by_hand,
-        notes=costs.notes,
+        notes=(*costs.notes, *_free(objective, solution)),
         shares=_plan_shares(chain, costs, legs) if len(legs) > 1 else (),
         device_loads=devices,
         link_loads=links,
@@ -262,6 +262,15 @@ def _spans(terms: Sequence[router.Term], stages: int) -> _Spans:
         elif term.kind == "encrypt":
             found.encrypt[number][term.where] = found.encrypt[number].get(term.where, 0.0) + term.seconds
     return found
+
+
+def _free(objective: Objective, solution: router.Solution) -> list[str]:
+    """What to say where the plan costs nothing because nobody said what anything costs."""
+    declared = {"cost": ("price", solution.cost), "energy": ("power", solution.energy)}
+    word, value = declared.get(objective, ("", 1.0))
+    if value > 0:
+        return []
+    return [f"no {word} of a device or link that the plan uses is declared: it counts as 0"]
 
 
 def _alone(problem: router.Problem) -> dict[str, PlanAlternative]:

@@ -10,13 +10,15 @@ import networkx as nx
 import numpy as np
 
 from router import additive
+from router.cluster import Cluster
 from router.errors import NoRoute
 from router.instance import Instance
 from router.layers import Network, potentials
-from router.limits import SLACK, size
+from router.limits import SLACK, amount, size
 from router.problem import Objective, Pins, Problem
+from router.route import Solution
 
-FeasibleTest = Callable[[Problem, Objective], bool]
+Attempt = Callable[[Problem, Objective], Solution | None]
 
 
 def _listed(names: list[str]) -> str:
@@ -100,7 +102,24 @@ def without_bound(objective: Objective, name: str) -> Objective:
     return Objective(**{**values, f"max_{name}": math.inf})
 
 
-def nothing_found(instance: Instance, objective: Objective, feasible: FeasibleTest) -> NoRoute:
+def _able(instance: Instance) -> list[str]:
+    """Devices that can run a block."""
+    return [name for u, name in enumerate(instance.names) if np.isfinite(instance.block[u]).any()]
+
+
+def _room(instance: Instance) -> float:
+    """Bytes of memory of the devices that can run a block."""
+    return float(sum(instance.memory[instance.index[name]] for name in _able(instance)))
+
+
+def _roomy(problem: Problem) -> Cluster:
+    """The cluster with endless memory."""
+    return replace(
+        problem.cluster, devices=[replace(device, memory=None) for device in problem.cluster.devices]
+    )
+
+
+def nothing_found(instance: Instance, objective: Objective, feasible: Attempt) -> NoRoute:
     """Explain an infeasible problem whose blocks can each run somewhere.
 
     Limits are lifted one at a time, in the order in which an operator would; the first that makes a plan
@@ -109,7 +128,7 @@ def nothing_found(instance: Instance, objective: Objective, feasible: FeasibleTe
     Args:
         instance: the compiled problem.
         objective: with its bounds.
-        feasible: says whether a problem and objective have any plan.
+        feasible: a plan for a problem and an objective, None where there is none.
     """
     problem = instance.problem
     bounds = {
@@ -121,18 +140,23 @@ def nothing_found(instance: Instance, objective: Objective, feasible: FeasibleTe
     for name, bound in bounds.items():
         if math.isfinite(bound) and (least := _best(instance, name)) > bound * SLACK:
             return NoRoute(
-                f"{name} bound {bound:.6g} cannot be kept: no route has less than {least:.6g}",
+                f"no plan keeps the {name} bound of {amount(name, bound)}: no route has less than {amount(name, least)}",
                 limit=name,
-                hint="raise the bound",
+                hint=f"allow at least {amount(name, least)}",
             )
     free = Objective("latency")
     if feasible(problem, free):
         for name in ("period", *bounds):
             lifted = without_bound(objective, name)
             if lifted != objective and feasible(problem, lifted):
-                bound = getattr(objective, f"max_{name}")
+                asked = amount(name, getattr(objective, f"max_{name}"))
+                goal = {"period": "throughput", "error": "latency"}.get(name, name)
+                best = feasible(problem, Objective(goal))  # without the other bounds
+                near = ""
+                if best is not None and name != "error":
+                    near = f"; without other bounds {amount(name, best.value)} is possible"
                 return NoRoute(
-                    f"no plan keeps the {name} bound {bound:.6g}", limit=name, hint="raise the bound"
+                    f"no plan keeps the {name} bound of {asked}{near}", limit=name, hint="raise the bound"
                 )
         return NoRoute("no plan keeps all bounds at once", limit="period", hint="raise a bound")
     if problem.max_stages is not None and feasible(replace(problem, max_stages=None), free):
@@ -142,10 +166,17 @@ def nothing_found(instance: Instance, objective: Objective, feasible: FeasibleTe
             hint="allow more stages",
         )
     if problem.pins != Pins() and feasible(replace(problem, pins=Pins()), free):
-        return NoRoute("the pins conflict with the memory and stage limits", limit="pins", hint="lift a pin")
+        if feasible(replace(problem, cluster=_roomy(problem)), free):
+            left = sorted(set(_able(instance)))
+            return NoRoute(
+                f"with these pins and exclusions the blocks do not fit the memory of {_listed(left)}: "
+                f"{size(float(sum(problem.block_memory)))} of weights, {size(_room(instance))} in all",
+                limit="memory",
+                hint="lift a pin or an exclusion, or add memory",
+            )
+        return NoRoute("the pins conflict with the stage limits", limit="pins", hint="lift a pin")
     needed = float(sum(problem.block_memory))
-    able = [u for u in range(instance.n) if np.isfinite(instance.block[u]).any()]
-    there = float(sum(instance.memory[u] for u in able))
+    there = _room(instance)
     if needed > there:
         return NoRoute(
             f"the model's blocks need {size(needed)} of memory; the devices that may compute have "
@@ -153,10 +184,7 @@ def nothing_found(instance: Instance, objective: Objective, feasible: FeasibleTe
             limit="memory",
             hint="add a device",
         )
-    roomy = replace(
-        problem.cluster, devices=[replace(device, memory=None) for device in problem.cluster.devices]
-    )
-    if feasible(replace(problem, cluster=roomy), free):
+    if feasible(replace(problem, cluster=_roomy(problem)), free):
         return NoRoute(
             f"no assignment of contiguous blocks fits the memory of the devices ({size(needed)} of weights, "
             f"{size(there)} in all)",

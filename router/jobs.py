@@ -135,7 +135,7 @@ def plan_jobs(jobs: Sequence[Job], *, labels: int = LABELS) -> JointPlan:
         raise NoRoute(
             f"no single route per job was found that keeps every resource below full use; {busiest} is at {best:.2f}",
             limit="capacity",
-            hint="route requests online over several routes, or lower a rate",
+            hint="lower a rate, or add what is busiest",
         )
     solutions = tuple(_predicted(jobs[k], routes[k], busy_without(k)) for k in range(len(jobs)))
     bound = 1 / capacity(jobs).limit

@@ -31,6 +31,13 @@ def size(nbytes: float) -> str:
     raise AssertionError
 
 
+def amount(name: str, value: float) -> str:
+    """A bounded quantity as a person reads it: seconds, joules, money, or an error."""
+    if name in ("latency", "period"):
+        return f"{value:.4g} s" if value >= 1 else f"{value * 1e3:.4g} ms"
+    return f"{value:.4g} J" if name == "energy" else f"{value:.4g}"
+
+
 def broken(instance: Instance, objective: Objective, route: Route, evaluation: Evaluation) -> NoRoute | None:
     """The first limit that a route breaks, as the error to raise, or None."""
     problem = instance.problem
@@ -76,5 +83,7 @@ def broken(instance: Instance, objective: Objective, route: Route, evaluation: E
     }
     for name, (value, limit) in bounds.items():
         if not within(value, limit):
-            return NoRoute(f"{name} {value:.6g} is above the bound {limit:.6g}", limit=name)
+            return NoRoute(
+                f"{name} {amount(name, value)} is above the bound of {amount(name, limit)}", limit=name
+            )
     return None

@@ -258,11 +258,11 @@ def solve(problem: Problem, objective: str | Objective = "latency", *, labels: i
     return result
 
 
-def _feasible(problem: Problem, objective: Objective, labels: int) -> bool:
+def _feasible(problem: Problem, objective: Objective, labels: int) -> Solution | None:
     instance = compile_problem(problem)
     try:
         check_blocks(instance)
     except NoRoute:
-        return False
-    result = _Attempt(instance, objective).run(labels)
-    return result is not None and math.isfinite(result.value)
+        return None
+    found = _Attempt(instance, objective).run(labels)
+    return found if found is not None and math.isfinite(found.value) else None

@@ -115,7 +115,11 @@ _OPTIONS: Final = (
         help="What is made least: seconds of a request (latency, the default), seconds between results, money, joules, "
         "or a sum.",
     ),
-    click.option("--weights", metavar="latency=1,cost=0.2", help="What the objective `weighted` adds up."),
+    click.option(
+        "--weights",
+        metavar="latency=1,cost=0.2",
+        help="What the objective `weighted` adds up: factors of seconds, money and joules.",
+    ),
     click.option("--max-latency", metavar='"50 ms"', help="No request may take longer."),
     click.option("--max-period", metavar='"20 ms"', help="Results must not come further apart."),
     click.option(

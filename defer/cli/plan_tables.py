@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import click
@@ -16,13 +17,20 @@ def show_explanation(plan: Plan) -> None:
     """Every addend of the latency, what binds, and what changes would gain."""
     out = console()
     shown = table("where", "what", "time", "share", "bytes", right=("time", "share", "bytes"))
+    # With replicas the plan's latency is that of the slowest route, and the terms are of the one that most take.
+    total = math.fsum(term.seconds for term in plan.terms)
     for term in plan.terms:
-        share = f"{term.seconds / plan.latency_s:.1%}" if plan.latency_s > 0 else ""
+        share = f"{term.seconds / total:.1%}" if total > 0 else ""
         size = units.show_size(term.bytes) if term.bytes else ""
         shown.add_row(term.where, term.kind, units.show_duration(term.seconds), share, size)
     shown.add_section()
-    shown.add_row("", "latency", units.show_duration(plan.latency_s), "", "")
+    shown.add_row("", "latency", units.show_duration(total), "", "")
     click.echo()
+    if plan.shares:
+        most = max(share.fraction for share in plan.shares)
+        click.echo(
+            f"The route of {most:.1%} of the requests; the slowest takes {units.show_duration(plan.latency_s)}."
+        )
     out.print(shown)
     if plan.bottleneck:
         click.echo(f"\nBottleneck: {bottleneck_words(plan)}.")
@@ -30,7 +38,7 @@ def show_explanation(plan: Plan) -> None:
         return
     binding = ", ".join(plan.advice.binding)
     click.echo(
-        f"Binding: {binding}." if binding else "Binding: no limit; without any of them the plan is the same."
+        f"Binding: {binding}." if binding else "Binding: nothing; the plan is the same without any limit."
     )
     if not plan.advice.what_ifs:
         return

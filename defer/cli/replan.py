@@ -112,16 +112,19 @@ def command(
     from defer.branches import branches_of
     from defer.guarded_planning import Wish
     from defer.replanning import Prospect, replan
+    from defer.wishes import parse_bound
 
     check_calibration(calibration, max_error)
     cluster = Cluster.load(cluster_file)
     profile = CostProfile.load(profile_file) if profile_file else None
     running = Plan.load(running_file)
     prospect = Prospect(
-        horizon=units.parse_duration(horizon),
+        horizon=parse_bound("--horizon", horizon, units.DURATION),
         rate=rate,
         threshold=threshold,
-        load_bandwidth=units.parse_bandwidth(load_bandwidth) if load_bandwidth else None,
+        load_bandwidth=parse_bound("--load-bandwidth", load_bandwidth, units.BANDWIDTH)
+        if load_bandwidth
+        else None,
     )
     asked = asked.after(running)
     limits, rules = asked.limits(running.limits), asked.rules()
