@@ -7,30 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 import defer
 from defer import api
-from defer.client_core import Submit, check_outputs
+from defer.client_core import Submit
 from defer.errors import DeferError, NotReady, Overloaded, UnknownModel, WrongInput
-from defer.gateway.backend import Backend, Outcome, raw_of
-from defer.gateway.calls import Answer, Call, Tensor
+from defer.gateway.backend import Backend, Outcome
+from defer.gateway.calls import Answer, Call
 from defer.gateway.datatypes import datatype_of
 from defer.gateway.repository import Repository, batching_of
+from defer.gateway.submitting import made, plain
 from defer.gateway.tallies import Tally, statistics
-from defer.signature import input_problem
+from defer.gateway.versions import deployment_of, every, find, name_of, version_of, versions
 from defer.tracing.otel import serving
-from node_agent.codecs import CODECS
-from node_agent.dtypes import storage
-from node_agent.errors import AgentError
-from node_agent.frames import check_headers, pack_tensor, unpack_tensor
 from node_agent.messages import TensorHeader
 
 EXTENSIONS = (
@@ -45,18 +38,6 @@ EXTENSIONS = (
 """The protocol's extensions that are served."""
 
 PLATFORM = "defer_onnx"
-
-ONE = "1"
-"""The version of a model that was deployed without one."""
-
-ID_BYTES = 16
-"""Length of a request's id."""
-
-LOWEST = 1 << 31
-"""Priorities beyond it are no lower."""
-
-ENCODE_BESIDE = 64 << 10
-"""Tensors of at least so many bytes are encoded and decoded beside the event loop, where their codec takes time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +103,14 @@ class Service:
         return self._known(name, version)
 
     def _known(self, name: str, version: str) -> api.ModelInfo:
-        info = self._infos.get(name)
-        if info is None:
-            served = ", ".join(sorted(self._infos)) or "none"
-            raise UnknownModel(f"no model {name!r} is served; served: {served}")
-        if version not in ("", ONE):
-            raise UnknownModel(f"model {name!r} has no version {version!r}; its version is {ONE}")
-        return info
+        info = find(self._infos, name, version)
+        if info is not None:
+            return info
+        known = ", ".join(map(version_of, versions(self._infos, name)))
+        if known:
+            raise UnknownModel(f"model {name!r} has no version {version!r}; it has {known}")
+        served = ", ".join(sorted(self._infos)) or "none"
+        raise UnknownModel(f"no model {name!r} is served; served: {served}")
 
     async def ready(self) -> bool:
         """Whether the server takes requests: it has started, is not stopping, and every model that it has is ready."""
@@ -159,8 +141,8 @@ class Service:
         if not info.inputs:
             raise NotReady(f"model {name!r} is not ready: {info.reason}")
         return {
-            "name": info.name,
-            "versions": [ONE],
+            "name": name_of(info),
+            "versions": [version_of(each) for each in versions(self._infos, name_of(info))],
             "platform": PLATFORM,
             "inputs": [_described(spec) for spec in info.inputs],
             "outputs": [_described(spec) for spec in info.outputs],
@@ -172,9 +154,22 @@ class Service:
         Raises:
             UnknownModel: There is none of this name and version.
         """
-        names = [(await self.model(name, version)).name] if name else sorted(await self.refresh())
+        if version:
+            asked = [await self.model(name, version)]
+        elif name:
+            asked = versions(self._infos, (await self.model(name)).name)
+        else:
+            asked = every(await self.refresh())
         deployments = (await self.backend.status()).deployments
-        return [statistics(one, ONE, self.tallies.get(one, Tally()), deployments) for one in names]
+        return [
+            statistics(
+                name_of(info),
+                version_of(info),
+                self.tallies.get(deployment_of(info), Tally()),
+                [each for each in deployments if each.model == deployment_of(info)],
+            )
+            for info in asked
+        ]
 
     async def index(self, *, ready: bool = False) -> list[dict[str, str]]:
         """The models and their states, as the protocol's repository index."""
@@ -183,12 +178,12 @@ class Service:
             infos.setdefault(name, api.ModelInfo(name, "", "not loaded"))
         return [
             {
-                "name": info.name,
-                "version": ONE,
+                "name": name_of(info),
+                "version": version_of(info),
                 "state": _STATES.get(info.state, "UNAVAILABLE"),
                 "reason": info.reason,
             }
-            for _, info in sorted(infos.items())
+            for info in every(infos)
             if info.state == "ready" or not ready
         ]
 
@@ -281,26 +276,27 @@ class Service:
             return answer
         finally:
             self.under_way -= 1
-            if call.model in self._infos:
-                tally = self.tallies.setdefault(call.model, Tally())
+            info = find(self._infos, call.model, call.version)
+            if info is not None:
+                tally = self.tallies.setdefault(deployment_of(info), Tally())
                 batch = max(1, call.inputs[0].shape[0]) if call.inputs and call.inputs[0].shape else 1
                 tally.ended(time.monotonic() - began, time.time(), batch=batch, ok=ok)
 
     async def _infer(self, call: Call, began: float) -> Answer:
         deadline = began + (self.limits.timeout_s if call.timeout_s is None else call.timeout_s)
-        info = self._infos.get(call.model)
-        if info is None or not info.inputs or call.version not in ("", ONE):
+        info = find(self._infos, call.model, call.version)
+        if info is None or not info.inputs:
             info = await self._loaded(call)
         try:
-            submit = await _submit(info, call, deadline)
+            submit = await made(info, call, deadline)
         except WrongInput:
             # The model may have been replaced by one with another signature since we asked.
             newer = await self._loaded(call)
             if (newer.inputs, newer.outputs) == (info.inputs, info.outputs):
                 raise
-            info, submit = newer, await _submit(newer, call, deadline)
-        headers, frames = await _decoded(*await self.hand_over(submit, call))
-        return Answer(info.name, ONE, headers, frames)
+            info, submit = newer, await made(newer, call, deadline)
+        headers, frames = await plain(*await self.hand_over(submit, call))
+        return Answer(name_of(info), version_of(info), headers, frames)
 
     async def _loaded(self, call: Call) -> api.ModelInfo:
         info = await self.model(call.model, call.version)
@@ -362,75 +358,3 @@ def _described(spec: Any) -> dict[str, Any]:
         "datatype": datatype_of(spec.dtype),
         "shape": [dim if isinstance(dim, int) else -1 for dim in spec.shape],
     }
-
-
-async def _submit(info: api.ModelInfo, call: Call, deadline: float) -> Submit:
-    """The request as the client path takes it: checked, and encoded as the model's plan wants inputs to come."""
-    problem = input_problem(info.inputs, call.inputs)
-    if problem is not None:
-        raise WrongInput(f"model {info.name!r}: {problem}")
-    wanted = check_outputs(call.outputs, info)
-    codec = info.codec if info.codec in CODECS else "raw"
-    try:
-        if codec == "raw":
-            headers = tuple(TensorHeader(t.name, t.dtype, t.shape, "raw", t.nbytes) for t in call.inputs)
-            frames: list[Any] = [tensor.data for tensor in call.inputs]
-        elif sum(tensor.nbytes for tensor in call.inputs) < ENCODE_BESIDE:
-            headers, frames = _encoded(call.inputs, codec)
-        else:
-            headers, frames = await asyncio.to_thread(_encoded, call.inputs, codec)
-        check_headers(headers)
-    except AgentError as error:
-        raise WrongInput(str(error), hint=error.hint) from error
-    limit = deadline if deadline - time.monotonic() < 1e9 else math.inf
-    return Submit(
-        _new_id(),
-        info.name,
-        wanted,
-        headers,
-        frames,
-        limit,
-        trace=call.trace,
-        priority=min(call.priority, LOWEST),
-    )
-
-
-_ids = bytearray()
-
-
-def _new_id() -> bytes:
-    """A random id for a request; the kernel is asked for many at once."""
-    if not _ids:
-        _ids.extend(secrets.token_bytes(ID_BYTES * 256))
-    found = bytes(_ids[-ID_BYTES:])
-    del _ids[-ID_BYTES:]
-    return found
-
-
-def _encoded(tensors: Sequence[Tensor], codec: str) -> tuple[tuple[TensorHeader, ...], list[Any]]:
-    pairs = [
-        pack_tensor(t.name, np.frombuffer(t.data, storage(t.dtype)).reshape(t.shape), codec, t.dtype)
-        for t in tensors
-    ]
-    return tuple(header for header, _ in pairs), [frame for _, frame in pairs]
-
-
-async def _decoded(
-    headers: tuple[TensorHeader, ...], frames: Sequence[Any]
-) -> tuple[tuple[TensorHeader, ...], list[Any]]:
-    """A result's tensors in raw form: plain buffers."""
-    plain: list[Any] = []
-    told: list[TensorHeader] = []
-    for header, frame in zip(headers, frames, strict=True):
-        if header.codec == "raw":
-            told.append(header)
-            plain.append(getattr(frame, "buffer", frame))
-            continue
-        if header.nbytes < ENCODE_BESIDE:
-            array = unpack_tensor(header, frame)
-        else:
-            array = await asyncio.to_thread(unpack_tensor, header, frame)
-        data = raw_of(array)
-        told.append(TensorHeader(header.name, header.dtype, header.shape, "raw", len(data)))
-        plain.append(data)
-    return tuple(told), plain

@@ -49,9 +49,9 @@ def statistics(
     """One model's statistics as the protocol's object.
 
     `success` and `fail` are this gateway's. `queue` and `compute_*` are what the agents count, summed over the stages
-    of the model's present deployments, for the requests of all clients.
+    of the version's present deployments, for the requests of all clients.
     """
-    stages = [stage for info in deployments if info.model == name for stage in info.stages]
+    stages = [stage for info in deployments for stage in info.stages]
 
     def spent(what: str) -> dict[str, int]:
         return {

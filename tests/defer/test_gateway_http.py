@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from starlette.responses import PlainTextResponse
@@ -421,6 +422,45 @@ def test_a_replaced_signature_is_learnt_from_the_first_request_that_fits_it() ->
         backend.infos = [wider]
         assert ask("POST", INFER, {"inputs": [tensor(shape=[2, 2], data=[1, 2, 3, 4])]})[0] == 200
         assert ask("POST", INFER, body())[0] == 400
+
+
+def test_versions_are_deployments_of_their_own() -> None:
+    def version(name: str, **more: Any) -> ModelInfo:
+        return msgspec.structs.replace(SAME, name=name, **more)
+
+    alone = version("same", stable="same@2", canary="same@10", share=0.5)
+    backend = FakeBackend(
+        alone,
+        version("same@10", version_of="same"),
+        version("same@2", version_of="same"),
+        version("old"),
+        version("old@3", version_of="old"),
+    )
+    with served(backend) as (_, ask):
+        assert ask("GET", "/v2/models/same")[1]["versions"] == ["2", "10"]
+        assert ask("GET", "/v2/models/old")[1]["versions"] == ["1", "3"]
+        assert ask("GET", "/v2/models/same/versions/10/ready")[0] == 200
+        index = ask("POST", "/v2/repository/index")[1]
+        assert [(one["name"], one["version"]) for one in index] == [
+            ("old", "1"),
+            ("old", "3"),
+            ("same", "2"),
+            ("same", "10"),
+        ]
+        for path, deployment, told in (
+            ("same/versions/10", "same@10", ("same", "10")),
+            ("same/versions/2", "same@2", ("same", "2")),
+            ("same", "same", ("same", "2")),  # the dispatcher chooses
+            ("old/versions/1", "old", ("old", "1")),
+        ):
+            answer = ask("POST", f"/v2/models/{path}/infer", body())[1]
+            assert (answer["model_name"], answer["model_version"]) == told
+            assert backend.seen[-1].model == deployment
+        status, refusal, _ = ask("POST", "/v2/models/same/versions/1/infer", body())
+        assert (status, refusal["error"]) == (404, "model 'same' has no version '1'; it has 2, 10")
+        rows = ask("GET", "/v2/models/same/stats")[1]["model_stats"]
+        assert [(row["version"], row["execution_count"]) for row in rows] == [("2", 2), ("10", 1)]
+        assert len(ask("GET", "/v2/models/stats")[1]["model_stats"]) == 4
 
 
 def test_classes_are_the_highest_values_of_each_example() -> None:

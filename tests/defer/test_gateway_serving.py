@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
+from defer.dispatcher.link_watch import AT_ONCE
 from defer.documents.address import Address
 from defer.documents.cluster import loads_cluster
 from defer.gateway.backend import LocalBackend
@@ -88,7 +89,9 @@ def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
 
 
 def cluster_text(agents: Any, listen: str = "127.0.0.1:0") -> str:
-    lines = [f'[dispatcher]\nlisten = "{listen}"\n[network]\nbandwidth = "1 Gbit/s"\ndelay = "0.1 ms"']
+    lines = [
+        f'[dispatcher]\nlisten = "{listen}"\nreplan = "never"\n[network]\nbandwidth = "1 Gbit/s"\ndelay = "0.1 ms"'
+    ]
     lines += [f'[[device]]\nname = "{agent.name}"\naddress = "{agent.address}"' for agent in agents]
     return "\n".join(lines)
 
@@ -128,7 +131,8 @@ def gateway(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             with Gateway(service, Options(Address("127.0.0.1", 0), Address("127.0.0.1", 0))) as running:
                 started(running.helpers, HELPERS)
                 started(daemon._background, 2)
-                started(daemon.adapting._gauges._worker, 1)
+                started(daemon.recovery._links._jobs, 2)
+                started(daemon.recovery._links._tries, AT_ONCE)
                 yield running
 
 
