@@ -127,9 +127,8 @@ def _device(device: FoundDevice) -> list[str]:
         lines.append(f"also = [{others}]  # the fastest that answers is used")
     memory = offer.memory_bytes // MEBIBYTE * MEBIBYTE
     if memory:
-        lines.append(
-            f"memory = {_text(format_size(memory))}{' ' * 6}# what its agent offers; less leaves room for others"
-        )
+        stated = f"memory = {_text(format_size(memory))}"
+        lines.append(f"{stated:<29} # what its agent offers; less leaves room for others")
     runs = ", ".join(
         f"{engine.name} {engine.version}".strip() for engine in offer.engines if not engine.missing
     )

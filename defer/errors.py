@@ -375,6 +375,9 @@ EXTRAS: Final[dict[str, str]] = {
     "uvicorn": "gateway",
     "grpc": "gateway",
     "google.protobuf": "gateway",
+    "zeroconf": "discovery",
+    "opentelemetry.sdk": "otel",
+    "opentelemetry.exporter.otlp.proto.http": "otel",
 }
 """Which extra installs a top-level module."""
 
