@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures.thread import _threads_queues
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background jobs ignore it, and so would every child that a test interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-GRACE_S = 3.0
+GRACE_S = 10.0
 """A thread that was told to end may need a moment; one that was not told never ends."""
 
 
@@ -34,24 +35,43 @@ def _children() -> set[int]:
     return {int(pid) for pid in listing.read_text().split()} if listing.exists() else set()
 
 
-def _threads() -> set[threading.Thread]:
-    """Python's threads but two that stay: of the timeout plugin, and pyzmq's own for frames that are not copied."""
+def _threads(*, pooled: bool) -> set[threading.Thread]:
+    """Python's threads but two that stay: of the timeout plugin, and pyzmq's own for frames that are not copied.
+
+    Args:
+        pooled: Those of executors as well. They start when first needed, which in a cluster that several tests share
+            is during any of them.
+    """
     return {
         thread
         for thread in threading.enumerate()
-        if not thread.name.startswith("pytest-timeout") and type(thread).__name__ != "GarbageCollectorThread"
+        if not thread.name.startswith("pytest-timeout")
+        and type(thread).__name__ != "GarbageCollectorThread"
+        and (pooled or thread not in _threads_queues)
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_executor_left_behind() -> Iterator[None]:
+    """Fail the module that leaves a thread of an executor running."""
+    threads = _threads(pooled=True)
+    yield
+    deadline = time.monotonic() + GRACE_S
+    while time.monotonic() < deadline and _threads(pooled=True) - threads:
+        time.sleep(0.01)
+    left = [thread.name for thread in _threads(pooled=True) - threads]
+    assert not left, f"threads left running: {left}"
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fail the test that leaves a thread or a process running."""
-    threads, children = _threads(), _children()
+    threads, children = _threads(pooled=False), _children()
     yield
     deadline = time.monotonic() + GRACE_S
-    while time.monotonic() < deadline and (_threads() - threads or _children() - children):
+    while time.monotonic() < deadline and (_threads(pooled=False) - threads or _children() - children):
         time.sleep(0.01)
-    left = [thread.name for thread in _threads() - threads]
+    left = [thread.name for thread in _threads(pooled=False) - threads]
     assert not left, f"threads left running: {left}"
     orphans = _children() - children
     assert not orphans, f"processes left running: {orphans}"

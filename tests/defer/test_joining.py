@@ -150,6 +150,10 @@ def test_agents_that_register_serve_the_next_plan_and_a_restarted_dispatcher(tmp
         with Daemon(described, tmp_path / "state") as daemon:
             daemon.connect(10.0)
             joined_events(daemon, 2)
+            deadline = time.monotonic() + 60
+            while [info.state for info in daemon.models().models] != ["ready"]:
+                assert time.monotonic() < deadline, daemon.models()
+                time.sleep(0.02)
             right(str(daemon.address))
 
 
