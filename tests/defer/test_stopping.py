@@ -61,15 +61,18 @@ def test_in_parallel_raises_when_all_have_ended() -> None:
 def test_the_first_signal_stops_in_order_and_the_second_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    before = signal.getsignal(signal.SIGHUP)
-    with stopping() as stop:
-        with pytest.raises(StopNow), stop.interrupting():
-            signal.raise_signal(signal.SIGHUP)
-        stop.wait()
-        assert codes == []
-        signal.raise_signal(signal.SIGTERM)
-        assert codes == [143]
-    assert signal.getsignal(signal.SIGHUP) is before
+    outside = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and so it would stay
+    try:
+        with stopping() as stop:
+            with pytest.raises(StopNow), stop.interrupting():
+                signal.raise_signal(signal.SIGHUP)
+            stop.wait()
+            assert codes == []
+            signal.raise_signal(signal.SIGTERM)
+            assert codes == [143]
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, outside)
 
 
 def test_a_signal_that_came_before_interrupts_and_one_that_comes_while_serving_does_not() -> None:
