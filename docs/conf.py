@@ -24,6 +24,9 @@ source_suffix = {".md": "markdown"}
 myst_heading_anchors = 4  # the same anchors as on GitHub, so that links work in both
 myst_enable_extensions = ["colon_fence"]
 
+# A command that goes on over several lines is more than Pygments knows of consoles; it is shown all the same.
+suppress_warnings = ["misc.highlighting_failure"]
+
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
