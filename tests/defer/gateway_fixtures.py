@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import http.client
 import json
 import threading
@@ -105,6 +106,7 @@ def grpc_at_work() -> Iterator[None]:
         grpc.aio.init_grpc_aio()
         yield
         grpc.aio.shutdown_grpc_aio()
+        gc.collect()
     finally:
         asyncio.set_event_loop(None)
         loop.close()
