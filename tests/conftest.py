@@ -54,15 +54,20 @@ def _threads(*, pooled: bool) -> set[threading.Thread]:
     }
 
 
+def _executors() -> set[threading.Thread]:
+    """Threads of executors alone: a module may keep others for all its tests, as gRPC does until it is collected."""
+    return _threads(pooled=True) - _threads(pooled=False)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_executor_left_behind() -> Iterator[None]:
     """Fail the module that leaves a thread of an executor running."""
-    threads = _threads(pooled=True)
+    threads = _executors()
     yield
     deadline = time.monotonic() + GRACE_S
-    while time.monotonic() < deadline and _threads(pooled=True) - threads:
+    while time.monotonic() < deadline and _executors() - threads:
         time.sleep(0.01)
-    left = [thread.name for thread in _threads(pooled=True) - threads]
+    left = [thread.name for thread in _executors() - threads]
     assert not left, f"threads left running: {left}"
 
 
