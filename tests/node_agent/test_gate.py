@@ -163,7 +163,9 @@ def test_with_and_without_keys_do_not_mix(party: Callable[..., Party]) -> None:
         router = open_socket(plain, zmq.ROUTER, purpose="data")
         port = bind(router, "127.0.0.1", 0)
         _, watched = knock(guest, f"tcp://127.0.0.1:{port}", "edge1")
-        assert "has no keys" in outcome(watched)
+        # Who has no keys may hang up before the other side has seen that.
+        said = outcome(watched)
+        assert "has no keys" in said or "the handshake broke off" in said
     finally:
         plain.destroy(0)
 
