@@ -25,7 +25,9 @@ def access_options(command: F) -> F:
         with using(Choice(keys, insecure)):
             address = more.get("address")
             if insecure and isinstance(address, str):
-                warn_insecure([each.host for each in parse_addresses(address)], as_json=bool(more.get("as_json")))
+                warn_insecure(
+                    [each.host for each in parse_addresses(address)], as_json=bool(more.get("as_json"))
+                )
             return command(*args, **more)
 
     run = click.option(
