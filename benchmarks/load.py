@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument(
         "--names", nargs="*", metavar="MODEL", help="models of the dispatcher, one pipeline each"
     )
+    parser.add_argument("--keys", type=Path, metavar="FILE", help="the client's, for --defer")
     parser.add_argument("--bare", nargs=2, metavar=("FIRST", "LAST"))
     parser.add_argument("--style", nargs=3, metavar=("FIRST", "LAST", "INPUT"))
     parser.add_argument("--output", type=Path, help="directory for first results")
@@ -88,7 +89,7 @@ def main() -> None:
     if arguments.defer and arguments.names:
         runs |= {name: ours(arguments.defer, name) for name in arguments.names}
     elif arguments.defer:
-        runs["defer"] = ours(arguments.defer)
+        runs["defer"] = ours(arguments.defer, keys=arguments.keys)
     if arguments.bare:
         runs["bare"] = plain(*arguments.bare)
     if arguments.style:

@@ -29,6 +29,7 @@ from benchmarks.processes import ended, serving
 from benchmarks.runner import Options, Outcome, Row, Target, main
 from benchmarks.testbed import Options as BedOptions
 from benchmarks.testbed import Testbed, uniform
+from benchmarks.with_keys import rates_with_keys
 from defer.baseline import whole_model
 from defer.documents.plan import Plan
 from defer.parts import write_parts
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pairs", type=int, default=5, help="turns of ours and of the bare chain (default 5)"
     )
     parser.add_argument("--blocks", type=int, default=64, help="blocks to measure and plan with (default 64)")
+    parser.add_argument("--no-keys", action="store_true", help="leave out the same pipeline with keys")
     parser.add_argument("--no-style", action="store_true", help="leave the chain of DEFER's kind out")
     parser.add_argument(
         "--links",
@@ -97,6 +99,7 @@ def measure(options: Options) -> Outcome:
             targets += _targets(name, count, run, single)
     notes = [
         f"each device has {SHARE} of a core (CFS period 10 ms); rates are results/s, medians over turns",
+        "with keys: the same plan, every connection encrypted (CURVE), afterwards",
         f"DEFER-style: its cuts, {defer_style.CODEC} on squeezed shapes, one thread per node computes and sends",
     ]
     return Outcome(rows, targets, notes)
@@ -104,7 +107,7 @@ def measure(options: Options) -> Outcome:
 
 def _row(name: str, count: int, run: Run, single: float) -> Row:
     ours, bare = median(run.rates["defer"]), median(run.rates["bare"])
-    style = run.rates.get("style")
+    style, keyed = run.rates.get("style"), run.rates.get("keys")
     return {
         "network": name,
         "devices": count,
@@ -115,6 +118,7 @@ def _row(name: str, count: int, run: Run, single: float) -> Row:
         "ours ÷ bare": _pairs(run),
         "alone allows /s": 1 / max(run.alone),
         "of that": ours * max(run.alone),
+        "with keys /s": median(keyed) if keyed else None,
         "DEFER-style /s": median(style) if style else None,
         "predicted /s": 1 / run.plan.period_s,
         "difference": run.difference,
@@ -140,8 +144,22 @@ def _targets(name: str, count: int, run: Run, single: float) -> list[Target]:
 
 
 def _run(name: str, count: int, arguments: argparse.Namespace, *, quick: bool) -> Run:
+    with tempfile.TemporaryDirectory(prefix="defer-pipeline-") as folder:
+        run, load = _plain(name, count, arguments, Path(folder), quick=quick)
+        if not arguments.no_keys:
+            model, plan = Path(folder, f"{name}.onnx"), Path(folder, "plan.json")
+            load = [*load, "--pairs", str(1 if quick else min(arguments.pairs, 3))]
+            keyed = Path(folder, "keyed")
+            keyed.mkdir()
+            run.rates["keys"] = rates_with_keys(uniform(count, cpu=SHARE), model, plan, load, keyed)
+        return run
+
+
+def _plain(
+    name: str, count: int, arguments: argparse.Namespace, work: Path, *, quick: bool
+) -> tuple[Run, list[str]]:
+    """Without keys, beside the other chains; and how it was loaded."""
     with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="defer-pipeline-")))
         model = models.save(name, work / f"{name}.onnx")
         chain = partitioner.analyze(model)
         inputs = models.example_inputs(name)
@@ -208,7 +226,7 @@ def _run(name: str, count: int, arguments: argparse.Namespace, *, quick: bool) -
             if not np.allclose(array, expected, rtol=1e-2, atol=1e-3):
                 raise SystemExit(f"the results of {kind} are not the whole model's")
         difference = float(np.max(np.abs(found["defer"] - expected)) / np.max(np.abs(expected)))
-        return Run(rates, by_itself, plan, difference)
+        return Run(rates, by_itself, plan, difference), load
 
 
 if __name__ == "__main__":
