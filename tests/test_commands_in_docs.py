@@ -236,6 +236,9 @@ class Walk:
             text,
             flags=re.M,
         )
+        text = re.sub(r"^(defer init\b)(?!.*--port)", rf"\1 --port {default}", text, flags=re.M)
+        agent = f"--listen 127.0.0.1:{self.here_port('agent')}"
+        text = re.sub(r"^(defer agent\b)(?!.*--(?:listen|dial))", rf"\1 {agent}", text, flags=re.M)
         return re.sub(r"(rollout|keys) (--dispatcher \S+) (\w+)", r"\1 \3 \2", text)
 
     def here_port(self, key: str) -> int:
