@@ -15,7 +15,7 @@ from benchmarks.testbed.agents import AgentPlace
 from benchmarks.testbed.spec import Spec
 from defer import keys
 
-DISPATCHER, CLIENT = "dispatcher", "client"
+CLIENT = "client"
 
 
 def rates_with_keys(spec: Spec, model: Path, plan: Path, load: Sequence[str], work: Path) -> list[float]:
@@ -29,10 +29,11 @@ def rates_with_keys(spec: Spec, model: Path, plan: Path, load: Sequence[str], wo
         work: An empty directory, for keys and state.
     """
     folder = work / "keys"
-    keys.make(folder, DISPATCHER, "dispatcher")
+    keys.make(folder, spec.dispatcher, "dispatcher")
     keys.make(folder, CLIENT, "client")
     for device in spec.devices:
-        keys.make(folder, device.name, "agent")
+        if device.name != spec.dispatcher:
+            keys.make(folder, device.name, "agent")
 
     def secret(name: str) -> list[str]:
         return ["--keys", str(folder / "secret" / f"{name}.toml")]
@@ -50,6 +51,6 @@ def rates_with_keys(spec: Spec, model: Path, plan: Path, load: Sequence[str], wo
 
         more = ["--model", str(model), "--plan", str(plan), "--state", str(work / "state"), "--wait", "60"]
         ready = stack.enter_context(
-            serving(bed.cluster_file, *more, *secret(DISPATCHER), start=start, timeout=600.0)
+            serving(bed.cluster_file, *more, *secret(spec.dispatcher), start=start, timeout=600.0)
         )
         return run_load([*load, "--defer", ready["ready"], *secret(CLIENT)], bed)["defer"]
