@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import socket
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -63,7 +64,7 @@ class Admin:
         """Connect and agree on a protocol version; with one dispatcher after the other, until one leads.
 
         Raises:
-            DispatcherUnreachable: Nobody answers.
+            DispatcherUnreachable: Nobody answers, or the name is unknown.
             Standby: Those that answer stand by.
             ProtocolMismatch: Who answers speaks no version that we do.
             Unauthorised: It refuses our key, or has another than is known here.
@@ -106,6 +107,13 @@ class Admin:
             raise
 
     def _dial(self) -> None:
+        try:
+            # libzmq looks names up by itself, and again and again: it would never say that there is no such name.
+            socket.getaddrinfo(self.address.host, self.address.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise DispatcherUnreachable(
+                f"cannot resolve {self.address.host}", hint="correct the address, or write it as a number"
+            ) from error
         try:
             dial(self._socket, self.address.endpoint(), DISPATCHER)
         except AgentError as error:

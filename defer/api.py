@@ -130,7 +130,8 @@ class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
         files: The ONNX file first, then the files of its external data.
         plan: A plan document in JSON; empty to make one.
         profile: A profile document in JSON; empty to measure.
-        objective: `latency` or `throughput`, where a plan is made.
+        objective: What a plan that is made makes least; empty for what the stable version was deployed with, or
+            `latency` where there is none.
         shapes: Input shapes that bind free dimensions for costs and warm-up.
         max_error: How far lossy codecs may move the output, as `--max-error` takes it; empty uses none.
         calibration: Requests (.npz) on which that is measured, held by the dispatcher; none makes some up.
@@ -144,7 +145,7 @@ class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
     files: tuple[ModelFile, ...]
     plan: str = ""
     profile: str = ""
-    objective: Objective = "latency"
+    objective: Objective | Literal[""] = "latency"
     shapes: dict[str, tuple[int, ...]] = {}
     max_error: str = ""
     calibration: tuple[ModelFile, ...] = ()

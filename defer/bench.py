@@ -143,7 +143,8 @@ def run_load(client: Client, info: ModelInfo, inputs: Inputs, plan: LoadPlan, po
     before = client.status()
     with _watched(client, before) as seen:
         driven = drive(submit, count=plan.requests, window=plan.window, rate=plan.rate)
-    stages = stage_loads(model, before, client.status(), driven.seconds, power, seen)
+    # A name that has versions is no deployment: the stages are those of its stable version.
+    stages = stage_loads(info.stable or model, before, client.status(), driven.seconds, power, seen)
     busy = sum(stage.run_s + stage.decode_s + stage.encode_s for stage in stages)
     codes = sum(stage.decode_s + stage.encode_s for stage in stages)
     return msgspec.structs.replace(

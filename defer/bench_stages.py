@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 import msgspec
 
 from defer.api import DeploymentInfo, DeviceInfo, ServerStatus, StageInfo
 from defer.errors import NotReady
+
+LEAST_S: Final = 1e-9
+"""The difference of two sums of seconds that is shorter than this is what rounding left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,8 @@ def _mean(then: StageInfo, now: StageInfo) -> Callable[[str], float]:
 
     def mean(name: str) -> float:
         total = float(getattr(now, name) * now.items - getattr(then, name) * then.items)
-        return max(0.0, total) / items if items else 0.0
+        found = total / items if items else 0.0
+        return found if found >= LEAST_S else 0.0
 
     return mean
 

@@ -43,7 +43,7 @@ class Client:
         timeout: Seconds that a request may take where it says nothing else.
         codec: How inputs are encoded on the wire: `auto` does as the model's plan wants, which changes values only where
             the plan was made with an error budget; else a codec's name, such as `raw`.
-        connect_timeout: Seconds in which a dispatcher must answer at all.
+        connect_timeout: Seconds in which a dispatcher must answer at all; `timeout` where that is shorter.
         keys: Folder of keys, or a certificate in its folder `secret`, made with `defer keys`; what the environment's
             DEFER_KEYS says by default. Beyond this machine a dispatcher wants keys.
         insecure: Talk to a dispatcher on another machine without keys: whoever is on that network may read along.

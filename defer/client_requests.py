@@ -15,7 +15,7 @@ from functools import partial
 from defer import api
 from defer.access import client_security
 from defer.admin import Admin
-from defer.client_core import Inputs, Submit, as_arrays, check_outputs
+from defer.client_core import BRIEF_S, Inputs, Submit, as_arrays, check_outputs
 from defer.client_session import Outputs, Session
 from defer.documents.address import Address, parse_addresses
 from defer.errors import (
@@ -103,7 +103,7 @@ class Requests:
         model: Model of requests that name none.
         timeout: Seconds of requests that name none.
         codec: How inputs are encoded on the wire; `auto` does as the model's plan wants.
-        connect_timeout: Seconds in which a dispatcher must answer at all.
+        connect_timeout: Seconds in which a dispatcher must answer at all; `timeout` where that is shorter.
         security: How connections are protected; what `defer.access` says where it is not given.
     """
 
@@ -158,12 +158,14 @@ class Requests:
         return ",".join(str(each) for each in self.addresses)
 
     def _admin(self) -> Admin:
-        return Admin(self.addresses, connect_s=self.connect_timeout, security=self.security)
+        # Nobody waits longer for a connection than for the answer; what is too short says nothing of who is there.
+        patience = max(self.timeout, BRIEF_S)
+        return Admin(self.addresses, connect_s=min(self.connect_timeout, patience), security=self.security)
 
     def known(self, model: str) -> api.ModelInfo | None:
         """The signature of a model as far as it was asked for; None when the dispatcher must be asked."""
         models = self._models
-        if not model and len(named := _named(models)) == 1:
+        if not model and len(named := without_versions(models)) == 1:
             (info,) = named
         else:
             info = models.get(model, _NOTHING)
@@ -184,7 +186,7 @@ class Requests:
             raise NotReady(
                 f"no model is deployed at {self.address}", hint="deploy one with `defer deploy MODEL`"
             )
-        named = _named(served)
+        named = without_versions(served)
         if not model and len(named) != 1:
             raise UnknownModel(f"several models are served, say which: {', '.join(sorted(served))}")
         found = served.get(model) if model else named[0]
@@ -386,7 +388,7 @@ class Requests:
             session.close()
 
 
-def _named(models: Mapping[str, api.ModelInfo]) -> list[api.ModelInfo]:
+def without_versions(models: Mapping[str, api.ModelInfo]) -> list[api.ModelInfo]:
     """The models that a request without a name may mean: a version is meant by its own name alone."""
     return [info for info in models.values() if info.version_of not in models or not info.version_of]
 

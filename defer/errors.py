@@ -118,6 +118,8 @@ class DeferError(Exception):
     """
 
     code: ClassVar[str] = "internal"
+    usual_hint: ClassVar[str] = ""
+    """What to do about one that came over the wire without a hint."""
 
     def __init__(self, message: str, *, hint: str = "", where: str = "") -> None:
         super().__init__(message)
@@ -186,6 +188,7 @@ class TooLarge(WrongInput):
     """More bytes than the server takes."""
 
     code = "too-large"
+    usual_hint = "split the batch"
 
 
 class UnknownCoding(DeferError):
@@ -426,7 +429,7 @@ def from_code(code: str, message: str, hint: str = "", where: str = "") -> Defer
     known = _BY_CODE.get(_ALIASES.get(code, code))
     if known is None:
         return AgentFault(f"{message} ({code})", hint=hint, where=where)
-    return known(message, hint=hint, where=where)
+    return known(message, hint=hint or known.usual_hint, where=where)
 
 
 def translate(exc: BaseException) -> DeferError:

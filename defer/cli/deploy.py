@@ -52,9 +52,8 @@ STEP_S = 600.0
 @click.option(
     "--objective",
     type=click.Choice(["latency", "throughput", "cost", "energy"]),
-    default="latency",
-    show_default=True,
-    help="What planning makes least: seconds of one request, seconds between results, money or joules.",
+    help="What planning makes least: seconds of one request, seconds between results, money or joules. By default "
+    "latency, and with --version what the stable version was deployed with.",
 )
 @budget_options
 @sample_option
@@ -69,7 +68,7 @@ def command(
     canary: float | None,
     plan_file: str | None,
     profile_file: str | None,
-    objective: Objective,
+    objective: Objective | None,
     max_error: Budget | None,
     calibration: Path | None,
     sample: float,
@@ -101,7 +100,7 @@ def command(
             tuple(files),
             plan,
             profile,
-            objective,
+            objective or ("" if version else "latency"),
             inputs,
             str(max_error or ""),
             tuple(samples),

@@ -18,6 +18,7 @@ from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, console, examples, note, print_json, table
 from defer.client import Client
 from defer.client_core import Array
+from defer.client_requests import without_versions
 from defer.documents.files import write_bytes
 from defer.errors import (
     FileMissing,
@@ -154,7 +155,7 @@ def _run(client: Client, inputs: Arrays, repeat: int, window: int) -> tuple[Arra
 
 
 def choose_model(models: tuple[ModelInfo, ...], name: str) -> ModelInfo:
-    """The model called `name`, or the only one that is served.
+    """The model called `name`, or the only one that is served; versions of one model are one.
 
     Raises:
         NotReady: None is served, or it is not ready.
@@ -163,9 +164,10 @@ def choose_model(models: tuple[ModelInfo, ...], name: str) -> ModelInfo:
     served = {model.name: model for model in models}
     if not served:
         raise NotReady("no model is deployed", hint="`defer deploy MODEL` deploys one")
-    if not name and len(served) > 1:
+    named = without_versions(served)
+    if not name and len(named) != 1:
         raise UnknownModel(f"several models are served: {', '.join(served)}", hint="say which with --model")
-    chosen = served.get(name) if name else models[0]
+    chosen = served.get(name) if name else named[0]
     if chosen is None:
         raise UnknownModel(f"no model {name!r} is served", hint=f"served: {', '.join(served)}")
     if not chosen.inputs:

@@ -34,7 +34,7 @@ from defer.dispatcher.detours import Detours
 from defer.dispatcher.keeper import Keeper
 from defer.dispatcher.membership import Membership
 from defer.dispatcher.recovery import Recovery
-from defer.dispatcher.report import models_of, status_of
+from defer.dispatcher.report import models_of, status_of, version_of
 from defer.dispatcher.restoring import kept_request
 from defer.dispatcher.rollout import base_of
 from defer.dispatcher.shell import DataShell
@@ -46,7 +46,7 @@ from defer.dispatcher.uploads import Uploads
 from defer.documents.address import Address, parse_address
 from defer.documents.base import decode, encode
 from defer.documents.cluster import Cluster
-from defer.documents.plan import Plan
+from defer.documents.plan import Objective, Plan
 from defer.documents.profile import CostProfile
 from defer.errors import AgentUnreachable, NotReady, PortInUse, translate
 from defer.event_log import EventLog, Level
@@ -428,7 +428,7 @@ class Daemon:
                     profile=decode(CostProfile, order.profile.encode(), "the profile")
                     if order.profile
                     else None,
-                    objective=order.objective,
+                    objective=order.objective or self._objective_beside(order.name),
                     shapes=order.shapes,
                     budget=parse_budget(order.max_error) if order.max_error else None,
                     calibration=self._uploads.assemble(order.calibration) if order.calibration else None,
@@ -443,6 +443,11 @@ class Daemon:
         made = outcome.deployment
         news.info("model %s is deployed as deployment %d", made.model, made.epoch)
         return deployed(outcome)
+
+    def _objective_beside(self, deployment: str) -> Objective:
+        orders = dict(self.deployments.orders)
+        stable = orders.get(self.deployments.rollouts.beside(deployment, orders))
+        return "latency" if stable is None else stable.objective
 
     def undeploy(self, order: api.Undeploy) -> None:
         """See `Verbs`."""
@@ -508,7 +513,14 @@ def deployed(outcome: Outcome) -> api.Deployed:
     """An outcome in the api's words."""
     made = outcome.deployment
     info = api.ModelInfo(
-        made.model, "ready", "", made.epoch, made.inputs, made.outputs, made.plan.transfers[0].codec
+        made.model,
+        "ready",
+        "",
+        made.epoch,
+        made.inputs,
+        made.outputs,
+        made.plan.transfers[0].codec,
+        version_of=version_of(made.model),
     )
     return api.Deployed(
         0, info, encode(made.plan).decode(), made.sent_bytes, outcome.seconds, outcome.canary_s

@@ -23,7 +23,8 @@ class Limits:
 
     Attributes:
         requests: Accepted and unanswered requests of one route.
-        nbytes: Input bytes of all accepted and unanswered requests, in bytes; a single request above it runs alone.
+        nbytes: Input bytes of all accepted and unanswered requests, in bytes; a single request above it is
+            refused as too large.
         answers: Answers kept for clients that ask again.
         answer_bytes: Bytes of those answers.
         spent: Ids kept beyond those, of requests that do not run again although their answers are gone.

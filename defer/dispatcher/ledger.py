@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from defer.dispatcher import events as e
 from defer.dispatcher.routes import RouteState
 from defer.signature import input_problem, output_problem
+from defer.units import show_size
 from node_agent.messages import NO_DEADLINE, USUAL_PRIORITY, Infer, Item
 
 _S = 1_000_000_000
@@ -138,11 +139,15 @@ def obstacle(
     problem = mismatch(route, infer)
     if problem is not None:
         return "wrong-input", f"model {route.model!r}: {problem}"
+    if nbytes > limits.nbytes:  # trying again does not help
+        return "too-large", (
+            f"the request's inputs are too large: {show_size(nbytes)}, at most {show_size(limits.nbytes)}"
+        )
     if state.busy >= limits.requests:
         return "overloaded", (
             f"{state.busy} requests for model {route.model!r} wait already (limit {limits.requests})"
         )
-    if held and held + nbytes > limits.nbytes:
+    if held + nbytes > limits.nbytes:
         return "overloaded", (
             f"requests of {held} bytes wait already, {nbytes} more would pass the limit of {limits.nbytes}"
         )

@@ -58,7 +58,7 @@ def _deployed_models(core: DispatcherCore) -> list[api.ModelInfo]:
     for name in sorted(routes.serving.keys() | routes.announced.keys()):
         if name not in routes.serving:
             infos.append(
-                api.ModelInfo(name, "announced", routes.announced[name], version_of=_version_of(name))
+                api.ModelInfo(name, "announced", routes.announced[name], version_of=version_of(name))
             )
             continue
         state = next(iter(routes.ready_for(name)), routes[routes.serving[name][0]])
@@ -74,14 +74,15 @@ def _deployed_models(core: DispatcherCore) -> list[api.ModelInfo]:
                 route.inputs,
                 route.outputs,
                 route.codec,
-                version_of=_version_of(name),
+                version_of=version_of(name),
                 failing=core.failing.get(name, "") if state.state == "ready" else "",
             )
         )
     return infos
 
 
-def _version_of(deployment: str) -> str:
+def version_of(deployment: str) -> str:
+    """The model that a deployment is a version of; empty where it is none."""
     name = base_of(deployment)
     return name if name != deployment else ""
 

@@ -3,7 +3,7 @@
 A version is a deployment of its own, called `name@version`. A `Split` says what `name` alone stands for: a stable
 version, beside it perhaps a new one that gets a share of the requests, and the one before, to which a rollback leads.
 
-    deploy @2 ──▶ canary @2, 10 % ──▶ promote ──▶ @2 stable, @1 before ──▶ rollback ──▶ @1 stable, @2 before
+    deploy @2 ──▶ canary @2, 10 % ──▶ promote ──▶ @2 stable, @1 before ──▶ rollback ──▶ @1 alone
                         └── rollback ──▶ @1 alone
 """
 
@@ -99,7 +99,7 @@ def promote(split: Split, deployment: str, served: Collection[str]) -> Split:
     """
     chosen = deployment or split.canary
     if not chosen:
-        raise UsageError(f"no version of {split.name} is being tried", hint="say which: --version VERSION")
+        raise UsageError(f"no version of {split.name} is being tried", hint=_which(split.name))
     _check(chosen, split.name, served)
     if chosen == split.stable:
         raise UsageError(f"{chosen} is what {split.name} stands for already")
@@ -109,6 +109,8 @@ def promote(split: Split, deployment: str, served: Collection[str]) -> Split:
 def rollback(split: Split, served: Collection[str]) -> Split:
     """End what is tried; where nothing is, make the version before the stable one again.
 
+    The version that it leads away from stays loaded and is no version before: another rollback does not lead there.
+
     Raises:
         UsageError: There is nothing to go back to.
         UnknownModel: The version before is not deployed any more.
@@ -116,19 +118,28 @@ def rollback(split: Split, served: Collection[str]) -> Split:
     if split.canary:
         return msgspec.structs.replace(split, canary="", share=0.0)
     if not split.before:
-        raise UsageError(f"{split.name} has no version before {split.stable}")
+        raise UsageError(f"{split.name} has no version before {split.stable}", hint=_which(split.name))
     _check(split.before, split.name, served)
-    return Split(split.name, split.before, before=split.stable)
+    return Split(split.name, split.before)
 
 
-def without(split: Split, deployment: str) -> Split | None:
+def without(split: Split, deployment: str, served: Collection[str] = ()) -> Split | None:
     """The split when a deployment is gone; None where nothing is left of it.
+
+    Args:
+        split: As it is.
+        deployment: What goes.
+        served: Deployments that are there.
 
     Raises:
         UsageError: The deployment is what the name stands for, and others are beside it.
     """
     if deployment == split.stable:
-        if split.canary or split.before:
+        if (
+            split.canary
+            or split.before
+            or any(base_of(each) == split.name for each in served if each != deployment)
+        ):
             raise UsageError(
                 f"requests for {split.name} take {deployment}",
                 hint=f"promote or roll back to another version first, or undeploy {split.name} with all its versions",
@@ -137,6 +148,10 @@ def without(split: Split, deployment: str) -> Split | None:
     gone = {key: "" for key in ("canary", "before") if getattr(split, key) == deployment}
     left: Split = msgspec.structs.replace(split, **gone)
     return msgspec.structs.replace(left, share=left.share if left.canary else 0.0)
+
+
+def _which(name: str) -> str:
+    return f"say which version: `defer rollout promote {name} VERSION`"
 
 
 def _check(deployment: str, name: str, served: Collection[str]) -> None:

@@ -64,6 +64,16 @@ class Rollouts:
             if name != deployment and name not in self._splits and name not in served:
                 self._set(r.Split(name, deployment), f"{name} stands for {deployment}")
 
+    def beside(self, deployment: str, served: Collection[str]) -> str:
+        """The stable version of the model that a version is, or is to be, of; empty where there is none."""
+        name, at, _ = deployment.partition(r.AT)
+        if not at:
+            return ""
+        with self._lock:
+            split = self._splits.get(name)
+        stable = name if split is None else split.stable
+        return stable if stable in served else ""
+
     def leave(self, name: str, served: Collection[str]) -> list[str]:
         """A deployment, or a model with all its versions, is to go; returns the deployments that go.
 
@@ -81,7 +91,7 @@ class Rollouts:
                 raise UnknownModel(f"no model {name!r} is served; served: {known}")
             split = self._splits.get(r.base_of(name))
             if split is not None:
-                left = r.without(split, name)
+                left = r.without(split, name, served)
                 if left is None:
                     self._drop(split.name)
                 elif left != split:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 _US: Final = 1_000_000
 
-REJECTED: Final = frozenset({"overloaded", "not-ready", "wrong-input", "unknown-model", "deadline-exceeded"})
+REJECTED: Final = frozenset(
+    {"overloaded", "not-ready", "wrong-input", "too-large", "unknown-model", "deadline-exceeded"}
+)
 BACKEND: Final = frozenset({"agent-lost", "agent-fault", "run-failed", "load-failed", "out-of-memory"})
 
 

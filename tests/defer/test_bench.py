@@ -62,6 +62,12 @@ def test_a_run_without_requests_divides_by_nothing() -> None:
     assert (load.run_s, load.utilisation, load.energy_j) == (0.0, 0.0, 0.0)
 
 
+def test_what_rounding_leaves_is_nothing() -> None:
+    before, after = _status(3, 0.1), _status(3_000_003, 0.3 / 3_000_003 + 1e-15)
+    (load,) = stage_loads("m", before, after, 1.0, Power())
+    assert (load.run_s, load.encode_s) == (0.0, 0.0)
+
+
 def test_a_model_that_is_gone_or_new_is_said() -> None:
     with pytest.raises(NotReady, match="not served"):
         stage_loads("other", _status(1, 1.0), _status(2, 1.0), 1.0, Power())

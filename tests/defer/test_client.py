@@ -225,6 +225,17 @@ def test_overload_is_reported(make_server: Callable[..., Any]) -> None:
         assert float(futures[1].result(10)["y"][0, 0]) == 2
 
 
+def test_what_never_fits_is_not_tried_again(make_server: Callable[..., Any]) -> None:
+    server = make_server(e.Limits(nbytes=20))
+    server.serve(server.stage())
+    with Client(server.address) as client:
+        for run in (lambda: client.infer(x(rows=2)), lambda: list(client.map([x(rows=2)]))):
+            with pytest.raises(errors.TooLarge, match="too large: 32 B, at most 20 B") as caught:
+                run()
+            assert caught.value.hint == "split the batch"
+        client.infer(x())
+
+
 def test_a_deadline_passes(server: Any) -> None:
     server.stages[0].hold = True
     with Client(server.address) as client:
@@ -270,6 +281,29 @@ def test_nobody_there() -> None:
     ):
         client.infer(x())
     assert "defer serve" in caught.value.hint
+
+
+def test_connecting_takes_no_longer_than_a_request_may() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (
+        Client(f"127.0.0.1:{port}", timeout=0.6) as client,
+        pytest.raises(errors.DispatcherUnreachable, match=r"within 0\.6 s"),
+    ):
+        client.infer(x())
+
+
+def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with (
+        Client("nobody.invalid:7600", insecure=True) as client,
+        pytest.raises(errors.DispatcherUnreachable, match=r"cannot resolve nobody\.invalid"),
+    ):
+        client.models()
 
 
 def test_a_restarted_dispatcher_is_found_again(make_server: Callable[..., Any]) -> None:

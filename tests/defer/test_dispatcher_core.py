@@ -176,13 +176,18 @@ def test_a_request_whose_answer_is_not_kept_does_not_run_again(limits: e.Limits)
     assert (again.code, "answered already" in again.message) == ("request-failed", True)
 
 
-def test_a_request_larger_than_all_that_may_wait_runs_alone() -> None:
+def test_a_request_that_never_fits_is_too_large_whatever_waits() -> None:
     core = ready_core(limits=e.Limits(nbytes=20))
-    assert isinstance(ask(core, "large", tensors=(x(2),))[0], e.SendItem)
+    for _ in range(2):
+        rejection = refused(ask(core, "large", tensors=(x(2),)))
+        assert (rejection.code, rejection.message) == (
+            "too-large",
+            "the request's inputs are too large: 32 B, at most 20 B",
+        )
+        ask(core, "small")
     assert refused(ask(core, "second")).code == "overloaded"
     back(core, 1)
-    assert isinstance(ask(core, "third")[0], e.SendItem)
-    assert refused(ask(core, "large again", tensors=(x(2),))).code == "overloaded"
+    assert isinstance(ask(core, "second")[0], e.SendItem)
 
 
 @pytest.mark.parametrize(

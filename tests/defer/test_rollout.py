@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 import models
 from defer import errors
+from defer.api import ModelInfo
 from defer.cli import group
+from defer.cli.infer import choose_model
 from defer.client import Client
 from defer.dispatcher import events as e
 from defer.dispatcher import rollout as r
@@ -40,7 +42,12 @@ def test_a_version_is_tried_promoted_and_rolled_back() -> None:
     assert r.rollback(tried, SERVED) == split
     done = r.promote(tried, "", SERVED)
     assert done == r.Split("m", "m@2", before="m@1")
-    assert r.rollback(done, SERVED) == r.Split("m", "m@1", before="m@2")
+    back = r.rollback(done, SERVED)
+    assert back == r.Split("m", "m@1"), "what was rolled back is nothing to go back to"
+    with pytest.raises(errors.UsageError, match="no version before m@1") as caught:
+        r.rollback(back, SERVED)
+    assert "defer rollout promote m VERSION" in caught.value.hint
+    assert r.promote(back, "m@2", SERVED) == r.Split("m", "m@2", before="m@1")
     assert r.promote(split, "m@3", SERVED) == r.Split("m", "m@3", before="m@1")
 
 
@@ -53,6 +60,7 @@ def test_a_version_is_tried_promoted_and_rolled_back() -> None:
         (lambda: r.promote(r.Split("m", "m@1"), "m@1", SERVED), "already"),
         (lambda: r.rollback(r.Split("m", "m@1"), SERVED), "no version before m@1"),
         (lambda: r.without(r.Split("m", "m@1", before="m@2"), "m@1"), "requests for m take m@1"),
+        (lambda: r.without(r.Split("m", "m@1"), "m@1", SERVED), "requests for m take m@1"),
         (lambda: r.versioned("a@b", "2"), "no name of a deployment"),
         (lambda: r.versioned("a", " 2"), "no name of a deployment"),
     ],
@@ -72,10 +80,21 @@ def test_a_version_that_is_not_there() -> None:
             act()
 
 
+def test_versions_of_one_name_are_one_model() -> None:
+    inputs = (TensorSpec("x", "uint8", (2,)),)
+    versions = [ModelInfo(f"m@{n}", "ready", inputs=inputs, version_of="m") for n in (1, 2)]
+    alone = ModelInfo("m", "ready", inputs=inputs, stable="m@1")
+    assert choose_model((alone, *versions), "") == alone
+    assert choose_model((alone, *versions), "m@2") == versions[1]
+    with pytest.raises(errors.UnknownModel, match="several models are served: m, n"):
+        choose_model((alone, ModelInfo("n", "ready", inputs=inputs)), "")
+
+
 def test_names() -> None:
     assert (r.versioned("m", ""), r.versioned("m", "2")) == ("m", "m@2")
     assert (r.named("m", "2"), r.named("m", "m@2"), r.named("m", "m")) == ("m@2", "m@2", "m")
     assert r.without(r.Split("m", "m@1"), "m@1") is None
+    assert r.without(r.Split("m", "m@1"), "m@1", ("m@1", "n@2", "mm")) is None
     assert r.without(r.Split("m", "m@1", "m@2", 0.5, "m@3"), "m@2") == r.Split("m", "m@1", before="m@3")
     assert r.without(r.Split("m", "m@1", "m@2", 0.5, "m@3"), "m@3") == r.Split("m", "m@1", "m@2", 0.5)
 
@@ -178,11 +197,13 @@ def test_two_versions_on_a_cluster(daemon: Daemon, tmp_path: Path) -> None:
         (found,) = (v for v, array in wanted.items() if np.allclose(got, array, rtol=1e-4, atol=1e-5))
         return found
 
-    daemon.deployments.bring_up(Order("m@1", files["1"]), lambda _what, _fraction: None)
-    deploy = defer(
-        "deploy", files["2"], "--name", "m", "--version", "2", "--canary", "0.25", "--dispatcher", address
-    )
+    first = Order("m@1", files["1"], objective="throughput")
+    daemon.deployments.bring_up(first, lambda _what, _fraction: None)
+    more = ("--version", "2", "--canary", "0.25", "--json", "--dispatcher", address)
+    deploy = defer("deploy", files["2"], "--name", "m", *more)
     assert deploy.exit_code == 0, deploy.exception
+    made = json.loads(deploy.stdout)
+    assert (made["model"]["version_of"], made["plan"]["objective"]) == ("m", "throughput")
     with Client(address) as client:
         assert [(info.name, info.version_of) for info in client.models()] == [
             ("m", ""),
@@ -202,8 +223,18 @@ def test_two_versions_on_a_cluster(daemon: Daemon, tmp_path: Path) -> None:
         shown = defer("rollout", "rollback", "m", "--dispatcher", address)
         assert "m@1                      1 of the requests" in shown.output
         assert {which(client) for _ in range(4)} == {"1"}
+        again = defer("rollout", "rollback", "m", "--dispatcher", address)
+        assert isinstance(again.exception, errors.UsageError), "it does not lead to what was rejected"
         assert defer("rollout", "canary", "m", "2", "--share", "0.5", "--dispatcher", address).exit_code == 0
         assert [which(client) for _ in range(4)] == ["1", "2", "1", "2"]
+        for words in (
+            ("infer", "--random"),
+            ("trace", "--requests", "4"),
+            ("bench", "--requests", "4", "--singles", "4", "--warm-up", "0"),
+        ):
+            unnamed = defer(*words, "--dispatcher", address, "--json")
+            assert unnamed.exit_code == 0, unnamed.exception
+            assert json.loads(unnamed.stdout)["model"] == "m"
         assert isinstance(
             defer("rollout", "show", "n", "--dispatcher", address).exception, errors.UnknownModel
         )
