@@ -42,6 +42,9 @@ CODES = {
 CODES |= {499: "cancelled", 503: "not-ready", 504: "deadline-exceeded"}
 """Our code for a status, where the server does not say one."""
 
+_NO_LIST = {"unknown-model", "wrong-input", "request-failed"}
+"""How a server answers that does not list its models; with other codes it does not answer at all, or not us."""
+
 
 class V2Client:
     """A server that speaks the protocol.
@@ -104,6 +107,8 @@ class V2Client:
         try:
             listed = self._json("POST", "/v2/repository/index", b"{}")
         except DeferError as error:
+            if error.code not in _NO_LIST:
+                raise
             raise UnknownModel(
                 f"{self.url} does not list its models: {error}", hint="say which with --model"
             ) from None
@@ -208,7 +213,8 @@ class V2Client:
                 if attempt == 1 and isinstance(error, _BROKEN):
                     continue
                 raise DispatcherUnreachable(
-                    f"nothing that speaks HTTP answers at {self.url}: {error}", hint="check --url"
+                    f"nothing that speaks HTTP answers at {self.url}: {error}",
+                    hint="check --url; is it started with --http?",
                 ) from None
         if response.status != 200:
             raise _refusal(self.url, response.status, data)
@@ -254,7 +260,9 @@ def _refusal(url: str, status: int, body: bytes) -> DeferError:
     except ValueError:
         text = body[:200].decode(errors="replace")
     return from_code(
-        CODES.get(status, "request-failed"), f"{url} answered {status}: {text.strip() or 'nothing'}"
+        CODES.get(status, "request-failed"),
+        f"{url} answered {status}: {text.strip() or 'nothing'}",
+        "--token-file, with the server's token in it" if status in (401, 403) else "",
     )
 
 

@@ -166,10 +166,13 @@ class ClientCore:
 
     Args:
         address: The dispatcher's, for messages.
+        absence_s: Longest that a request waits for a connection, its own deadline aside.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, absence_s: float = math.inf) -> None:
         self.address = address
+        self._absence_s = absence_s
+        self._gone_at = -math.inf  # since when there is no connection
         self.connected = False
         self.late = 0
         self._ever = False
@@ -197,7 +200,7 @@ class ClientCore:
                 return [Resolve(result.request, result.tensors, frames), *self._resume(now)]
             case Submit():
                 pending = self._pending[event.request] = _Pending(event, now)
-                self._wake = min(self._wake, event.deadline + (GRACE_S if self.connected else 0.0))
+                self._wake = min(self._wake, self._limit(pending))
                 return [self._send(pending, now)] if self.connected else []
             case RejectionArrived(rejection):
                 return self._rejected(rejection, now)
@@ -205,6 +208,8 @@ class ClientCore:
                 self.connected = self._ever = True
                 return [self._send(pending, now) for pending in self._pending.values()]
             case Disconnected():
+                if self.connected:
+                    self._gone_at = now
                 self.connected = False
                 self._wake = now  # without a connection the grace is void
                 return []
@@ -268,10 +273,10 @@ class ClientCore:
         out: list[Instruction] = []
         self._wake = math.inf
         for request, pending in list(self._pending.items()):
-            limit = pending.submit.deadline + (GRACE_S if self.connected else 0.0)
+            limit = self._limit(pending)
             if now >= limit:
                 del self._pending[request]
-                out.append(self._overdue(request, pending))
+                out.append(self._overdue(request, pending, limit))
                 continue
             if now >= pending.again_at and self.connected:
                 out.append(self._send(pending, now))
@@ -279,9 +284,16 @@ class ClientCore:
             self._wake = min(self._wake, limit, again)
         return out
 
-    def _overdue(self, request: bytes, pending: _Pending) -> Fail:
-        took = max(0.0, pending.submit.deadline - pending.submitted)
-        if not self._ever and took < BRIEF_S:
+    def _limit(self, pending: _Pending) -> float:
+        """When a request is given up as things are now."""
+        deadline = pending.submit.deadline
+        if self.connected:
+            return deadline + GRACE_S
+        return min(deadline, max(pending.submitted, self._gone_at) + self._absence_s)
+
+    def _overdue(self, request: bytes, pending: _Pending, limit: float) -> Fail:
+        took = max(0.0, min(limit, pending.submit.deadline) - pending.submitted)
+        if not self._ever and took < BRIEF_S and limit >= pending.submit.deadline:
             return Fail(
                 request,
                 "deadline-exceeded",

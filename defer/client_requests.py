@@ -105,6 +105,7 @@ class Requests:
         codec: How inputs are encoded on the wire; `auto` does as the model's plan wants.
         connect_timeout: Seconds in which a dispatcher must answer at all; `timeout` where that is shorter.
         security: How connections are protected; what `defer.access` says where it is not given.
+        absence_s: Longest that a request waits for a connection, its own deadline aside.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Requests:
         codec: str,
         connect_timeout: float,
         security: Security | None = None,
+        absence_s: float = math.inf,
     ) -> None:
         if codec != AUTO and codec not in CODECS:
             raise UsageError(f"codec {codec!r} is unknown", hint=f"known: {AUTO}, {', '.join(CODECS)}")
@@ -126,6 +128,7 @@ class Requests:
         self.timeout = timeout
         self.codec = codec
         self.connect_timeout = connect_timeout
+        self._absence_s = absence_s
         self._room = Room(MOST_REQUESTS, MOST_BYTES)
         self._lock = threading.Lock()
         self._models: dict[str, api.ModelInfo] = {}
@@ -373,8 +376,8 @@ class Requests:
                 raise Cancelled("the client is closed")
             if self._session is None:
                 assert self._data is not None  # whoever knows a signature has asked
-                others = [each.endpoint(1) for each in self.addresses[1:]]
-                session = Session([self._data.endpoint(), *others], self.address, self.security)
+                where = [self._data.endpoint(), *(each.endpoint(1) for each in self.addresses[1:])]
+                session = Session(where, self.address, self.security, absence_s=self._absence_s)
                 session.start()
                 self._session = session
             return self._session

@@ -52,14 +52,22 @@ class Session:
             that leads takes connections there.
         address: The dispatcher's api address, for messages.
         security: How the connection is protected.
+        absence_s: Longest that a request waits for a connection, its own deadline aside.
     """
 
-    def __init__(self, endpoints: str | Sequence[str], address: str, security: Security = OPEN) -> None:
+    def __init__(
+        self,
+        endpoints: str | Sequence[str],
+        address: str,
+        security: Security = OPEN,
+        *,
+        absence_s: float = math.inf,
+    ) -> None:
         self.endpoints = deque([endpoints] if isinstance(endpoints, str) else endpoints)
         """The one that is dialled comes first."""
         self._patience = DIAL_S
         self._give_up = math.inf
-        self._core = c.ClientCore(address)
+        self._core = c.ClientCore(address, absence_s)
         self._futures: dict[bytes, Future[Outputs]] = {}
         self._unsent: deque[tuple[Infer | Recall, Sequence[Any]]] = deque()
         self._kept: dict[bytes, Future[None]] = {}

@@ -63,7 +63,20 @@ def input_problem(specs: Sequence[TensorSpec], given: Sequence[Described]) -> st
     Returns:
         One sentence that says what was given and what was expected, or None where all fits.
     """
-    names = [tensor.name for tensor in given]
+    problem = name_problem(specs, [tensor.name for tensor in given])
+    if problem is not None:
+        return problem
+    bound: dict[str, tuple[int, str]] = {}
+    by_name = {tensor.name: tensor for tensor in given}
+    for spec in specs:
+        problem = _tensor_problem(spec, by_name[spec.name], bound)
+        if problem is not None:
+            return problem
+    return None
+
+
+def name_problem(specs: Sequence[TensorSpec], names: Sequence[str]) -> str | None:
+    """What is wrong with the names of inputs given to a model with inputs `specs`; None where each is there once."""
     expected = [spec.name for spec in specs]
     if len(set(names)) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -71,15 +84,9 @@ def input_problem(specs: Sequence[TensorSpec], given: Sequence[Described]) -> st
     for name in names:
         if name not in expected:
             return f"it has no input {name!r}; its inputs are {specs_text(specs)}"
-    for spec in specs:
-        if spec.name not in names:
-            return f"input {spec.name!r} is missing; the inputs are {specs_text(specs)}"
-    bound: dict[str, tuple[int, str]] = {}
-    by_name = {tensor.name: tensor for tensor in given}
-    for spec in specs:
-        problem = _tensor_problem(spec, by_name[spec.name], bound)
-        if problem is not None:
-            return problem
+    for name in expected:
+        if name not in names:
+            return f"input {name!r} is missing; the inputs are {specs_text(specs)}"
     return None
 
 

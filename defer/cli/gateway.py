@@ -8,10 +8,17 @@ import msgspec
 from defer.access import said
 from defer.cli.dispatcher import address_option
 from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway, told
+from defer.cli.observing import ObservingWish, log_to_stderr
 from defer.cli.output import common_options, examples, note
 from defer.cli.stopping import stopping
 from defer.errors import Internal, UsageError
 from node_agent.machine import keep_buffers
+
+ABSENCE_S = 5.0
+"""Seconds in which the dispatcher must answer, or come back, before requests are refused."""
+
+SOON_S = 1.0
+"""Seconds in which a dispatcher that is there has answered."""
 
 DRAIN_S = 30.0
 """Seconds that requests in flight have when the gateway is told to stop."""
@@ -40,9 +47,16 @@ def command(gateway: GatewayWish, until_stdin_closes: bool, address: str, as_jso
     if not gateway.wanted:
         raise UsageError("nowhere to listen", hint="give --http HOST:PORT or --grpc HOST:PORT")
     check_exposure(gateway, insecure=said().insecure, as_json=as_json)
-    backend = RemoteBackend(
-        Requests(address, model="", timeout=gateway.timeout_s, codec="auto", connect_timeout=5.0)
+    log_to_stderr(ObservingWish(), quiet=as_json)
+    requests = Requests(
+        address,
+        model="",
+        timeout=gateway.timeout_s,
+        codec="auto",
+        connect_timeout=ABSENCE_S,
+        absence_s=ABSENCE_S,
     )
+    backend = RemoteBackend(requests)
     crashed: list[BaseException] = []
     with stopping() as stop:
         if until_stdin_closes:
@@ -54,11 +68,16 @@ def command(gateway: GatewayWish, until_stdin_closes: bool, address: str, as_jso
 
         with make_gateway(gateway, backend, on_crash=crash) as running:
             where = told(running)
-            if as_json:
-                click.echo(msgspec.json.encode({"ready": address, **where}).decode())
-            else:
-                listening = ", ".join(f"{protocol} on {at}" for protocol, at in where.items())
-                click.echo(f"ready: {listening}, dispatcher at {address}")
+            listening = ", ".join(f"{protocol} on {at}" for protocol, at in where.items())
+
+            def there() -> None:
+                if as_json:
+                    click.echo(msgspec.json.encode({"ready": address, **where}).decode())
+                else:
+                    click.echo(f"ready: {listening}, dispatcher at {address}")
+
+            if not backend.start(there).wait(SOON_S):
+                note(f"waiting for the dispatcher at {address}; {listening}", as_json=as_json)
             stop.wait()
             if crashed:
                 raise Internal(f"the gateway ended: {crashed[0]}") from crashed[0]

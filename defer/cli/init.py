@@ -187,4 +187,7 @@ def _show(found: Findings, output: Path) -> None:
             note(f"{link.source} → {link.target} carries nothing: {link.problem}")
     for address, why in found.silent.items():
         note(f"{address} is not in the file: {why}")
-    note(f"wrote {output}; next: defer plan MODEL.onnx --cluster {output}")
+    note(
+        f"wrote {output}; next: defer plan MODEL.onnx --cluster {output}, "
+        f"or at once: defer serve --cluster {output} --model MODEL.onnx"
+    )

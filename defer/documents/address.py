@@ -60,8 +60,13 @@ def parse_address(text: str, where: str = "") -> Address:
     """
     host, colon, port = text.strip().rpartition(":")
     hint = "write host:port, for example 192.168.1.11:7700 or [fe80::1]:7700"
-    if host.startswith("tcp://"):
-        raise InvalidCluster(f"{text!r} has a scheme", where=where, hint=hint)
+    if "://" in text:
+        scheme = text.strip().partition("://")[0]
+        raise InvalidCluster(
+            f"{text!r} has a scheme",
+            where=where,
+            hint=f"without {scheme}://: {hint}",
+        )
     if not colon or not host:
         raise InvalidCluster(f"{text!r} has no {'host' if colon else 'port'}", where=where, hint=hint)
     if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:

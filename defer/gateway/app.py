@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from defer.errors import WrongInput
@@ -27,6 +27,11 @@ NOT_READY = 400
 
 SMALL_BODY = 1 << 20
 """Bytes of a body that holds no tensors."""
+
+PROBES = ("/healthz", "/readyz")
+"""Pages for probes; without a token, as those of the protocol."""
+
+_FRESH = {"Cache-Control": "no-store"}
 
 
 class _IndexRequest(msgspec.Struct):
@@ -45,8 +50,10 @@ def create_app(
         open_paths: Those of them that need no token, as paths.
     """
     return Starlette(
-        routes=[*routes(service), *more],
-        middleware=[Middleware(BearerToken, token=token, path_exempt=(*OPEN, *open_paths))] if token else [],
+        routes=[*routes(service), *more, *probes(service)],
+        middleware=[Middleware(BearerToken, token=token, path_exempt=(*OPEN, *PROBES, *open_paths))]
+        if token
+        else [],
         exception_handlers={HTTPException: http_error},
     )
 
@@ -78,6 +85,19 @@ def routes(service: Service) -> list[BaseRoute]:
         Route("/v2/repository/models/{model}/load", answered(told.load), methods=["POST"]),
         Route("/v2/repository/models/{model}/unload", answered(told.unload), methods=["POST"]),
     ]
+
+
+def probes(service: Service) -> list[BaseRoute]:
+    """`/healthz` and `/readyz` as the dispatcher has them, for a process that has no dispatcher."""
+
+    async def alive(_request: Request) -> Response:
+        return PlainTextResponse("alive\n", headers=_FRESH)
+
+    async def ready(_request: Request) -> Response:
+        why = await service.unready()
+        return PlainTextResponse(f"{why}\n" if why else "ready\n", 503 if why else 200, _FRESH)
+
+    return [Route(path, page) for path, page in zip(PROBES, (alive, ready), strict=True)]
 
 
 class _Endpoints:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -10,6 +11,11 @@ from defer.gateway.replies import json
 
 OPEN = ("/v2/health/live", "/v2/health/ready")
 """Paths that probes ask without a token; they tell yes or no, and nothing else."""
+
+
+NO_TOKEN = "this server wants a bearer token"  # noqa: S105 - a sentence
+WRONG_TOKEN = "the bearer token is wrong"  # noqa: S105 - a sentence
+WRONG_SCHEME = "Authorization must be `Bearer TOKEN`"
 
 
 class BearerToken:
@@ -27,17 +33,28 @@ class BearerToken:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's application."""
-        if scope["type"] != "http" or scope["path"] in self._exempt or self._allowed(scope):
+        if scope["type"] != "http" or scope["path"] in self._exempt:
             await self._app(scope, receive, send)
             return
-        refusal = json({"error": "this server wants a bearer token"}, 401)
+        shown = [value for name, value in scope["headers"] if name == b"authorization"]
+        problem = token_problem(shown, self._token)
+        if not problem:
+            await self._app(scope, receive, send)
+            return
+        refusal = json({"error": problem}, 401)
         refusal.headers["www-authenticate"] = "Bearer"
         await refusal(scope, receive, send)
 
-    def _allowed(self, scope: Scope) -> bool:
-        return any(
-            name == b"authorization" and right_token(value, self._token) for name, value in scope["headers"]
-        )
+
+def token_problem(shown: Iterable[bytes], token: bytes) -> str:
+    """What is wrong with a request's `Authorization` headers; empty where one carries the token."""
+    problem = NO_TOKEN
+    for header in shown:
+        if right_token(header, token):
+            return ""
+        bearer = header.partition(b" ")[0].lower() == b"bearer"
+        problem = WRONG_TOKEN if bearer else WRONG_SCHEME
+    return problem
 
 
 def right_token(header: bytes, token: bytes) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from defer import api
 from defer.client_core import Submit
 from defer.errors import DeferError, FileMissing, Overloaded, UnknownModel, from_code, translate
+from defer.gateway.watch import DispatcherWatch
 from node_agent import messages
 from node_agent.messages import NO_DEADLINE, Infer, Rejection, Result, TensorHeader
 
@@ -53,6 +55,13 @@ class Backend(Protocol):
 
     def models(self) -> Awaitable[Sequence[api.ModelInfo]]:
         """The models as they are now."""
+
+    def probed(self) -> Awaitable[Sequence[api.ModelInfo]]:
+        """The models for a probe, which has no time: as they were a moment ago, where asking takes long.
+
+        Raises:
+            DeferError: The dispatcher does not answer.
+        """
 
     def status(self) -> Awaitable[api.ServerStatus]:
         """The dispatcher's view of everything; may take a second."""
@@ -89,6 +98,10 @@ class LocalBackend:
         from defer.dispatcher.report import models_of
 
         return await asyncio.wrap_future(self._daemon.shell.call(models_of))
+
+    async def probed(self) -> Sequence[api.ModelInfo]:
+        """See `Backend`."""
+        return await self.models()
 
     async def status(self) -> api.ServerStatus:
         """See `Backend`."""
@@ -156,12 +169,34 @@ class RemoteBackend:
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
         self._infos: dict[str, api.ModelInfo] = {}
+        self._watch = DispatcherWatch(requests.refresh, requests.address)
+
+    def start(self, on_there: Callable[[], None]) -> threading.Event:
+        """Look after the dispatcher from now on.
+
+        Args:
+            on_there: Called once, in another thread: when it has answered for the first time.
+
+        Returns:
+            What is set then.
+        """
+        return self._watch.start(on_there)
 
     async def models(self) -> Sequence[api.ModelInfo]:
         """See `Backend`."""
+        if self._watch.away:  # it was just asked, and would again be waited for
+            raise self._watch.error()
         models = await asyncio.to_thread(self._requests.refresh)
         self._infos = {info.name: info for info in models}
         return models
+
+    async def probed(self) -> Sequence[api.ModelInfo]:
+        """See `Backend`."""
+        if not self._watch.running:
+            return await self.models()
+        if self._watch.problem is not None:
+            raise self._watch.error()
+        return self._watch.models
 
     async def status(self) -> api.ServerStatus:
         """See `Backend`."""
@@ -225,6 +260,7 @@ class RemoteBackend:
 
     def close(self) -> None:
         """See `Backend`."""
+        self._watch.close()
         self._requests.close()
 
 

@@ -99,6 +99,16 @@ def parse(model: str, version: str, body: Any, json_length: int | None, trace: s
     )
 
 
+def input_names(body: Any, json_length: int | None) -> list[str]:
+    """The names of a request's inputs, whatever else is wrong with it; none where it is not a request."""
+    view = memoryview(body)
+    try:
+        request = _REQUESTS.decode(view if json_length is None else view[:json_length])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return []
+    return [given.name for given in request.inputs]
+
+
 def _tensor(given: _Input, view: memoryview, at: int) -> tuple[Tensor, int]:
     refuse_shared_memory("input", given.name, given.parameters)
     wire = wire_of(given.datatype, given.name)
@@ -150,10 +160,14 @@ def parse_raw(model: ModelInfo, version: str, body: Any, trace: str = "") -> Cal
     width = ITEM_BYTES[spec.dtype] * fixed
     count, rest = divmod(len(body), width) if width else (0, len(body))
     if len(free) > 1 or rest or (not free and count != 1):
-        raise WrongInput(
-            f"{len(body)} bytes do not say the shape of input {spec.name!r}, "
-            f"{datatype_of(spec.dtype)}{[dim if isinstance(dim, int) else -1 for dim in spec.shape]}"
-        )
+        dims = [dim if isinstance(dim, int) else -1 for dim in spec.shape]
+        if len(free) > 1 or not width:
+            why = "do not say the shape"
+        elif free:
+            why = f"are not a multiple of {width} bytes, one row,"
+        else:
+            why = f"are not the {width} bytes"
+        raise WrongInput(f"{len(body)} bytes {why} of input {spec.name!r}, {datatype_of(spec.dtype)}{dims}")
     shape = tuple(count if isinstance(dim, str) else dim for dim in spec.shape)
     tensor = Tensor(spec.name, spec.dtype, shape, memoryview(body))
     return Call(model.name, version, "", (tensor,), (), True, trace=trace)

@@ -157,14 +157,26 @@ def _flattened(name: str, kind: str, shape: Sequence[int], data: msgspec.Raw) ->
         level: list[Any] = [_NESTED.decode(data)]
     except (msgspec.MsgspecError, RecursionError) as error:
         raise WrongInput(f"the data of input {name!r} is not JSON: {error}") from None
+    flat = level[0]
+    if isinstance(flat, list) and not any(isinstance(part, list) for part in flat):
+        return _typed(name, kind, flat)
     for dim in shape:
         if not all(isinstance(part, list) and len(part) == dim for part in level):
             raise WrongInput(f"the data of input {name!r} is neither flat nor nested as {list(shape)}")
         level = [element for part in level for element in part]
+    return _typed(name, kind, level)
+
+
+_WORDS = {"S": "strings", "b": "true and false", "i": "whole numbers", "u": "whole numbers", "f": "numbers"}
+"""What elements are, by the kind of their type."""
+
+
+def _typed(name: str, kind: str, elements: list[Any]) -> list[Any]:
+    """The elements, all of one kind."""
     try:
-        values: list[Any] = _DECODERS[kind].decode(msgspec.json.encode(level))
+        values: list[Any] = _DECODERS[kind].decode(msgspec.json.encode(elements))
     except msgspec.MsgspecError as error:
-        raise WrongInput(f"the data of input {name!r} is of another type: {error}") from None
+        raise WrongInput(f"the data of input {name!r} are not {_WORDS[kind]}: {error}") from None
     return values
 
 

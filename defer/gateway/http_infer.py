@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from defer.errors import WrongInput, translate
-from defer.gateway.bodies import Body, answer_body, parse, parse_raw
+from defer.gateway.bodies import Body, answer_body, input_names, parse, parse_raw
 from defer.gateway.calls import Call, trace_of
 from defer.gateway.classification import classified
 from defer.gateway.protocol import CONNECTION, WHOLE_BODY, Connection, WholeBody
@@ -91,12 +91,23 @@ class InferEndpoint:
         trace = trace_of(headers.get(b"traceparent", b"").decode("latin-1"))
         stated = headers.get(LENGTH_HEADER)
         if stated is None:
-            return parse(model, version, body, None, trace)
+            return await self._parsed(model, version, body, None, trace)
         if not stated.isdigit():
             raise WrongInput(f"Inference-Header-Content-Length is {stated.decode('latin-1')!r}, no length")
         if int(stated) == 0:
             return parse_raw(await self._service.model(model, version), version, body, trace)
-        return parse(model, version, body, int(stated), trace)
+        return await self._parsed(model, version, body, int(stated), trace)
+
+    async def _parsed(self, model: str, version: str, body: Any, length: int | None, trace: str) -> Call:
+        try:
+            return parse(model, version, body, length, trace)
+        except WrongInput:
+            # A tensor of a name that the model lacks is told by the name; what its shape should be, nobody can know.
+            names = input_names(body, length)
+            problem = await self._service.name_problem(model, version, names) if names else None
+            if problem is None:
+                raise
+        raise WrongInput(problem)
 
 
 async def _response(body: Body, accept: bytes) -> tuple[int, list[tuple[bytes, bytes]], Parts]:

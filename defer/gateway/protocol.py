@@ -9,6 +9,8 @@ that body's own, up to its last byte. What follows is a request that a fresh par
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,22 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from defer.gateway.reading import Gone
+from node_agent.noise import Seldom
+
+logger = logging.getLogger("defer.gateway")
+
+_INVALID = "Invalid HTTP request received."
+"""uvicorn's line about it, without a peer."""
+
+_seldom = Seldom()
+"""Of all connections: whoever sends such things sends many."""
+
+
+def _not_invalid(record: logging.LogRecord) -> bool:
+    return record.msg != _INVALID
+
+
+logging.getLogger("uvicorn.error").addFilter(_not_invalid)
 
 COMMON = 64 << 10
 """Bytes of the buffer for heads and small bodies."""
@@ -100,6 +118,14 @@ class Connection(HttpToolsProtocol):
     whole: WholeBody | None = None
     lost = False
     gone: Callable[[], None] | None = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP, and says who sent it."""
+        more = _seldom.told(time.monotonic())
+        if more is not None:
+            peer = f"{self.client[0]}:{self.client[1]}" if self.client else "a peer"
+            logger.warning("What %s sent is no HTTP request%s", peer, more)
+        super().send_400_response(msg)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport's."""

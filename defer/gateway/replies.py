@@ -55,9 +55,28 @@ def answered(endpoint: Endpoint) -> Endpoint:
     return wrapped
 
 
-async def http_error(_request: Request, error: Exception) -> Response:
-    """A path or a method that does not exist, in the protocol's shape."""
+PATHS = (
+    "/v2",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/NAME",
+    "/v2/models/NAME/ready",
+    "/v2/models/NAME/infer",
+    "/v2/repository/index",
+)
+"""What somebody may have meant who asked for something else."""
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """A path or a method that does not exist, in the protocol's shape; says what there is."""
     assert isinstance(error, HTTPException)
-    response = json({"error": str(error.detail)}, error.status_code)
+    text = str(error.detail)
+    path = request.scope["path"]
+    if error.status_code == 404:
+        text = f"there is no {path}; there are {', '.join(PATHS)}"
+    elif error.status_code == 405:
+        takes = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow", "another method")
+        text = f"{path} takes {takes}, not {request.method}; inferences are POST /v2/models/NAME/infer"
+    response = json({"error": text}, error.status_code)
     response.headers.update(error.headers or {})
     return response

@@ -12,7 +12,7 @@ import grpc.aio
 
 from defer.documents.address import Address
 from defer.errors import DeferError, PortInUse, translate
-from defer.gateway.auth import right_token
+from defer.gateway.auth import token_problem
 from defer.gateway.calls import Call, trace_of
 from defer.gateway.classification import classified
 from defer.gateway.protobuf import DATA_TYPES, METHODS, SERVICE, message
@@ -271,13 +271,17 @@ class _Tokens(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
         handler = await continuation(details)
         if handler is None or details.method in PROBES:
             return handler
-        for key, value in details.invocation_metadata or ():
-            shown = value if isinstance(value, bytes) else value.encode()
-            if key == "authorization" and right_token(shown, self._token):
-                return handler
+        shown = [
+            value if isinstance(value, bytes) else value.encode()
+            for key, value in details.invocation_metadata or ()
+            if key == "authorization"
+        ]
+        problem = token_problem(shown, self._token)
+        if not problem:
+            return handler
 
         async def refuse(_request: Any, context: Context) -> None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this server wants a bearer token")
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, problem)
 
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(refuse)

@@ -23,6 +23,7 @@ from defer.gateway.repository import Repository, batching_of
 from defer.gateway.submitting import made, plain
 from defer.gateway.tallies import Tally, statistics
 from defer.gateway.versions import deployment_of, every, find, name_of, version_of, versions
+from defer.signature import name_problem
 from defer.tracing.otel import serving
 from node_agent.messages import TensorHeader
 
@@ -117,9 +118,24 @@ class Service:
         if self.starting or self.draining:
             return False
         try:
-            return all(_answers(info) for info in (await self.refresh()).values())
+            return all(_answers(info) for info in await self.backend.probed())
         except DeferError:
             return False  # its dispatcher does not answer
+
+    async def unready(self) -> str:
+        """Why requests should not come here, of `/readyz`; empty where every model takes them."""
+        if self.draining:
+            return "the gateway is shutting down"
+        if self.starting:
+            return "the gateway is starting"
+        try:
+            models = await self.backend.probed()
+        except DeferError as error:
+            return str(error)
+        if not models:
+            return "no model is deployed"
+        bad = [info for info in models if not _answers(info)]
+        return "; ".join(f"model {info.name} is not ready: {info.failing or info.reason}" for info in bad)
 
     async def model_ready(self, name: str, version: str = "") -> bool:
         """Whether a model takes requests now.
@@ -297,6 +313,17 @@ class Service:
             info, submit = newer, await made(newer, call, deadline)
         headers, frames = await plain(*await self.hand_over(submit, call))
         return Answer(name_of(info), version_of(info), headers, frames)
+
+    async def name_problem(self, name: str, version: str, names: Sequence[str]) -> str | None:
+        """What is wrong with the names of a request's inputs; None where that is not known."""
+        info = find(self._infos, name, version)
+        if info is None or not info.inputs:
+            try:
+                info = await self.model(name, version)
+            except DeferError:
+                return None
+        problem = name_problem(info.inputs, names) if info.inputs else None
+        return None if problem is None else f"model {info.name!r}: {problem}"
 
     async def _loaded(self, call: Call) -> api.ModelInfo:
         info = await self.model(call.model, call.version)

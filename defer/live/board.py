@@ -209,7 +209,10 @@ class Board:
         else:
             earlier = self._earlier.get(order.name, [])
             if len(earlier) < 2:
-                raise UsageError(f"model {order.name!r} has had one plan only")
+                raise UsageError(
+                    f"model {order.name!r} has had one plan only",
+                    hint="a re-plan that gives the same plan leaves nothing to roll back to",
+                )
             again = replace(order, plan=earlier[-2])
         return lambda: deployments.bring_up(again, lambda _what, _fraction: None)
 

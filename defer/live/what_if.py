@@ -12,7 +12,7 @@ from defer import units
 from defer.documents.cluster import Cluster, Link
 from defer.documents.plan import Objective, Plan
 from defer.documents.profile import CostProfile
-from defer.errors import UnknownDevice, UsageError
+from defer.errors import NoRoute, UnknownDevice, UsageError
 from defer.planning import make_plan
 from defer.wishes import Rules
 
@@ -69,13 +69,18 @@ def predict(
         lost: Devices that do not answer, and are not planned with.
 
     Raises:
-        NoRoute: Nothing could serve the model then.
+        NoRoute: Nothing could serve the model then; no device that computes is left, among others.
         UnknownDevice: A change names a device that the cluster does not have.
         UsageError: A change cannot be: the dispatcher's own device, a link that nobody knows, a factor of 0.
     """
     for name in changes.without:
         if cluster.device(name).name == cluster.dispatcher.device:
             raise UsageError(f"{name!r} is where the dispatcher runs", hint="leave out another device")
+    gone = {*changes.without, *lost}
+    if not any(
+        device.computes and device.has_agent and device.name not in gone for device in cluster.devices
+    ):
+        raise NoRoute("no device that computes is left", hint="leave fewer devices out")
     rules = Rules(excluded=tuple({**dict.fromkeys(changes.without), **dict.fromkeys(lost)}))
     return make_plan(
         chain, changed(cluster, running, changes.links), profile, objective=objective, rules=rules

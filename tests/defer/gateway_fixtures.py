@@ -57,6 +57,9 @@ class FakeBackend:
     async def models(self) -> Sequence[api.ModelInfo]:
         return tuple(self.infos)
 
+    async def probed(self) -> Sequence[api.ModelInfo]:
+        return tuple(self.infos)
+
     async def status(self) -> api.ServerStatus:
         return api.ServerStatus(0, "fake", "0", 1.0)
 

@@ -127,6 +127,7 @@ def test_a_token_is_shown(url: str, tmp_path: Path) -> None:
     Server.token = "sesame"
     refused = bench("--url", url, *FEW)
     assert refused.exit_code == 77
+    assert "--token-file" in refused.stderr
     file = tmp_path / "token"
     file.write_text("sesame\n")
     assert bench("--url", url, *FEW, "--token-file", str(file)).exit_code == 0
@@ -142,12 +143,28 @@ def test_a_server_that_refuses_is_told_once(url: str, status: int, code: int) ->
 
 def test_what_is_wrong_with_the_url(url: str) -> None:
     assert "no URL" in bench("--url", "ftp://here").stderr
-    nobody = bench("--url", "http://127.0.0.1:9", "--model", "m")
-    assert nobody.exit_code != 0
-    assert "check --url" in nobody.stderr
+    for words in (("--model", "m"), ()):
+        nobody = bench("--url", "http://127.0.0.1:9", *words)
+        assert nobody.exit_code == 69
+        assert "check --url; is it started with --http?" in nobody.stderr
+        assert "--model" not in nobody.stderr
     unknown = bench("--url", url, "--model", "other")
     assert "404: no such model" in unknown.stderr
     assert bench("--token-file", "x").exit_code != 0
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "hint"),
+    [(404, 65, "--model"), (405, 65, "--model"), (401, 77, "--token-file"), (503, 75, "")],
+)
+def test_which_model_is_asked_only_where_a_server_answers_without_a_list(
+    url: str, status: int, code: int, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Server, "do_POST", lambda self: self.say(status, b"no"))
+    done = bench("--url", url, *FEW)
+    assert done.exit_code == code
+    assert hint in done.stderr
+    assert ("--model" in done.stderr) == (hint == "--model")
 
 
 @pytest.mark.integration

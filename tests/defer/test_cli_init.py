@@ -37,6 +37,9 @@ def test_a_file_from_what_answers_can_be_planned_with_at_once(tmp_path: Path) ->
         assert "calls itself 'left'" in failed(wrong, 78)
         shown = run("init", left.address, "--no-links", "-o", "-")
         assert "[[link]]" not in shown.stdout
+        again = tmp_path / "again.toml"
+        hinted = run("init", left.address, "--no-links", "-o", again)
+        assert f"defer serve --cluster {again} --model MODEL.onnx" in hinted.stderr
     told = json.loads(result.stdout)
     assert [each["name"] for each in told["devices"]] == ["left", "right"]
     assert list(told["silent"]) == [silent]

@@ -96,6 +96,26 @@ def test_a_lost_connection_is_named_when_the_deadline_passes() -> None:
     assert "connection was lost" in fail.message
 
 
+def test_without_a_connection_a_request_waits_no_longer_than_was_allowed() -> None:
+    core = c.ClientCore("host:1", absence_s=5)
+    core.handle(submit("a", 60), 0)
+    assert core.next_wake() == 5
+    (fail,) = core.handle(c.Tick(), 5)
+    assert isinstance(fail, c.Fail)
+    assert (fail.code, "within 5 s" in fail.message) == ("dispatcher-unreachable", True)
+    core.handle(c.Connected(), 6)
+    core.handle(submit("b", 60), 7)
+    core.handle(c.Disconnected(), 20)
+    core.handle(c.Disconnected(), 22)  # another attempt that failed
+    assert core.handle(c.Tick(), core.next_wake()) == []
+    assert core.next_wake() == 25
+    core.handle(submit("c", 60), 23)
+    (fail,) = core.handle(c.Tick(), 25)
+    assert isinstance(fail, c.Fail)
+    assert fail.request.strip() == b"b"
+    assert sent(core.handle(c.Connected(), 26)) == [(b"c", 34 * 10**9)]
+
+
 def test_overload_fails_at_once_or_is_tried_again_with_growing_pauses() -> None:
     core = connected()
     core.handle(submit("a"), 0)

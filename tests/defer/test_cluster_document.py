@@ -7,6 +7,7 @@ import pytest
 
 from defer import errors
 from defer.documents import Cluster, loads_cluster
+from defer.documents.address import parse_address
 from tests.defer.plan_fixtures import CLUSTER_TOML
 
 
@@ -239,3 +240,10 @@ def test_costs_that_cannot_be(old: str, new: str, where: str, what: str) -> None
         loads_cluster(CLUSTER_TOML.replace(old, new, 1))
     assert where in str(caught.value.where)
     assert caught.value.hint
+
+
+def test_an_address_with_a_scheme_is_told_to_leave_it_out() -> None:
+    for text in ("http://127.0.0.1:7600", "https://127.0.0.1", "tcp://127.0.0.1:7600"):
+        with pytest.raises(errors.InvalidCluster, match="has a scheme") as caught:
+            parse_address(text)
+        assert caught.value.hint.startswith(f"without {text.partition('://')[0]}://: write host:port")

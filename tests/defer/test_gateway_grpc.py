@@ -349,10 +349,15 @@ def test_a_token_and_tls(tmp_path: Path) -> None:
         assert ask.is_server_ready()
         shown = {"authorization": f"Bearer {token}"}
         assert ask.infer("same", [tensor(X)], headers=shown).as_numpy("y") is not None
-        for wrong in ({}, {"authorization": "Bearer x"}, {"authorization": token}):
+        for wrong, why in (
+            ({}, "wants a bearer token"),
+            ({"authorization": "Bearer x"}, "the bearer token is wrong"),
+            ({"authorization": token}, "must be `Bearer TOKEN`"),
+        ):
             with pytest.raises(triton.InferenceServerException) as caught:
                 ask.infer("same", [tensor(X)], headers=wrong)
             assert caught.value.status() == "StatusCode.UNAUTHENTICATED"
+            assert why in str(caught.value)
         failed: list[Any] = []
         ended = threading.Event()
         ask.start_stream(lambda result, error: (failed.append(error), ended.set()))

@@ -25,11 +25,13 @@ from defer.api import ModelInfo
 from defer.documents.address import Address
 from defer.documents.plan import PlanBatching
 from defer.gateway.app import create_app
+from defer.gateway.bodies import parse_raw
 from defer.gateway.datatypes import WIRE, from_json, join_bytes, split_bytes, to_bf16, to_json
 from defer.gateway.repository import Repository
 from defer.gateway.server import Gateway, Options
 from defer.gateway.service import Limits, Service
 from node_agent.messages import TensorHeader, TensorSpec
+from node_agent.noise import Seldom
 from tests.defer.gateway_fixtures import SAME, FakeBackend, exchange, failing, served
 
 pytestmark = pytest.mark.integration
@@ -142,7 +144,10 @@ def test_a_raw_binary_request_is_only_the_tensor() -> None:
         assert answer[int(told["inference-header-content-length"]) :] == values.tobytes()
         status, answer, _ = ask("POST", INFER, values.tobytes()[:-4], none)
         assert status == 400
-        assert "do not say the shape" in answer["error"]
+        assert "44 bytes are not a multiple of 16 bytes, one row, of input 'x'" in answer["error"]
+    fixed = ModelInfo("same", "ready", "", 1, (TensorSpec("x", "float32", (1, 4)),))
+    with pytest.raises(errors.WrongInput, match="32 bytes are not the 16 bytes of input 'x', FP32"):
+        parse_raw(fixed, "", bytes(32))
 
 
 @pytest.mark.parametrize("datatype", [name for name in WIRE if name != "BYTES"])
@@ -211,8 +216,10 @@ WRONG = [
     ({"inputs": [tensor()]}, "neither `data` nor"),
     ({"inputs": [tensor(data=[1, 2, 3])]}, "3 elements"),
     ({"inputs": [tensor(data=[[1, 2], [3, 4]])]}, "neither flat nor nested"),
-    ({"inputs": [tensor(data=["a", "b", "c", "d"])]}, "neither flat nor nested"),
-    ({"inputs": [tensor(data=[[1, 2, 3, None]])]}, "another type"),
+    ({"inputs": [tensor(data=["a", "b", "c", "d"])]}, "are not numbers"),
+    ({"inputs": [tensor(data=["a", "b", "c", "d"], name="z")]}, "no input 'z'"),
+    ({"inputs": [tensor(data=[1, 2, 3], name="z")]}, "no input 'z'"),
+    ({"inputs": [tensor(data=[[1, 2, 3, None]])]}, "are not numbers"),
     ({"inputs": [tensor(data=[1, 2, 3, 4], shape=[-1, 4])]}, "negative"),
     ({"inputs": [tensor(data=[1, 2, 3, 4], shape=[4])]}, "shape"),
     ({"inputs": [tensor(data=[1, 2, 3, 4], datatype="FP33")]}, "FP33"),
@@ -261,6 +268,26 @@ def test_what_does_not_exist_is_said_in_the_protocols_shape() -> None:
         ):
             found, told, _ = ask(method, path, body() if path.endswith("infer") else None)
             assert (found, list(told)) == (status, ["error"]), path
+        assert "/v2/models/NAME/infer" in ask("GET", "/v2/nothing")[1]["error"]
+        status, told, headers = ask("GET", INFER)
+        assert headers["allow"] == "POST"
+        assert told["error"].startswith(f"{INFER} takes POST, not GET; ")
+
+
+def test_what_is_no_http_is_logged_with_its_peer_and_seldom(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("defer.gateway.protocol._seldom", Seldom())
+    with served(FakeBackend()) as (gateway, _):
+        for _again in range(3):
+            with socket.create_connection((gateway.http.host, gateway.http.port), 10) as peer:  # type: ignore[union-attr]
+                last = peer.getsockname()[1]
+                peer.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
+                assert peer.recv(100).startswith(b"HTTP/1.1 400")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("What 127.0.0.1:")
+    assert str(last) not in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -551,9 +578,17 @@ def test_a_token_opens_everything_but_the_probes(tmp_path: Path) -> None:
             assert exchange(gateway.http, "GET", path)[0] == needs
             shown = {"Authorization": f"Bearer {token}"}
             assert exchange(gateway.http, "GET", path, None, shown)[0] == 200
-        for wrong in ("Bearer x", f"Basic {token}", "Bearer", f"Bearer {token}x"):
+        assert "wants a bearer token" in exchange(gateway.http, "GET", "/v2")[1]["error"]
+        for wrong, why in (
+            ("Bearer x", "is wrong"),
+            (f"Basic {token}", "must be `Bearer TOKEN`"),
+            (token, "must be `Bearer TOKEN`"),
+            ("Bearer", "is wrong"),
+            (f"Bearer {token}x", "is wrong"),
+        ):
             status, told, headers = exchange(gateway.http, "GET", "/v2", None, {"Authorization": wrong})
             assert (status, list(told), headers["www-authenticate"]) == (401, ["error"], "Bearer")
+            assert why in told["error"]
     assert create_app(service, more=more)  # without a token there is nothing in front
 
 

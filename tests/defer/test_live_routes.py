@@ -137,7 +137,11 @@ def test_a_gateway_of_its_own_process_serves_the_protocol_and_not_the_page():
     with Gateway(Service(FakeBackend()), Options(Address("127.0.0.1", 0), token=TOKEN)) as gateway:
         assert gateway.http is not None
         assert exchange(gateway.http, "GET", "/v2/health/live")[0] == 200
-        for path in OPEN:
+        assert exchange(gateway.http, "GET", "/healthz")[:2] == (200, b"alive\n")
+        assert exchange(gateway.http, "GET", "/readyz")[:2] == (200, b"ready\n")
+        gateway.service.draining = True
+        assert exchange(gateway.http, "GET", "/readyz")[:2] == (503, b"the gateway is shutting down\n")
+        for path in set(OPEN) - {"/healthz", "/readyz"}:
             assert exchange(gateway.http, "GET", path)[0] == 401
             assert exchange(gateway.http, "GET", path, None, BEARER)[0] == 404
 
