@@ -169,15 +169,20 @@ class FixedVerbs:
 class Server:
     """A dispatcher with real sockets and threads, but without agents: stages are `FakeStage`s."""
 
-    def __init__(self, limits: e.Limits | None = None, port: int = 0, data_port: int = 0) -> None:
+    def __init__(
+        self, limits: e.Limits | None = None, port: int = 0, data_port: int = 0, *, serving: bool = False
+    ) -> None:
         self.shell = DataShell("test", data_port=data_port, limits=limits, on_drained=self._drained)
         self.verbs = FixedVerbs()
         self.drained: list[int] = []
         self.pool = AgentPool("test", listen=f"tcp://127.0.0.1:{port}", on_api=self._heard)
         self.stages: list[FakeStage] = []
+        self.serving = serving
 
     def start(self) -> Server:
         self.shell.start()
+        if self.serving:  # before anybody can ask
+            self.serve(self.stage())
         self.pool.start()
         self.api = ApiServer("test", "boot", self.verbs, self.pool.reply)
         self.verbs.data_port = self.shell.data_port

@@ -317,8 +317,7 @@ def test_a_restarted_dispatcher_is_found_again(make_server: Callable[..., Any]) 
         ports = int(first.address.rpartition(":")[2]), first.shell.data_port
         first.stop()
         first.stages.clear()
-        second = make_server(None, *ports)
-        second.serve(second.stage())
+        make_server(None, *ports, serving=True)
         assert float(waiting.result(20)["y"][0, 0]) == 10
         assert float(client.infer(x(6))["y"][0, 0]) == 12
 
