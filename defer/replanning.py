@@ -170,9 +170,8 @@ def _carrying(planned: Callable[[Limits], Plan], limits: Limits, rate: float, no
         return planned(limits)
     try:
         return msgspec.structs.replace(planned(replace(limits, period=1 / rate)), limits={**limits.given})
-    except (
-        NoRoute
-    ):  # what comes to the same by rounding, or is beyond the effort: weighing refuses what carries less
+    except NoRoute:
+        # What comes to the same by rounding, or is beyond the effort; weighing refuses what carries less.
         return planned(limits)
 
 

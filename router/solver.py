@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 import math
 from dataclasses import replace
+from functools import cached_property
 from typing import cast
 
 from router.additive import Additive, latency, weighted
@@ -70,6 +71,16 @@ class _Attempt:
         self.route: Route | None = None
         self.gave_up = False
 
+    @property
+    def chained(self) -> bool:
+        """Whether the stage-by-stage program speaks of this problem."""
+        return self.instance.problem.stages_per_device == 1 and self.instance.n <= CLASSED
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """Tables of the stage-by-stage program."""
+        return make_pipeline(self.instance)
+
     def offer(self, route: Route | None) -> None:
         """Take a route if it keeps the limits and is better."""
         if route is None:
@@ -97,7 +108,7 @@ class _Attempt:
                 return None
             self.bound = least
             self.offer(route)
-        if not self.proved and self.instance.problem.stages_per_device == 1 and not self._pipeline():
+        if not self.proved and self.chained and not self._pipeline():
             return None
         if self.route is None and self.goal.primary is None:
             # The fastest route for one request may keep every limit, and any plan is better than none.
@@ -115,9 +126,7 @@ class _Attempt:
 
     def _pipeline(self) -> bool:
         """Try the stage-by-stage program; False when it proves that there is no plan."""
-        if self.instance.n > CLASSED:
-            return True
-        pipeline = make_pipeline(self.instance)
+        pipeline = self.pipeline
         if pipeline.effort > EFFORT:
             if self.goal.primary is None:
                 least, routes = beam_period(pipeline)
@@ -179,10 +188,8 @@ class _Attempt:
         else:
             quick = weighted([(1.0, goal.primary), (TIE * value / before if value else TIE, quick)])
             routes.append(shortest(self.instance, quick)[1])
-        if self.instance.problem.stages_per_device == 1 and self.instance.n <= CLASSED:
-            pipeline = make_pipeline(self.instance)
-            if pipeline.effort <= EFFORT:
-                routes.append(least_cost(pipeline, quick, limit)[1])
+        if self.chained and self.pipeline.effort <= EFFORT:
+            routes.append(least_cost(self.pipeline, quick, limit)[1])
         for route in filter(None, routes):
             measured = measure(self.instance, route)
             if (

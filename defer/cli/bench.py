@@ -13,7 +13,7 @@ import msgspec
 from defer import units
 from defer.bench import Load, LoadPlan, run_load, run_remote
 from defer.bench_stages import Power
-from defer.cli.dispatcher import address_option
+from defer.cli.dispatcher import address_option, timeout_option
 from defer.cli.gateway_options import TOKEN_VARIABLE
 from defer.cli.infer import choose_model, random_inputs
 from defer.cli.output import common_options, console, examples, note, print_json, table
@@ -85,13 +85,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help=f"With --url: bearer token; or set {TOKEN_VARIABLE}.",
 )
-@click.option(
-    "--timeout",
-    default=60.0,
-    show_default=True,
-    type=click.FloatRange(0.001, 3600),
-    help="Seconds per request.",
-)
+@timeout_option(60.0)
 @address_option
 @common_options
 def command(

@@ -14,6 +14,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_ADDRESS: Final = "127.0.0.1:7600"
 
 
+def timeout_option(seconds: float) -> Callable[[F], F]:
+    """Adds `--timeout SECONDS` of a request (argument `timeout`)."""
+    return click.option(
+        "--timeout",
+        default=seconds,
+        show_default=True,
+        type=click.FloatRange(0.001, 3600),
+        help="Seconds per request.",
+    )
+
+
 def address_option(command: F) -> F:
     """Adds `--dispatcher HOST:PORT` (argument `address`), `--keys` and `--insecure`."""
     return click.option(

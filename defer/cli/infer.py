@@ -14,7 +14,7 @@ import numpy as np
 
 from defer import units
 from defer.api import ModelInfo
-from defer.cli.dispatcher import address_option
+from defer.cli.dispatcher import address_option, timeout_option
 from defer.cli.output import common_options, console, examples, note, print_json, table
 from defer.client import Client
 from defer.client_core import Array
@@ -72,13 +72,7 @@ FEW_VALUES: Final = 64
 @click.option(
     "--window", default=1, show_default=True, type=click.IntRange(min=1), help="Requests under way at once."
 )
-@click.option(
-    "--timeout",
-    default=30.0,
-    show_default=True,
-    type=click.FloatRange(0.001, 3600),
-    help="Seconds per request.",
-)
+@timeout_option(30.0)
 @address_option
 @common_options
 def command(

@@ -11,7 +11,7 @@ import msgspec
 
 from defer import units
 from defer.admin import CONNECT_S
-from defer.cli.dispatcher import address_option
+from defer.cli.dispatcher import address_option, timeout_option
 from defer.cli.infer import choose_model, random_inputs
 from defer.cli.output import common_options, console, examples, note, print_json, table
 from defer.cli.plots import check_plot, write_drawing
@@ -59,13 +59,7 @@ MOST_REQUESTS = 1000
 @click.option("-f", "--force", is_flag=True, help="Replace files that are no traces or drawings.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Free dimensions.")
 @click.option("--seed", default=0, show_default=True, help="Of the random inputs.")
-@click.option(
-    "--timeout",
-    default=60.0,
-    show_default=True,
-    type=click.FloatRange(0.001, 3600),
-    help="Seconds per request.",
-)
+@timeout_option(60.0)
 @address_option
 @common_options
 def command(
