@@ -4,6 +4,9 @@ Ours is all that a user has: client, dispatcher, four agents, deadlines, credits
 and four processes that hand messages on (`benchmarks.bare`). Both are measured in turns by one process. Ray Serve is a
 chain of four composed deployments in an environment of its own below .cache, installed by pip where it is not there
 (--no-ray leaves it out).
+
+With --processor nothing is timed: it prints what an item costs each process in processor time, waits and page faults,
+which other work on the machine changes less.
 """
 
 from __future__ import annotations
@@ -17,12 +20,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
 from benchmarks import bare, chain_model
+from benchmarks.burden import Burden, per_item
 from benchmarks.processes import ended, free_port, serving, start_bare
 from benchmarks.runner import Options, Outcome, Row, Target, main
 from defer.client import Client
@@ -43,10 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-ray", action="store_true", help="leave Ray Serve out")
     parser.add_argument("--sizes", nargs="*", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=7, help="turns of each (default 7)")
+    parser.add_argument(
+        "--processor", action="store_true", help="what an item costs each process, in place of times"
+    )
 
 
 def measure(options: Options) -> Outcome:
     """A row per size and system."""
+    if options.arguments.processor:
+        return _processor(options)
     rows: list[Row] = []
     targets: list[Target] = []
     rounds = 1 if options.quick else options.arguments.rounds
@@ -90,15 +101,7 @@ def _pair(nbytes: int, rounds: int) -> tuple[dict[str, list[float]], dict[str, l
     singles, many = (1000, 4000) if nbytes < 1 << 18 else (200, 400)
     found: list[dict[str, list[float]]] = [{"p50": [], "rate": []}, {"p50": [], "rate": []}]
     with our_chain(nbytes) as client, bare_chain() as pipeline:
-
-        def ours(count: int) -> None:
-            for _ in client.map((inputs for _ in range(count)), window=WINDOW, ordered=False):
-                pass
-
-        systems: list[tuple[Callable[[], object], Callable[[int], object]]] = [
-            (lambda: client.infer(inputs), ours),
-            (lambda: pipeline.infer(inputs), lambda count: pipeline.run([inputs] * count, WINDOW)),
-        ]
+        systems = _systems(client, pipeline, inputs)
         for one, several in systems:
             assert np.array_equal(next(iter(one().values())), array)  # type: ignore[attr-defined]
             several(many // 4)
@@ -111,6 +114,78 @@ def _pair(nbytes: int, rounds: int) -> tuple[dict[str, list[float]], dict[str, l
     return found[0], found[1]
 
 
+System = tuple[Callable[[], object], Callable[[int], object]]
+"""Moves one item, and so many with `WINDOW` under way."""
+
+
+def _systems(client: Client, pipeline: bare.Pipeline, inputs: dict[str, Any]) -> tuple[System, System]:
+    def ours(count: int) -> None:
+        for _ in client.map((inputs for _ in range(count)), window=WINDOW, ordered=False):
+            pass
+
+    return (
+        (lambda: client.infer(inputs), ours),
+        (lambda: pipeline.infer(inputs), lambda count: pipeline.run([inputs] * count, WINDOW)),
+    )
+
+
+def _processor(options: Options) -> Outcome:
+    """A row per size, number under way and process; the median of the rounds."""
+    rows: list[Row] = []
+    rounds = 1 if options.quick else options.arguments.rounds
+    for name in options.arguments.sizes:
+        inputs = {"t0": np.zeros((1, SIZES[name] // 4), np.float32)}
+        count = 2000 if SIZES[name] < 1 << 18 else 200
+        ours: dict[str, int] = {"client": os.getpid()}
+        theirs: dict[str, int] = {"both ends": os.getpid()}
+        with our_chain(SIZES[name], ours) as client, bare_chain(theirs) as pipeline:
+            systems = _systems(client, pipeline, inputs)
+            for several in (1, WINDOW):
+                turns: dict[tuple[str, str], list[Burden]] = {}
+                for turn in range(rounds + 1):
+                    for system, processes, (one, many) in zip(
+                        ("defer", "bare pyzmq"), (ours, theirs), systems, strict=True
+                    ):
+                        work = partial(_again, one, count) if several == 1 else partial(many, count)
+                        found = per_item(work, count, processes)
+                        for process, burden in found.items() if turn else ():  # the first warms up
+                            turns.setdefault((system, process), []).append(burden)
+                rows += _burdens(name, several, turns)
+    return Outcome(rows, (), ["per item, medians over turns; waits: a thread gave the processor up"])
+
+
+def _burdens(size: str, several: int, turns: dict[tuple[str, str], list[Burden]]) -> list[Row]:
+    totals: dict[str, list[float]] = {}
+    rows: list[Row] = []
+    for (system, process), burdens in turns.items():
+        figures = [
+            median(burden.seconds for burden in burdens) * 1e3,
+            median(burden.waits for burden in burdens),
+            median(burden.faults for burden in burdens),
+        ]
+        totals[system] = [a + b for a, b in zip(figures, totals.get(system, [0.0] * 3), strict=True)]
+        rows.append(_burden_row(size, several, system, process, figures))
+    rows += [_burden_row(size, several, system, "all", figures) for system, figures in totals.items()]
+    return rows
+
+
+def _burden_row(size: str, several: int, system: str, process: str, figures: Sequence[float]) -> Row:
+    return {
+        "tensor": size,
+        "under way": several,
+        "system": system,
+        "process": process,
+        "processor ms": round(figures[0], 4),
+        "waits": round(figures[1], 2),
+        "page faults": round(figures[2], 2),
+    }
+
+
+def _again(one: Callable[[], object], count: int) -> None:
+    for _ in range(count):
+        one()
+
+
 def _p50(one: Callable[[], object], count: int) -> float:
     seconds = []
     for _ in range(count):
@@ -121,8 +196,8 @@ def _p50(one: Callable[[], object], count: int) -> float:
 
 
 @contextmanager
-def our_chain(nbytes: int) -> Iterator[Client]:
-    """Four agents and a dispatcher as processes, and a client of them."""
+def our_chain(nbytes: int, processes: dict[str, int] | None = None) -> Iterator[Client]:
+    """Four agents and a dispatcher as processes, whose ids are put into `processes`, and a client of them."""
     import partitioner
     from defer.documents.cluster import Cluster
     from defer.planning import make_plan, parse_placement
@@ -156,14 +231,20 @@ def our_chain(nbytes: int) -> Iterator[Client]:
         plan.save(work / "plan.json")
         arguments = ("--model", str(model), "--plan", str(work / "plan.json"), "--state", str(work / "state"))
         ready = stack.enter_context(serving(file, *arguments))
+        if processes is not None:
+            processes.update(
+                {"dispatcher": ready["pid"], **{agent.name: agent.process.pid for agent in agents}}
+            )
         yield stack.enter_context(Client(ready["ready"]))
 
 
 @contextmanager
-def bare_chain() -> Iterator[bare.Pipeline]:
-    """Four stages of the bare pipeline as processes, and both ends of it."""
+def bare_chain(processes: dict[str, int] | None = None) -> Iterator[bare.Pipeline]:
+    """Four stages of the bare pipeline as processes, whose ids are put into `processes`, and both ends of it."""
     endpoints = [f"tcp://127.0.0.1:{free_port()}" for _ in range(STAGES + 1)]
-    with ended(start_bare(endpoints)):
+    with ended(stages := start_bare(endpoints)):
+        if processes is not None:
+            processes.update({f"stage {number + 1}": stage.pid for number, stage in enumerate(stages)})
         pipeline = bare.Pipeline(endpoints[0], endpoints[-1])
         try:
             yield pipeline
