@@ -11,7 +11,7 @@ import numpy as np
 
 from node_agent.batching import Batching
 from node_agent.connection import ReceivingEnd
-from node_agent.engines.base import Arrays, Session
+from node_agent.engines.base import Arrays, OverlappingSession, Session, overlapping
 from node_agent.errors import DEADLINE_EXCEEDED
 from node_agent.messages import NO_DEADLINE, Failure, HopStatus, Item, TensorHeader
 from node_agent.routing import Route
@@ -87,6 +87,7 @@ class LoadedRoute:
         batching: How its requests run as batches; None where each runs alone.
         batch_note: What was found about that, one sentence.
         known: What the latest items that took the short way had in common.
+        overlapping: The session, where several of its runs may be in flight.
     """
 
     route: Route
@@ -101,6 +102,10 @@ class LoadedRoute:
     batch_note: str = ""
     sent: dict[str, TensorHeader] = field(default_factory=dict)
     known: Known | None = None
+    overlapping: OverlappingSession | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.overlapping = overlapping(self.session)
 
     def ran(self, took_ns: int) -> None:
         """Notes a run and how long it took."""

@@ -1,4 +1,8 @@
-"""The run thread: runs partitions, one item at a time, and the thread that asks it can run a short one itself."""
+"""The run thread: runs partitions, one item at a time, and the thread that asks it can run a short one itself.
+
+Where a partition lies on a device whose copies run beside its computation (`OverlappingSession`), the thread hands over
+what waits before it takes back what is done: as many items as the session has slots, taken back in their order.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,9 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 from node_agent.batching import Batching, joined, parted
+from node_agent.engines.base import OverlappingSession
 from node_agent.errors import AgentError, code_of
+from node_agent.in_flight import InFlight
 from node_agent.thread_clock import ThreadClock
 from node_agent.threads import Shell
 from node_agent.work import LoadedRoute, Work
@@ -34,12 +40,14 @@ class Worker(Shell):
         super().__init__("run")
         self.progress = 0
         self.started_ns = 0
-        """Monotonic time when the item in work was begun; 0 when idle."""
+        """Monotonic time when the item in work was begun, and had the device for itself; 0 when idle."""
         self._name = name
         # Its length is bounded by the credit granted upstream.
         self._runs: SimpleQueue[Work | Callable[[], None]] = SimpleQueue()
         # What was taken from there while a batch was gathered, and is for later; for the run thread alone.
         self._ahead: deque[Work | Callable[[], None]] = deque()
+        self._in_flight = InFlight()
+        # Held while something runs here or there, or is in flight.
         self._busy = threading.Lock()
         self._clocks: dict[bool, ThreadClock] = {}
         """Of this thread (False) and of the one that runs short items itself (True)."""
@@ -107,7 +115,19 @@ class Worker(Shell):
 
     def turn(self) -> None:
         """See `Shell.turn`."""
-        work = self._ahead.popleft() if self._ahead else self._runs.get()
+        if self._in_flight:
+            work = self._taken_now()
+            if work is None:
+                self._land()
+                return
+            if (
+                not isinstance(work, Work)
+                or work.loaded.overlapping is None
+                or work.loaded.batching is not None
+            ):
+                self._land_all()
+        else:
+            work = self._ahead.popleft() if self._ahead else self._runs.get()
         if not isinstance(work, Work):
             work()
         elif work.loaded.closed:
@@ -120,11 +140,65 @@ class Worker(Shell):
                 self._run_batch(batch)
             for each in batch:
                 self._done(each)
+        elif work.loaded.overlapping is not None:
+            self._launch(work, work.loaded.overlapping)
         else:
             with self._busy:
                 self._elsewhere = False
                 self._run_one(work)
             self._done(work)
+
+    def _taken_now(self) -> Work | Callable[[], None] | None:
+        """What waits; None where nothing does."""
+        if self._ahead:
+            return self._ahead.popleft()
+        try:
+            return self._runs.get_nowait()
+        except Empty:
+            return None
+
+    def _launch(self, work: Work, session: OverlappingSession) -> None:
+        """Hands an item to its device, and takes back older ones while every slot is taken."""
+        while self._in_flight.full(session):
+            self._land()
+        first = not self._in_flight
+        if first:
+            self._busy.acquire()
+            self._elsewhere = False
+        begun = time.monotonic_ns()
+        if first:
+            self.started_ns = begun
+        work.loaded.counters.wait_ns += begun - work.arrived_ns
+        work.fail_if_expired(self._name)
+        self._in_flight.launch(work, session, begun)
+
+    def _land(self) -> None:
+        """Takes back the oldest item, and hands it on."""
+        flight = self._in_flight.land()
+        work, ended = flight.work, time.monotonic_ns()
+        self._in_flight.landed(flight, ended)
+        if work.failure is None:
+            if flight.alone:
+                work.loaded.ran(flight.device_ns)
+            else:
+                # Part of it ran beside the one before: that is no length of a run.
+                work.loaded.counters.run_ns += flight.device_ns
+                work.loaded.counters.runs += 1
+            if work.marks is not None:
+                work.marks.run = (flight.begun_ns, ended)
+            if flight.error is not None:
+                self.failed(work, flight.error)
+        self.progress += 1
+        if self._in_flight:
+            self.started_ns = ended
+        else:
+            self.started_ns = 0
+            self._busy.release()
+        self._done(work)
+
+    def _land_all(self) -> None:
+        while self._in_flight:
+            self._land()
 
     def _gather(self, first: Work, batching: Batching) -> list[Work]:
         """Requests that run with `first`: those that wait already, and such as come before it must start."""

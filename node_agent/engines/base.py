@@ -64,6 +64,39 @@ class Session(Protocol):
         """Gives back what the session holds."""
 
 
+class OverlappingSession(Session, Protocol):
+    """A session whose runs have two halves, so that copies of one run beside the computation of another.
+
+    `run` must not be called while something is in flight. All three are called from one thread at a time.
+
+    Attributes:
+        slots: Runs that may be in flight.
+    """
+
+    slots: int
+
+    def submit(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Starts a run; what it takes as `run`, and the inputs may change as soon as it has returned.
+
+        Raises:
+            RunFailedError: It was not started; `collect` will not give it.
+        """
+
+    def collect(self) -> Arrays:
+        """Waits for the oldest run in flight; releases the GIL meanwhile.
+
+        Raises:
+            RunFailedError: That run failed, and is in flight no more.
+        """
+
+
+def overlapping(session: Session | None) -> OverlappingSession | None:
+    """The session itself where several of its runs may be in flight; None where each ends before the next."""
+    several: Any = session
+    offers = hasattr(session, "submit") and hasattr(session, "collect")
+    return several if offers and getattr(session, "slots", 1) > 1 else None
+
+
 class Engine(Protocol):
     """One way to run ONNX. Imported lazily: its package may be missing."""
 

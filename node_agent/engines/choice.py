@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from node_agent.dtypes import RAW_BITS
-from node_agent.engines.base import Arrays, Engine, Partition, Session
+from node_agent.engines.base import Arrays, Engine, Partition, Session, overlapping
 from node_agent.errors import AgentError, LoadFailedError
 from node_agent.messages import EngineInfo, TensorSpec
 from node_agent.samples import samples
@@ -142,6 +142,9 @@ class ChosenSession:
         self._inner = inner
         self.run = inner.run
         """See `Session.run`."""
+        several = overlapping(inner)
+        if several is not None:
+            self.slots, self.submit, self.collect = several.slots, several.submit, several.collect
         self.outputs: Sequence[TensorSpec] = inner.outputs
         self.engine = engine
         self.notes = tuple(notes)

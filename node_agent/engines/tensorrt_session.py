@@ -56,6 +56,7 @@ class TensorRtSession:
         self._engine = engine
         self._profile = profile
         self.engine_bytes = engine_bytes
+        self.slots = slots
         self._inputs = {spec.name: spec.dtype for spec in partition.inputs}
         made = _made(engine)
         self.outputs: Sequence[TensorSpec] = tuple(partition.outputs) or made
