@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Union, get_args
 
 import msgspec
 
@@ -17,10 +17,9 @@ from node_agent.codecs import CODECS, Array, codec_named
 from node_agent.dtypes import ITEM_BYTES, RAW_BITS, STRING, storage, wire_name
 from node_agent.errors import CodecError, FrameError
 from node_agent.limits import CONTROL_BYTES, DEFAULT, Limits
-from node_agent.messages import ControlMessage, DataHeader, TensorHeader
+from node_agent.messages import ControlMessage, DataHeader, Item, TensorHeader
 
 _ENCODER = msgspec.msgpack.Encoder()
-_HEADERS: msgspec.msgpack.Decoder[DataHeader] = msgspec.msgpack.Decoder(DataHeader)
 _CONTROLS: msgspec.msgpack.Decoder[ControlMessage] = msgspec.msgpack.Decoder(ControlMessage)
 
 WORTH_ENCODING = 64
@@ -43,6 +42,11 @@ def decode_header(data: Any, limits: Limits = DEFAULT) -> DataHeader:
         raise FrameError(f"A header of {len(data)} bytes is over the limit of {limits.header_bytes}.")
     try:
         header = _HEADERS.decode(data)
+        if type(header) is _Item:
+            tensors = _TENSORS.get(bytes(header.tensors)) if limits is DEFAULT else None
+            if tensors is None:
+                tensors = _told(header.tensors, limits)
+            return Item(header.epoch, header.request, header.hop, header.remaining_ns, tensors, header.trace)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise FrameError(f"Not a data header: {error}.") from None
     tensors = getattr(header, "tensors", ())
@@ -52,14 +56,43 @@ def decode_header(data: Any, limits: Limits = DEFAULT) -> DataHeader:
             if len(_CHECKED) >= _REMEMBERED:
                 _CHECKED.clear()
             _CHECKED.add(tensors)
-    return header
+    return header  # type: ignore[no-any-return]
 
+
+class _Item(msgspec.Struct, frozen=True, array_like=True, tag="item"):
+    """`Item`, its tensor headers as they came: those of one model are the same bytes over and over."""
+
+    epoch: int
+    request: int
+    hop: int
+    remaining_ns: int
+    tensors: msgspec.Raw
+    trace: str = ""
+
+
+_HEADERS: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
+    Union[tuple(_Item if kind is Item else kind for kind in get_args(DataHeader))]  # noqa: UP007 (made at run time)
+)
+_TENSOR_HEADERS = msgspec.msgpack.Decoder(tuple[TensorHeader, ...])
+
+_TENSORS: dict[bytes, tuple[TensorHeader, ...]] = {}
+"""Tensor headers of items that passed `check_headers`, by their bytes."""
 
 _CHECKED: set[tuple[TensorHeader, ...]] = set()
-"""Tensor headers that passed `check_headers`: the items of one model have the same ones over and over."""
+"""Tensor headers of other messages that did."""
 
 _REMEMBERED, _REMEMBERED_BYTES = 256, 4096
 """How many of them, and of how long headers."""
+
+
+def _told(raw: msgspec.Raw, limits: Limits) -> tuple[TensorHeader, ...]:
+    tensors = _TENSOR_HEADERS.decode(raw)
+    check_headers(tensors, limits)
+    if limits is DEFAULT and len(raw) <= _REMEMBERED_BYTES:
+        if len(_TENSORS) >= _REMEMBERED:
+            _TENSORS.clear()
+        _TENSORS[bytes(raw)] = tensors
+    return tensors
 
 
 def decode_control(data: Any, limit: int = CONTROL_BYTES) -> ControlMessage:

@@ -17,6 +17,9 @@ from node_agent.sockets import POLLIN, Asked, Socket, note_use, poll_now, used
 
 Handler = Callable[[], None]
 
+OTHERS_EVERY = 8
+"""While sockets that were used have more, the others are asked after so many turns."""
+
 
 class Readiness:
     """See the module. Used by one thread."""
@@ -26,6 +29,7 @@ class Readiness:
         self._handlers: dict[int, tuple[Handler, Socket | None]] = {}
         self._numbers: dict[Socket, int] = {}
         self._used: set[Asked] = set()
+        self._passed = 0
 
     def watch(self, source: Socket | int, handler: Handler) -> None:
         """Calls `handler` whenever something waits on `source`, a ZeroMQ socket or a descriptor.
@@ -56,17 +60,25 @@ class Readiness:
 
     def turn(self, timeout_ms: float | None) -> None:
         """Waits until something can be read, or for so long (None: without end), and calls the handlers."""
-        ready: list[int] = []
-        if self._used:
-            ready = [self._numbers[socket] for socket, _ in poll_now(list(self._used))]
-            self._used.clear()
-        for number, _ in self._poll.poll(0 if ready else timeout_ms):
-            if number not in ready:
-                ready.append(number)
+        used = self._used
         handlers = self._handlers
-        for number in ready:
+        if used:
+            ready = poll_now(list(used))
+            used.clear()
+            for socket, _ in ready:
+                number = self._numbers.get(socket)
+                if number is not None:  # not closed by a handler before it
+                    used.add((socket, POLLIN))
+                    handlers[number][0]()
+            if ready:
+                # The others get their turn, but to ask for them after each short item would cost more than the item.
+                self._passed = (self._passed + 1) % OTHERS_EVERY
+                if self._passed:
+                    return
+                timeout_ms = 0
+        for number, _ in self._poll.poll(timeout_ms):
             if number in handlers:  # not closed by a handler before it
-                handler, socket = handlers[number]
-                if socket is not None:
-                    self._used.add((socket, POLLIN))
+                handler, source = handlers[number]
+                if source is not None:
+                    used.add((source, POLLIN))
                 handler()

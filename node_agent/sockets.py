@@ -22,6 +22,9 @@ MORE_NOW = int(zmq.NOBLOCK | zmq.SNDMORE)
 post: Any = _Plain.send
 """Sends one frame: `post(socket, data, flags, copy)`."""
 
+fetch: Any = _Plain.recv
+"""Receives one frame: `fetch(socket, flags, copy)`."""
+
 POLLIN = int(zmq.POLLIN)
 
 Asked = tuple[Socket, int]
