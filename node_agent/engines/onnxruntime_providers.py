@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from node_agent.engines.base import Partition, Session
+from node_agent.engines.cuda import Cuda
+from node_agent.engines.onnxruntime_bound import BoundSession, bindable
 from node_agent.engines.onnxruntime_cpu import LEVELS, bind, import_runtime, sentence
-from node_agent.errors import EngineMissingError, LoadFailedError, OutOfMemoryError
+from node_agent.errors import AgentError, EngineMissingError, LoadFailedError, OutOfMemoryError
 from node_agent.machine import trim
 from node_agent.messages import EngineInfo
 
@@ -33,6 +35,8 @@ class Provider:
         library: Stem of its shared library beside ONNX Runtime's own; empty where it is built in.
         also: Providers that take the ops it leaves, before the CPU.
         options: Options that it always gets, unless the deployment sets them.
+        binds: Whether it computes on a CUDA stream that it is given, on buffers of ours.
+        memory: What ONNX Runtime calls the memory of its device.
     """
 
     engine: str
@@ -42,6 +46,8 @@ class Provider:
     library: str = ""
     also: tuple[str, ...] = ()
     options: Mapping[str, str] | None = None
+    binds: bool = False
+    memory: str = "cuda"
 
 
 _GPU = (
@@ -59,7 +65,9 @@ PROVIDERS = (
         "onnxruntime_providers_tensorrt",
         also=("CUDAExecutionProvider",),
     ),
-    Provider("onnxruntime-cuda", "CUDAExecutionProvider", _GPU, _CUDA, "onnxruntime_providers_cuda"),
+    Provider(
+        "onnxruntime-cuda", "CUDAExecutionProvider", _GPU, _CUDA, "onnxruntime_providers_cuda", binds=True
+    ),
     Provider(
         "onnxruntime-rocm",
         "ROCMExecutionProvider",
@@ -88,7 +96,7 @@ _NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _PROBE_S = 60.0
 """Seconds that a library may take to load; CUDA's are large."""
 
-OWN_OPTIONS = ("optimization", "cpu_ops")
+OWN_OPTIONS = ("optimization", "cpu_ops", "slots")
 """Options that are ours; every other one is passed to the provider as it is."""
 
 
@@ -116,17 +124,68 @@ class OnnxRuntimeProvider:
         """
         runtime = import_runtime()
         self._check(runtime)
+        level = partition.options.get("optimization", "all")
+        if level not in LEVELS:
+            raise LoadFailedError(f"There is no optimization={level}.", hint=f"Choose {'|'.join(LEVELS)}.")
+        slots = partition.options.get("slots", "2")
+        if not slots.isdecimal() or int(slots) < 1:
+            raise LoadFailedError(f"There is no slots={slots}.", hint="Give a number, 1 or more.")
+        if self._provider.binds and int(slots) > 1 and not bindable(partition):
+            session = self._bound(runtime, partition, int(slots))
+            if session is not None:
+                return session
+        return bind(runtime, self._inner(runtime, partition), partition)
+
+    def _bound(self, runtime: Any, partition: Partition, slots: int) -> Session | None:
+        """A session whose copies overlap with its computation; None where that cannot be had.
+
+        What is started is not waited for, so no op may be left to the CPU: its results would be copied to the device
+        after the run was said to be on its way.
+        """
+        ordinal = partition.options.get("device_id", "0")
+        if "user_compute_stream" in partition.options or not ordinal.isdecimal():
+            return None
+        try:
+            cuda = Cuda(int(ordinal))
+        except AgentError:
+            return None
+        stream = None
+        try:
+            cuda.enter()
+            stream = cuda.stream()
+            inner = self._inner(runtime, partition, stream=stream)
+            memory = self._provider.memory
+            return BoundSession(
+                runtime, inner, cuda, stream, partition, slots=slots, ordinal=int(ordinal), memory=memory
+            )
+        except BaseException as error:
+            if stream is not None:
+                cuda.destroy_stream(stream)
+            cuda.close()
+            if isinstance(error, AgentError):
+                return (
+                    None  # the usual session says what is wrong, if that is more than this way of running it
+                )
+            raise
+
+    def _inner(self, runtime: Any, partition: Partition, stream: Any = None) -> Any:
+        """An `InferenceSession` that is on the provider.
+
+        Raises:
+            EngineMissingError: It is on another one.
+            LoadFailedError: An op cannot be run.
+        """
         options = runtime.SessionOptions()
         options.intra_op_num_threads = partition.threads
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        level = partition.options.get("optimization", "all")
-        if level not in LEVELS:
-            raise LoadFailedError(f"There is no optimization={level}.", hint=f"Choose {'|'.join(LEVELS)}.")
-        options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[level])
-        if partition.options.get("cpu_ops") == "no":
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        level = LEVELS[partition.options.get("optimization", "all")]
+        options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
         passed = {name: value for name, value in partition.options.items() if name not in OWN_OPTIONS}
+        if stream is not None:
+            passed["user_compute_stream"] = str(int(stream))
+        if partition.options.get("cpu_ops") == "no" or stream is not None:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         wanted: list[Any] = [(self._provider.name, {**(self._provider.options or {}), **passed})]
         wanted += [name for name in self._provider.also if name in runtime.get_available_providers()]
         try:
@@ -146,7 +205,7 @@ class OnnxRuntimeProvider:
                 f"ONNX Runtime runs on {actual[0] if actual else 'nothing'} instead of {self._provider.name}: {reason}.",
                 hint=self._provider.libraries,
             )
-        return bind(runtime, inner, partition)
+        return inner
 
     def _check(self, runtime: Any) -> None:
         """The provider is built in, and what its library needs is there.

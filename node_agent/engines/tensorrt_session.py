@@ -1,21 +1,20 @@
-"""A compiled partition at work: three streams, so that copies in, computation and copies out run side by side."""
+"""A partition compiled by TensorRT at work."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from node_agent.dtypes import ITEM_BYTES
-from node_agent.engines.base import Arrays, Partition
+from node_agent.engines.base import Partition
 from node_agent.engines.cuda import Cuda
 from node_agent.engines.profiles import Profile, admits
 from node_agent.engines.slots import Capacity, Slot, check_memory
+from node_agent.engines.streamed import StreamedSession
 from node_agent.errors import LoadFailedError, RunFailedError
 from node_agent.messages import TensorSpec
 
@@ -33,12 +32,8 @@ _TYPES = {
 """Wire type by the name of TensorRT's `DataType`."""
 
 
-class TensorRtSession:
-    """See `Session`.
-
-    `submit` and `collect` are the two halves of `run`: with several slots, one request's copies run beside
-    another's computation; results come in the order of submission.
-    """
+class TensorRtSession(StreamedSession):
+    """See `Session` and `StreamedSession`."""
 
     def __init__(
         self,
@@ -51,21 +46,17 @@ class TensorRtSession:
         slots: int,
         kept: Sequence[Any] = (),
     ) -> None:
+        super().__init__(cuda, ordinal=0)
         self._kept = tuple(kept)
-        self._cuda = cuda
         self._engine = engine
         self._profile = profile
         self.engine_bytes = engine_bytes
         self.slots = slots
         self._inputs = {spec.name: spec.dtype for spec in partition.inputs}
         made = _made(engine)
-        self.outputs: Sequence[TensorSpec] = tuple(partition.outputs) or made
-        self._wanted = [spec.name for spec in self.outputs]
+        self.outputs = tuple(partition.outputs) or made
         # TensorRT writes every output; one that nobody wants still needs a place.
         self._outputs = {spec.name: spec.dtype for spec in made}
-        self._slots: deque[Slot] = deque()
-        self._busy: deque[Slot] = deque()
-        self._streams: list[Any] = []
         self._context: Any = None
         _check_tensors(engine, (*partition.inputs, *self.outputs))
         capacities = [self._capacity_in(name) for name in self._inputs]
@@ -78,56 +69,10 @@ class TensorRtSession:
         try:
             capacities += self._capacities_out()
             check_memory(cuda.free_bytes(), 0, 0, capacities, slots)
-            mapped = cuda.info().integrated
-            self._slots.extend(Slot(cuda, capacities, mapped=mapped) for _ in range(slots))
-            self._streams.extend(cuda.stream() for _ in range(3))
+            self._take(capacities)
         except BaseException:
             self._release()
             raise
-
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """See `Session.run`."""
-        self.submit(inputs)
-        return self.collect()
-
-    def submit(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Starts a request; `collect` gives its result.
-
-        Raises:
-            RunFailedError: Inputs do not fit the engine, every slot is in flight, or TensorRT failed.
-        """
-        if self._context is None:
-            raise RunFailedError("The session is closed.")
-        if not self._slots:
-            raise RunFailedError("Every slot is in flight; collect a result first.")
-        reason = admits(self._profile, {name: array.shape for name, array in inputs.items()})
-        if reason:
-            raise RunFailedError(f"TensorRT cannot run this request: {reason}.")
-        self._cuda.enter()
-        upload, compute, download = self._streams
-        slot = self._slots.popleft()
-        try:
-            self._start(slot, inputs, upload, compute, download)
-        except BaseException:
-            self._slots.append(slot)
-            raise
-        self._busy.append(slot)
-
-    def collect(self) -> Arrays:
-        """Waits for the oldest request in flight and gives its outputs.
-
-        Raises:
-            RunFailedError: Nothing is in flight, or the device failed.
-        """
-        if not self._busy:
-            raise RunFailedError("No request is in flight.")
-        self._cuda.enter()
-        slot = self._busy.popleft()
-        try:
-            self._cuda.synchronize(slot.returned)
-            return {name: slot.buffers[name].take(slot.shapes[name]) for name in self._wanted}
-        finally:
-            self._slots.append(slot)
 
     def compute_seconds(self, inputs: Mapping[str, npt.NDArray[Any]], runs: int) -> list[float]:
         """Wall seconds of `runs` computations on inputs that are on the device already, without any copy.
@@ -139,7 +84,7 @@ class TensorRtSession:
         """
         self.run(inputs)  # leaves inputs, shapes and addresses of one slot in place
         _, compute, _ = self._streams
-        slot = self._slots[-1]
+        slot = self._free[-1]
         seconds = []
         for _ in range(runs):
             begin = time.perf_counter()
@@ -150,41 +95,23 @@ class TensorRtSession:
             seconds.append(time.perf_counter() - begin)
         return seconds
 
-    def close(self) -> None:
-        """See `Session.close`."""
-        if self._context is None:
-            return
-        self._cuda.enter()
-        while self._busy:
-            slot = self._busy.popleft()
-            self._cuda.synchronize(slot.returned)
-            self._slots.append(slot)
-        self._release()
-        self._cuda.close()
+    def _refuses(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        reason = admits(self._profile, shapes)
+        return f"TensorRT cannot run this request: {reason}." if reason else ""
 
-    def _start(
-        self, slot: Slot, inputs: Mapping[str, npt.NDArray[Any]], upload: Any, compute: Any, download: Any
-    ) -> None:
+    def _place(self, slot: Slot, name: str, shape: tuple[int, ...], pointer: int) -> None:  # noqa: ARG002
+        if not self._context.set_input_shape(name, shape):
+            raise RunFailedError(f"TensorRT takes no input {name!r} of shape {list(shape)}.")
+        self._context.set_tensor_address(name, pointer)
+
+    def _start(self, slot: Slot, stream: Any) -> Mapping[str, tuple[int, ...]]:
         context = self._context
-        for name in self._inputs:
-            array = np.ascontiguousarray(inputs[name]).reshape(inputs[name].shape)
-            buffer = slot.buffers[name]
-            buffer.fill(array, upload)
-            if not context.set_input_shape(name, tuple(array.shape)):
-                raise RunFailedError(f"TensorRT takes no input {name!r} of shape {list(array.shape)}.")
-            context.set_tensor_address(name, buffer.device)
-        self._cuda.record(slot.arrived, upload)
-        self._cuda.wait(compute, slot.arrived)
-        slot.shapes = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
+        shapes = {name: tuple(context.get_tensor_shape(name)) for name in self._outputs}
         for name in self._outputs:
             context.set_tensor_address(name, slot.buffers[name].device)
-        if not context.execute_async_v3(int(compute)):
+        if not context.execute_async_v3(int(stream)):
             raise RunFailedError("TensorRT could not start the partition.")
-        self._cuda.record(slot.computed, compute)
-        self._cuda.wait(download, slot.computed)
-        for name in self._wanted:
-            slot.buffers[name].fetch(slot.shapes[name], download)
-        self._cuda.record(slot.returned, download)
+        return shapes
 
     def _capacity_in(self, name: str) -> Capacity:
         dtype = self._inputs[name]
@@ -207,12 +134,7 @@ class TensorRtSession:
         return found
 
     def _release(self) -> None:
-        for slot in self._slots:
-            slot.close()
-        for stream in self._streams:
-            self._cuda.destroy_stream(stream)
-        self._slots.clear()
-        self._streams = []
+        super()._release()
         # TensorRT frees what they hold when the last reference goes: a context before its engine, an engine before
         # its runtime and logger.
         self._context = None
