@@ -13,42 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.hostile.corpus import PORTS
+from benchmarks.hostile.decoders import DTYPES, BrokenError, decoders, take, take_data, take_frame
 from benchmarks.hostile.mutate import stream
 from defer import api
 from defer.errors import ProtocolMismatch
 from node_agent import frames
 from node_agent.codecs import CODECS
-from node_agent.dtypes import STORAGE, storage
-from node_agent.errors import CodecError, FrameError
-from node_agent.limits import Limits
-from node_agent.messages import TensorHeader
+from node_agent.errors import FrameError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "node_agent" / "codec_frames.json").read_text())
-TIGHT = Limits(tensor_bytes=1 << 16, item_bytes=1 << 16)
-DTYPES = tuple(STORAGE)
 MUTANTS = 4000
-
-
-def take_data(message: list[bytes]) -> None:
-    """As a data socket does: header, lengths, then the tensors."""
-    header, *rest = message or [b""]
-    try:
-        decoded = frames.decode_header(header, TIGHT)
-        tensors = getattr(decoded, "tensors", ())
-        frames.check_lengths(tensors, rest)
-    except FrameError:
-        return
-    for tensor, frame in zip(tensors, rest, strict=True):
-        take_frame(tensor.codec, frame, tensor.dtype, tensor.shape)
-
-
-def take_frame(codec: str, frame: bytes, dtype: str, shape: tuple[int, ...]) -> None:
-    try:
-        array = frames.unpack_tensor(TensorHeader("x", dtype, shape, codec, len(frame)), frame)
-    except CodecError:
-        return
-    assert array.shape == tuple(shape)
-    assert array.dtype == storage(dtype)
 
 
 @pytest.mark.parametrize("port", [port for port in PORTS if port.endswith("data")])
@@ -113,3 +87,17 @@ def test_honest_frames_with_a_change(codec: str, seed: int, data: st.DataObject)
     changed = frame[:at] + bytes([data.draw(st.integers(0, 255))]) + frame[at + 1 :]
     take_frame(codec, changed, "float32", shape)
     take_frame(codec, changed[:at], "float32", shape)
+
+
+def test_every_decoder_is_among_those_that_the_benchmark_floods() -> None:
+    sources = decoders(5)
+    assert {name.removeprefix("frames of ") for name in sources} >= set(CODECS)
+    for name, source in sources.items():
+        taken = take(name, source, 200)
+        assert 0 < taken.accepted < 200, name  # some are as they were, some are not
+
+
+def test_what_decodes_to_another_shape_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "unpack_tensor", lambda *_: np.zeros((3,), np.float32))
+    with pytest.raises(BrokenError):
+        take_frame("raw", bytes(8), "float32", (2,))
