@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import bare, chain_model
+from benchmarks import bare, chain_model, nothing
 from benchmarks.burden import Burden, per_item
 from benchmarks.processes import ended, free_port, serving, start_bare
 from benchmarks.runner import Options, Outcome, Row, Target, main
@@ -205,7 +205,9 @@ def our_chain(nbytes: int, processes: dict[str, int] | None = None) -> Iterator[
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="defer-hop-")))
         names = [f"box-{number + 1}" for number in range(STAGES)]
-        agents = stack.enter_context(local_agents(names, work))
+        with nothing.installed(work / "engine"):
+            engine = {name: ("--engine", nothing.NAME) for name in names}
+            agents = stack.enter_context(local_agents(names, work, arguments=engine))
         lines = [
             "[dispatcher]",
             'listen = "127.0.0.1:0"',

@@ -14,6 +14,7 @@ import numpy as np
 
 from node_agent.dtypes import STRING, storage
 from node_agent.frames import encode_header
+from node_agent.limits import COPY_BELOW
 from node_agent.link import Sent, send
 from node_agent.messages import NO_DEADLINE, Item
 from node_agent.sender import Sender
@@ -98,9 +99,10 @@ class ShortWay:
         try:
             inputs = {}
             for name, index, dtype, shape in known.inputs:
-                array = np.frombuffer(frames[index], dtype).reshape(shape)
-                # A short message lies at any address in libzmq's receive buffer.
-                inputs[name] = array if array.flags.aligned else array.copy()
+                frame = frames[index]
+                array = np.ndarray(shape, dtype, frame)
+                # What is short was copied, and lies right; what is not may lie at any address.
+                inputs[name] = array if type(frame) is bytes or array.flags.aligned else array.copy()
             outputs = session.run(inputs)
         except Exception as error:
             failed = error
@@ -111,9 +113,14 @@ class ShortWay:
                 sending.append(frames[index])
                 continue
             array = outputs[name]
-            if array.shape != shape or array.dtype != kind or not array.flags.c_contiguous:
+            if array.shape != shape or array.dtype != kind:
                 break
-            sending.append(memoryview(array).cast("B"))
+            if array.nbytes < COPY_BELOW:
+                sending.append(array.tobytes())  # what `send` would do, and in C order however it lies
+            elif array.flags.c_contiguous:
+                sending.append(memoryview(array).cast("B"))
+            else:
+                break
         if (
             failed is None
             and len(sending) == len(known.made)

@@ -218,6 +218,7 @@ def _replacements() -> dict[int, Any]:
         id(link.bind): wire.bind,
         id(link.send): wire.send,
         id(link.incoming): wire.incoming,
+        id(link.receive): wire.receive,
         id(link.Monitor): wire.Monitor,
         id(socket_loop.SocketLoop): SimulatedSocketLoop,
         id(data_loop.DataLoop): SimulatedDataLoop,

@@ -361,7 +361,7 @@ def bind(socket: Socket, host: str, port: int, *_: Any, **__: Any) -> int:
     return port
 
 
-def dial(socket: Socket, endpoint: str, _: str) -> None:
+def dial(socket: Socket, endpoint: str, *_: Any) -> None:
     """See `node_agent.link.dial`; whoever answers there is who is meant."""
     socket.connect(endpoint)
 
@@ -393,18 +393,28 @@ def incoming(
 ) -> Iterator[tuple[bytes, DataHeader | FrameError, list[Any]]]:
     """See `node_agent.link.incoming`."""
     for _ in range(most):
-        message = take(socket)
-        if message is None:
-            return
-        identity, data, frames = message
         try:
-            header = decode_header(data, limits)
-            tensors: Sequence[TensorHeader] = getattr(header, "tensors", ())
-            if type(header) is Item or tensors:
-                check_lengths(tensors, frames)
-        except FrameError as error:
-            yield (identity if routed else b""), error, []
-        else:
-            yield (identity if routed else b""), header, list(frames)
+            yield receive(socket, routed=routed, limits=limits)
+        except zmq.Again:
+            return
         if socket.closed:
             return
+
+
+def receive(
+    socket: Socket, *, routed: bool, limits: Limits = DEFAULT
+) -> tuple[bytes, DataHeader | FrameError, list[Any]]:
+    """See `node_agent.link.receive`."""
+    message = take(socket)
+    if message is None:
+        raise zmq.Again
+    identity, data, frames = message
+    identity = identity if routed else b""
+    try:
+        header = decode_header(data, limits)
+        tensors: Sequence[TensorHeader] = getattr(header, "tensors", ())
+        if type(header) is Item or tensors:
+            check_lengths(tensors, frames)
+    except FrameError as error:
+        return identity, error, []
+    return identity, header, list(frames)
