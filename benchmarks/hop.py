@@ -206,7 +206,7 @@ def our_chain(nbytes: int, processes: dict[str, int] | None = None) -> Iterator[
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="defer-hop-")))
         names = [f"box-{number + 1}" for number in range(STAGES)]
         with nothing.installed(work / "engine"):
-            engine = {name: ("--engine", nothing.NAME) for name in names}
+            engine = dict.fromkeys(names, ("--engine", nothing.NAME))
             agents = stack.enter_context(local_agents(names, work, arguments=engine))
         lines = [
             "[dispatcher]",
