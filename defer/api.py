@@ -20,6 +20,7 @@ from defer.infos import DeviceInfo as DeviceInfo
 from defer.infos import ModelInfo as ModelInfo
 from defer.infos import ModelTotals as ModelTotals
 from defer.infos import StageInfo as StageInfo
+from defer.infos import StandbyInfo as StandbyInfo
 from node_agent.messages import (
     Chunk,
     Done,
@@ -59,6 +60,7 @@ class ServerStatus(msgspec.Struct, frozen=True, tag="server_status", tag_field="
         stale: Results of requests that had ended.
         replayed: Requests sent again because a connection broke or a device was lost.
         totals: What each model's requests came to since the process started.
+        standby: What is prepared for the loss of each device that serves a model.
     """
 
     id: int
@@ -76,6 +78,7 @@ class ServerStatus(msgspec.Struct, frozen=True, tag="server_status", tag_field="
     stale: int = 0
     replayed: int = 0
     totals: tuple[ModelTotals, ...] = ()
+    standby: tuple[StandbyInfo, ...] = ()
 
 
 class GetEvents(msgspec.Struct, frozen=True, tag="get_events", tag_field="t"):
@@ -138,6 +141,7 @@ class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
         sample: Share of the requests that are compared with the lossless pipeline.
         batch: Numbers of requests that stages may run together; none leaves it to the plan.
         batch_delay_s: How long the first of a batch waits for others.
+        standby: What is prepared for the loss of a device, as `--standby` takes it; empty for the usual.
     """
 
     id: int
@@ -152,6 +156,7 @@ class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
     sample: float = 0.0
     batch: tuple[int, ...] = ()
     batch_delay_s: float = 0.0
+    standby: str = ""
 
 
 class Deployed(msgspec.Struct, frozen=True, tag="deployed", tag_field="t"):

@@ -14,7 +14,7 @@ from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
 from defer.errors import AgentFault, Cancelled, UnknownDevice
-from defer.hops import Layout, Place, lay_out
+from defer.hops import Layout, Part, Place, lay_out
 from defer.parts import WrittenPart
 from defer.shipping import ship
 from node_agent import messages as m
@@ -86,6 +86,7 @@ def deploy(
     epoch: int,
     name: str,
     on_step: Step | None = None,
+    patient: bool = False,
 ) -> Deployment:
     """Ship and load a plan's partitions; when this returns every agent is warm.
 
@@ -99,15 +100,14 @@ def deploy(
         epoch: Number of this deployment, never used before by this dispatcher.
         name: Name the model is served under.
         on_step: Told of progress.
+        patient: Nobody waits for it: one agent loads after the other, so that what serves is disturbed at one place.
 
     Raises:
         AgentFault: An agent could not store or load its part. Whatever is raised, the caller tells them to unload.
         AgentUnreachable: An agent stopped answering.
         UnknownDevice: The plan names a device without an agent.
     """
-    devices = sorted({device for transfer in plan.transfers for device in transfer.path} & _agents(plan))
-    places = {device: place_of(pool, cluster, device) for device in devices}
-    layout = lay_out(plan, [part.part for part in parts], places, dispatcher)
+    layout = layout_of(pool, cluster, plan, [part.part for part in parts], dispatcher)
     engines = {device.name: (device.engine, device.engine_options) for device in cluster.devices}
     files: dict[str, dict[m.FileRef, Path]] = {device: {} for device in layout.hops}
     for stage, part in zip(plan.stages, parts, strict=True):
@@ -126,7 +126,7 @@ def deploy(
         return sent, _load(pool, device, load, on_step)
 
     try:
-        brought = in_parallel(bring, list(layout.hops))
+        brought = in_parallel(bring, list(layout.hops), most=1 if patient else None)
     finally:
         given_up.set()  # a thread that was not waited for loads nothing any more
     inputs, outputs, warm_up = signature
@@ -143,14 +143,27 @@ def deploy(
     )
 
 
-def in_parallel(action: Callable[[str], T], names: Sequence[str]) -> dict[str, T]:
-    """`action` for every name at once; the first error is raised when the others have ended.
+def layout_of(
+    pool: AgentPool, cluster: Cluster, plan: Plan, parts: Sequence[Part], dispatcher: Place
+) -> Layout:
+    """The hops of a plan on agents that are connected.
+
+    Raises:
+        UnknownDevice: The plan names a device without an agent.
+    """
+    devices = sorted({device for transfer in plan.transfers for device in transfer.path} & _agents(plan))
+    places = {device: place_of(pool, cluster, device) for device in devices}
+    return lay_out(plan, parts, places, dispatcher)
+
+
+def in_parallel(action: Callable[[str], T], names: Sequence[str], *, most: int | None = None) -> dict[str, T]:
+    """`action` for every name at once, or `most` of them; the first error is raised when the others have ended.
 
     Where the waiting itself is interrupted nothing is waited for: what runs ends with the connections that it uses.
     """
     if not names:
         return {}
-    executor = ThreadPoolExecutor(max_workers=len(names), thread_name_prefix="defer-deploy")
+    executor = ThreadPoolExecutor(max_workers=most or len(names), thread_name_prefix="defer-deploy")
     try:
         futures = {name: executor.submit(action, name) for name in names}
         wait(futures.values(), return_when=FIRST_EXCEPTION)

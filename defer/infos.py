@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from node_agent.messages import TensorSpec
@@ -156,3 +158,25 @@ class ModelTotals(msgspec.Struct, frozen=True):
     waited_s: float = 0.0
     bounds: tuple[float, ...] = ()
     latencies: tuple[int, ...] = ()
+
+
+class StandbyInfo(msgspec.Struct, frozen=True):
+    """What happens to a model when one of its devices is lost.
+
+    Attributes:
+        model: Which.
+        lost: The device.
+        by: `replica`: other routes serve anyway. `loaded`: a deployment that stands by takes over. `files`: a plan is
+            made, and its files are brought to the agents, which load them then. `planning`: nothing is prepared yet.
+            `none`: nothing is to be. `impossible`: no plan can hold the model without it.
+        devices: The stages' devices then, in order.
+        epoch: The deployment that stands by; 0 where none does.
+        reason: Why nothing stands by, or why there is no plan.
+    """
+
+    model: str
+    lost: str
+    by: Literal["replica", "loaded", "files", "planning", "none", "impossible"]
+    devices: tuple[str, ...] = ()
+    epoch: int = 0
+    reason: str = ""

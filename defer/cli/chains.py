@@ -31,6 +31,7 @@ __all__ = [
     "planning_chain",
     "read_chain",
     "sample_option",
+    "standby_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -85,6 +86,18 @@ def sample_option(command: F) -> F:
         default=0.0,
         metavar="0.01",
         help="Compare this share of the requests with the lossless pipeline; `defer status` tells the error.",
+    )(command)
+
+
+def standby_option(command: F) -> F:
+    """Adds `--standby` (argument `standby`)."""
+    return click.option(
+        "--standby",
+        type=click.Choice(["auto", "loaded", "files", "none"]),
+        default="auto",
+        show_default=True,
+        help="For the loss of a device: partitions loaded where a quarter of the memory stays free, or wherever they "
+        "fit; files on the agents' disks; nothing.",
     )(command)
 
 

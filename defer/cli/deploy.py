@@ -17,6 +17,7 @@ from defer.cli.chains import (
     check_calibration,
     input_option,
     sample_option,
+    standby_option,
 )
 from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, examples, print_json, progress
@@ -58,6 +59,7 @@ STEP_S = 600.0
 @budget_options
 @sample_option
 @batch_options
+@standby_option
 @input_option
 @address_option
 @common_options
@@ -73,6 +75,7 @@ def command(
     calibration: Path | None,
     sample: float,
     batching: PlanBatching | None,
+    standby: str,
     inputs: Shapes,
     address: str,
     as_json: bool,
@@ -107,6 +110,7 @@ def command(
             sample,
             batching.sizes if batching is not None else (),
             batching.delay_s if batching is not None else 0.0,
+            standby,
         )
         made = admin.ask(
             order, api.Deployed, timeout=STEP_S, on_progress=lambda step: show(step.what, step.fraction)

@@ -18,7 +18,15 @@ from defer.access import said, security_for
 from defer.accuracy import Budget
 from defer.api import ModelInfo
 from defer.cli.access import access_options, warn_insecure
-from defer.cli.chains import Shapes, batch_options, blocks_option, budget_options, input_option, sample_option
+from defer.cli.chains import (
+    Shapes,
+    batch_options,
+    blocks_option,
+    budget_options,
+    input_option,
+    sample_option,
+    standby_option,
+)
 from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway, told
 from defer.cli.leading import led
 from defer.cli.observing import ObservingWish, announced, log_to_stderr, observing_options, serving_metrics
@@ -94,6 +102,7 @@ FLUSH_S = 5.0
 @budget_options
 @sample_option
 @batch_options
+@standby_option
 @input_option
 @blocks_option()
 @access_options
@@ -120,6 +129,7 @@ def command(
     calibration: Path | None,
     sample: float,
     batching: PlanBatching | None,
+    standby: str,
     inputs: Shapes,
     blocks: int,
     as_json: bool,
@@ -157,6 +167,7 @@ def command(
             batching=batching,
             source="serve",
             given=bool(plan_file),
+            standby=standby,
         )
     elif max_error or calibration or plan_file or profile_file or name or save_plan or save_profile or plot:
         raise UsageError(

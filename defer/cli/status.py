@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from defer import units
-from defer.api import DeploymentInfo, DeviceInfo, ServerStatus, StageInfo
+from defer.api import DeploymentInfo, DeviceInfo, ServerStatus, StageInfo, StandbyInfo
 from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, console, examples, print_json, table
 from defer.client import Client
@@ -79,6 +79,7 @@ def _show(status: ServerStatus, address: str) -> None:
             for number, stage in enumerate(deployment.stages, 1):
                 for note in stage.engine_notes:
                     click.echo(f"  stage {number} on {stage.device}: {note}")
+    _show_standby(status.standby)
     _show_devices(status.devices)
     refused = ", ".join(f"{count} {code}" for code, count in sorted(status.refused.items()))
     failed = ", ".join(f"{count} {code}" for code, count in sorted(status.failed.items()))
@@ -105,6 +106,19 @@ def _show_deployment(deployment: DeploymentInfo) -> None:
             f"  {deployment.compared} compared with the lossless pipeline: mean error {deployment.mean_error:.2%}, "
             f"worst {deployment.worst_error:.2%}, allowed {deployment.max_error:.2%}"
         )
+
+
+def _show_standby(standby: tuple[StandbyInfo, ...]) -> None:
+    if not standby:
+        return
+    shown = table("if lost", "model", "prepared", "then runs on", right=())
+    for each in standby:
+        shown.add_row(each.lost, each.model, each.by, " → ".join(each.devices))
+    click.echo()
+    console().print(shown)
+    for each in standby:
+        if each.reason:
+            click.echo(f"  {each.model} without {each.lost}: {each.reason}")
 
 
 def _show_devices(devices: tuple[DeviceInfo, ...]) -> None:

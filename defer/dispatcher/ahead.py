@@ -1,6 +1,7 @@
 """Plans for the loss of one more device, made before it happens, and kept for when it does.
 
-Their partitions are brought to the agents that would run them, slowly, so that a loss costs loading alone.
+Their partitions are brought to the agents that would run them, slowly, so that a loss costs loading alone; where memory
+allows they stand by, loaded (`standbys`), so that it does not cost that either.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from node_agent.messages import FileRef
 
 if TYPE_CHECKING:
     from defer.dispatcher.deployments import Deployments
+    from defer.dispatcher.standbys import Standbys
+    from defer.documents.plan import Plan
 
 logger = logging.getLogger("defer.dispatcher")
 
@@ -45,10 +48,11 @@ class Ahead:
     Args:
         deployments: Where models and partitions lie.
         pool: Connections to the agents.
+        standbys: Has plans stand by.
     """
 
-    def __init__(self, deployments: Deployments, pool: AgentPool) -> None:
-        self._deployments, self._pool = deployments, pool
+    def __init__(self, deployments: Deployments, pool: AgentPool, standbys: Standbys | None = None) -> None:
+        self._deployments, self._pool, self._standbys = deployments, pool, standbys
         self.view: Callable[[Order], tuple[Cluster, CostProfile | None]] = lambda order: (
             deployments.cluster,
             order.profile,
@@ -58,7 +62,7 @@ class Ahead:
         self._lock = threading.Lock()
         self._plans: dict[str, dict[frozenset[str], Foreseen]] = {}
         self._orders: dict[str, Order] = {}
-        self._asked: dict[str, frozenset[frozenset[str]]] = {}
+        self._asked: dict[str, object] = {}
         self._settled: dict[str, float] = {}
         self._closing = threading.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="defer-ahead")
@@ -85,16 +89,35 @@ class Ahead:
             found = [foreseen for plans in self._plans.values() for foreseen in plans.values()]
         return {f"{ref.sha256}{ref.suffix}" for foreseen in found for ref in foreseen.files}
 
-    def want(self, order: Order, missing: frozenset[str], serving: frozenset[str]) -> None:
-        """Have plans made, soon, for the further loss of each device that serves a model."""
+    def want(
+        self,
+        order: Order,
+        missing: frozenset[str],
+        serving: frozenset[str],
+        *,
+        running: Plan | None = None,
+        state: object = None,
+    ) -> None:
+        """Have plans made, soon, for the further loss of each device that serves a model, and have them stand by.
+
+        Args:
+            order: What is served.
+            missing: Devices that cannot be planned with now.
+            serving: Devices that serve it.
+            running: The plan that does, where it is one route.
+            state: Differs when what serves or stands by has changed.
+        """
+        if order.standby_mode == "none":
+            return
         sets = frozenset(missing | {device} for device in serving - missing)
+        asked = (sets, state)
         with self._lock:
-            lacking = sets - self._of(order).keys()
-            if not lacking or self._asked.get(order.name) == lacking:
+            self._of(order)
+            if self._asked.get(order.name) == asked:
                 return
-            self._asked[order.name] = lacking
+            self._asked[order.name] = asked
             self._settled[order.name] = time.monotonic() + SETTLE_S
-        self._submit(order, lacking)
+        self._submit(order, sets, running, asked)
 
     def plan_now(self, order: Order, missing: frozenset[str]) -> Foreseen:
         """Make a plan here and now; blocks."""
@@ -105,21 +128,38 @@ class Ahead:
         self._keep(order, {missing: found})
         return found
 
-    def _submit(self, order: Order, lacking: frozenset[frozenset[str]]) -> None:
+    def known(self, order: Order) -> dict[frozenset[str], Foreseen]:
+        """The plans that were made."""
+        with self._lock:
+            return dict(self._of(order))
+
+    def _submit(
+        self, order: Order, wanted: frozenset[frozenset[str]], running: Plan | None, asked: object
+    ) -> None:
         def run() -> None:
             while (left := self._settled[order.name] - time.monotonic()) > 0:
                 if self._closing.wait(left):
                     return
             with self._lock:
-                if self._asked.get(order.name) != lacking:
+                if self._asked.get(order.name) != asked:
                     return  # something else is wanted by now
+                lacking = wanted - self._of(order).keys()
             try:
-                sets = tuple(sorted(lacking, key=sorted))
-                answers = self._foresight.ask(self._question(order, sets), patient=True)
-                made = [batching_as(order, each) for each in answers]
-                self._keep(order, dict(zip(sets, made, strict=True)))
-                logger.info("model %s: planned ahead for the loss of %s", order.name, _told(sets))
-                self._bring(order, lacking, made)
+                if lacking:
+                    sets = tuple(sorted(lacking, key=sorted))
+                    answers = self._foresight.ask(self._question(order, sets, running), patient=True)
+                    new = [batching_as(order, each) for each in answers]
+                    self._keep(order, dict(zip(sets, new, strict=True)))
+                    logger.info("model %s: planned ahead for the loss of %s", order.name, _told(sets))
+                known = self.known(order)
+                made = {lost: known[lost] for lost in wanted if lost in known}
+                self._bring(order, asked, list(made.values()))
+                if self._standbys is not None and order.standby_mode != "files":
+                    self._standbys.bring(
+                        order,
+                        made,
+                        lambda: self._asked.get(order.name) == asked and not self._closing.is_set(),
+                    )
             except DeferError as error:
                 if not self._closing.is_set():
                     logger.warning("model %s could not be planned ahead: %s", order.name, error)
@@ -129,7 +169,7 @@ class Ahead:
         except RuntimeError:
             logger.debug("not planned ahead: the dispatcher is closing")
 
-    def _bring(self, order: Order, asked: frozenset[frozenset[str]], made: Sequence[Foreseen]) -> None:
+    def _bring(self, order: Order, asked: object, made: Sequence[Foreseen]) -> None:
         """Have agents hold what they would have to load; blocks, and ends when something else is wanted."""
         files: dict[str, dict[FileRef, Path]] = {}
         for each in made:
@@ -170,7 +210,9 @@ class Ahead:
             self._asked.pop(order.name, None)
         return self._plans[order.name]
 
-    def _question(self, order: Order, sets: tuple[frozenset[str], ...]) -> Question:
+    def _question(
+        self, order: Order, sets: tuple[frozenset[str], ...], running: Plan | None = None
+    ) -> Question:
         cluster, profile = self.view(order)
         return Question(
             model=str(order.model),
@@ -182,6 +224,7 @@ class Ahead:
             calibration=str(order.calibration) if order.calibration is not None else "",
             parts=str(self._deployments.parts),
             without=tuple(tuple(sorted(lost)) for lost in sets),
+            staying=running,
         )
 
 

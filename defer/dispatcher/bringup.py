@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 from defer.accuracy import Budget
 from defer.agents import AgentPool
 from defer.blocks import PLANNING_BLOCKS, planning_chain
+from defer.dispatcher.standing import Mode
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile
@@ -44,6 +45,7 @@ class Order:
         source: `serve` where the dispatcher's command line asks for it, `deploy` where an admin does.
         digest: Of what was asked for, before a plan was made; see `restoring.digest_of`.
         given: Whether whoever asks for it brought the plan.
+        standby: What is prepared for the loss of a device, a `standing.Mode`; empty for the usual.
     """
 
     name: str
@@ -60,6 +62,12 @@ class Order:
     source: str = "deploy"
     digest: str = ""
     given: bool = False
+    standby: str = ""
+
+    @property
+    def standby_mode(self) -> Mode:
+        """What is prepared for the loss of a device."""
+        return cast(Mode, self.standby) if self.standby in get_args(Mode) else "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +161,9 @@ def load(
     epoch: int,
     on_progress: OnProgress,
     foreseen: Foreseen | None = None,
+    patient: bool = False,
 ) -> Deployment:
-    """Cut the model by the plan, unless that was done, and load it on the agents; errors as in `deployer.deploy`."""
+    """Cut the model by the plan, unless that was done, and load it on the agents; the rest as in `deployer.deploy`."""
     from defer.deployer import deploy
     from defer.parts import bound_inputs, wire_spec, write_parts
     from defer.precision import precisions_of, ranges_for
@@ -178,4 +187,5 @@ def load(
         epoch=epoch,
         name=order.name,
         on_step=lambda where, what, fraction: on_progress(f"{where}: {what}", fraction),
+        patient=patient,
     )

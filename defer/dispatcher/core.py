@@ -350,8 +350,8 @@ class DispatcherCore(Conveyor):
         if model in self.routes.serving and not self.routes.ready_for(model):
             stand_in = self.routes.stand_in(model)
             if stand_in is not None:
-                out += self._ready((stand_in.route.epoch,), now)
-                out.append(e.TookOver(model, stand_in.route.epoch))
+                out += self._ready(stand_in, now)
+                out.append(e.TookOver(model, stand_in[0]))
         if self.routes.get(epoch) is state and self.routes.ready_for(model):
             out += [*self._move(state, now), *self._retire(epoch)]
         return out
@@ -373,10 +373,12 @@ class DispatcherCore(Conveyor):
             case e.RouteLoaded(route):
                 self.routes.load(route)
                 self.overdue.open(route.epoch, route.devices, route.latency_s)
-            case e.RouteReady(epoch, beside):
-                return self._ready((epoch, *beside), now)
-            case e.RouteStands(epoch) if self.routes.get(epoch) is not None:
-                self.routes.stand(epoch)
+            case e.RouteReady(epoch, beside, the_same):
+                out = self._ready((epoch, *beside), now)
+                idle = () if the_same else self.routes.dismiss(self.routes[epoch].route.model)
+                return [*out, *(said for each in idle for said in self._retire(each))]
+            case e.RouteStands(epoch, beside, value) if self.routes.get(epoch) is not None:
+                self.routes.stand(epoch, beside, value)
             case e.RouteVoid(epoch, reason):
                 state = self.routes.void(epoch, reason)
                 return (

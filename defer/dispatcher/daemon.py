@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self
 
+import msgspec
+
 from defer import api
 from defer.accuracy import parse_budget
 from defer.agents import AgentPool
@@ -116,6 +118,7 @@ class Daemon:
             limits=limits or e.Limits(routing_v=cluster.dispatcher.routing_v_s),
             on_drained=self._drained,
             on_sampled=self._sampled,
+            on_took_over=self._took_over,
             on_crash=on_crash,
             chronicle=Chronicle(self.log),
             security=security,
@@ -365,6 +368,10 @@ class Daemon:
         """From the data thread: a request is to be compared with its deployment's reference."""
         self._background_do(lambda: self.deployments.sampler.compare(sampled))
 
+    def _took_over(self, model: str, epoch: int) -> None:
+        """From the data thread: what stood by serves."""
+        self._background_do(lambda: self.recovery.standbys.took_over(model, epoch))
+
     def _background_do(self, action: Callable[[], None]) -> None:
         def run() -> None:
             try:
@@ -392,7 +399,7 @@ class Daemon:
 
     def status(self) -> api.ServerStatus:
         """See `Verbs`."""
-        return status_of(
+        told = status_of(
             self.shell,
             self.pool,
             self.cluster,
@@ -400,6 +407,7 @@ class Daemon:
             dict(self.deployments.sampler.tallies),
             self._started,
         )
+        return msgspec.structs.replace(told, standby=self.recovery.coverage())
 
     def traces(self, wanted: api.GetTraces) -> api.Traces:
         """See `Verbs`."""
@@ -435,6 +443,7 @@ class Daemon:
                     sample=order.sample,
                     batching=make_batching(order.batch, order.batch_delay_s),
                     given=bool(order.plan),
+                    standby=order.standby,
                 ),
                 on_progress,
             )

@@ -83,11 +83,13 @@ class Deployments:
         self._epochs = EpochLog(keeper)
         self._lock = threading.RLock()
         self.served: dict[int, Served] = {}
+        self.standing: set[int] = set()
         self.orders: dict[str, Order] = {}
         self._unloader = Unloader(pool, self._epochs)
         self.clean = self._unloader.clean
         self.canaries: dict[int, float] = {}
         self.files_ahead: Callable[[], set[str]] = set
+        self.clear_standbys: Callable[[], bool] = bool
         self.changed: Callable[[], None] = lambda: None
         self._chains: dict[str, tuple[Path, BlockChain]] = {}
         self._switching = threading.Lock()
@@ -187,7 +189,7 @@ class Deployments:
     def _bring_up(self, order: Order, on_progress: OnProgress, begin: float) -> Outcome:
         chain, plan, profile = make_ready(self._pool, self.cluster, order, self.places(), on_progress)
         self._chains[order.name] = (order.model, chain)
-        opened, canary_s = self._load_plan(order, chain, plan, None, on_progress)
+        opened, canary_s = self._load_in_room(order, chain, plan, None, on_progress)
         with self._switching:
             self._switch(order, plan, profile, opened)
             # The same plan is loaded again when an agent restarts, so the order keeps it.
@@ -196,23 +198,51 @@ class Deployments:
         return Outcome(deployment, profile, time.monotonic() - begin, canary_s)
 
     def _switch(
-        self, order: Order, plan: Plan, profile: CostProfile | None, opened: Sequence[Deployment]
+        self,
+        order: Order,
+        plan: Plan,
+        profile: CostProfile | None,
+        opened: Sequence[Deployment],
+        *,
+        the_same: bool = False,
     ) -> None:
         first, *beside = opened
-        self._shell.post(e.RouteReady(first.epoch, tuple(made.epoch for made in beside)))
+        self._shell.post(e.RouteReady(first.epoch, tuple(made.epoch for made in beside), the_same))
         self.kept.put(order, plan, profile, opened)
 
-    def _load_plan(
+    def _load_in_room(
         self, order: Order, chain: BlockChain, plan: Plan, foreseen: Foreseen | None, on_progress: OnProgress
     ) -> tuple[list[Deployment], float]:
+        """`_load_plan`, for which what stands by gives way where memory does not do for both."""
+        try:
+            return self._load_plan(order, chain, plan, foreseen, on_progress)
+        except OutOfMemory:
+            if not self.clear_standbys():
+                raise
+        try:
+            return self._load_plan(order, chain, plan, foreseen, on_progress)
+        finally:
+            self.changed()  # there may be room for some of it beside that
+
+    def _load_plan(
+        self,
+        order: Order,
+        chain: BlockChain,
+        plan: Plan,
+        foreseen: Foreseen | None,
+        on_progress: OnProgress,
+        *,
+        patient: bool = False,
+    ) -> tuple[list[Deployment], float]:
         """Load every route of a plan and prove each; the seconds of the longest canary."""
-        every = max(1, round(1 / order.sample)) if order.sample > 0 else 0
+        # What stands by takes no memory for a reference: while it serves, nothing is sampled.
+        every = max(1, round(1 / order.sample)) if order.sample > 0 and not patient else 0
         opened: list[Deployment] = []
         canary_s = 0.0
         try:
             # Routes that share a stage share its partition on the device: agents load it once.
             for fraction, leg in plan.legs:
-                made = self._load_route(order, chain, leg, foreseen, on_progress)
+                made = self._load_route(order, chain, leg, foreseen, on_progress, patient=patient)
                 opened.append(made)
                 exact = reference_of(leg) if every else None
                 route = replace(route_of(made), sample_every=every if exact else 0, fraction=fraction)
@@ -229,7 +259,14 @@ class Deployments:
         return opened, canary_s
 
     def _load_route(
-        self, order: Order, chain: BlockChain, leg: Plan, foreseen: Foreseen | None, on_progress: OnProgress
+        self,
+        order: Order,
+        chain: BlockChain,
+        leg: Plan,
+        foreseen: Foreseen | None,
+        on_progress: OnProgress,
+        *,
+        patient: bool = False,
     ) -> Deployment:
         """Load one route's stages under an epoch of its own."""
         passed = [device for transfer in leg.transfers for device in transfer.path[1:-1]]
@@ -246,12 +283,19 @@ class Deployments:
                 epoch=epoch,
                 on_progress=on_progress,
                 foreseen=foreseen,
+                patient=patient,
             )
         except BaseException:
             self._unloader.unload(epoch, devices)
             raise
+        if patient:
+            self.standing.add(epoch)
         self.served[epoch] = Served(made, order.objective)
         return made
+
+    def in_service(self) -> dict[int, Served]:
+        """What agents hold, without what only stands by."""
+        return {epoch: each for epoch, each in list(self.served.items()) if epoch not in self.standing}
 
     def _load_reference(
         self, order: Order, chain: BlockChain, exact: Plan, of: Deployment, on_progress: OnProgress
@@ -325,10 +369,10 @@ class Deployments:
             self._shell.post(e.ModelForgotten(name))
             for epoch in mine:
                 self._shell.post(e.RouteRetired(epoch))
-            if not self._gone(mine, drain_s):
+            if not self.gone(mine, drain_s):
                 for epoch in mine:
                     self._shell.post(e.RouteDropped(epoch, f"model {name!r} was undeployed"))
-                self._gone(mine, 2 * UNLOAD_S)
+                self.gone(mine, 2 * UNLOAD_S)
 
     def _tidy(self) -> None:
         """Remove partitions that no deployment uses: agents hold theirs, and cutting again gives the same files."""
@@ -341,7 +385,7 @@ class Deployments:
             if path.name not in used and path.is_file():
                 path.unlink(missing_ok=True)
 
-    def _gone(self, epochs: list[int], seconds: float) -> bool:
+    def gone(self, epochs: Sequence[int], seconds: float) -> bool:
         """Wait until `forget` was done for all."""
         deadline = time.monotonic() + seconds
         while any(epoch in self.served for epoch in epochs):
@@ -361,6 +405,7 @@ class Deployments:
         if served is not None:
             self._unloader.unload(epoch, devices_of(served.deployment))
             self.served.pop(epoch, None)
+            self.standing.discard(epoch)
             self.canaries.pop(epoch, None)
 
     # -------------------------------------------------------------------------------------------------- changes
@@ -394,14 +439,16 @@ class Deployments:
         self._changing += 1
         try:
             try:
-                opened, _ = self._load_plan(order, self.chain_of(order), plan, foreseen, lambda _w, _f: None)
+                opened, _ = self._load_in_room(
+                    order, self.chain_of(order), plan, foreseen, lambda _w, _f: None
+                )
             except OutOfMemory:
                 if not self._make_room(order.name):
                     raise
                 opened, _ = self._load_plan(order, self.chain_of(order), plan, foreseen, lambda _w, _f: None)
             with self._switching:
                 if self.orders.get(order.name) is order and wanted():
-                    self._switch(order, plan, order.profile, opened)
+                    self._switch(order, plan, order.profile, opened, the_same=True)
                     if for_good:
                         self.orders[order.name] = replace(order, plan=plan)
                     return opened[0]
@@ -410,6 +457,47 @@ class Deployments:
             return None
         finally:
             self._changing -= 1
+
+    def stand(self, order: Order, foreseen: Foreseen, wanted: Callable[[], bool]) -> list[Deployment] | None:
+        """Load another plan of a model that is served, slowly, and have it stand by.
+
+        Args:
+            order: What is served; where that is not so any more, nothing stands by.
+            foreseen: The plan, and its partitions.
+            wanted: Asked when all is loaded.
+
+        Returns:
+            Its routes, or None where they are not wanted any more.
+
+        Raises:
+            DeferError: It cannot be loaded or run; nothing has changed then.
+        """
+        plan = foreseen.plan
+        assert plan is not None
+        self._changing += 1
+        try:
+            chain = self.chain_of(order)
+            opened, _ = self._load_plan(order, chain, plan, foreseen, lambda _w, _f: None, patient=True)
+            first, *beside = opened
+            with self._switching:
+                if self.orders.get(order.name) is order and wanted():
+                    self._shell.post(
+                        e.RouteStands(first.epoch, tuple(made.epoch for made in beside), plan.value)
+                    )
+                    return opened
+            for made in opened:
+                self._shell.post(e.RouteDropped(made.epoch, "it is not needed any more"))
+            return None
+        finally:
+            self._changing -= 1
+
+    def keep_served(self, name: str, plan: Plan, opened: Sequence[Deployment]) -> None:
+        """What stood by serves a model now; the next process is to know."""
+        self.standing.difference_update(made.epoch for made in opened)
+        with self._switching:
+            order = self.orders.get(name)
+            if order is not None:
+                self.kept.put(order, plan, order.profile, opened)
 
     def _make_room(self, name: str) -> bool:
         """Unload the routes of a model that are lost; whether there were any."""

@@ -17,6 +17,10 @@ Frames = Sequence[object]
 """The tensor frames of one message, in the order of its header."""
 
 
+HERE = b"@here"
+"""Stands for this process where a client's routing id would; known by identity, so that no client can pass for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What the dispatcher holds at most.
@@ -211,17 +215,29 @@ class RouteLoaded:
 
 @dataclass(frozen=True, slots=True)
 class RouteReady:
-    """From now on the requests for the route's model run on it and on those `beside` it; older ones drain."""
+    """From now on the requests for the route's model run on it and on those `beside` it; older ones drain.
+
+    Those that stand by drain too, since they may hold another model, unless it is `the_same` that is served.
+    """
 
     epoch: int
     beside: tuple[int, ...] = ()
+    the_same: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RouteStands:
-    """A loaded route stands by: it takes over as soon as no other route of its model is ready."""
+    """A loaded route stands by, with those `beside` it: they take over as soon as no route of their model is ready.
+
+    Attributes:
+        epoch: Which.
+        beside: The other routes of its plan, where stages have replicas.
+        value: What its plan comes to, in the unit of the objective: of those that can take over, the least does.
+    """
 
     epoch: int
+    beside: tuple[int, ...] = ()
+    value: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,7 +412,7 @@ class CancelItems:
 
 @dataclass(frozen=True, slots=True)
 class TookOver:
-    """A route that stood by serves its model from now on."""
+    """A route that stood by serves its model from now on, with those beside it."""
 
     model: str
     epoch: int

@@ -26,6 +26,7 @@ def answer(question: Question, chain: BlockChain | None = None) -> tuple[Foresee
     from defer.parts import write_parts
     from defer.planning import make_plan
     from defer.precision import precisions_of, ranges_for
+    from defer.staying import staying
 
     model, parts = Path(question.model), Path(question.parts)
     calibration = Path(question.calibration) if question.calibration else None
@@ -38,6 +39,8 @@ def answer(question: Question, chain: BlockChain | None = None) -> tuple[Foresee
         try:
             if question.running is None:
                 plan = make_plan(blocks, left, question.profile, objective=question.objective)
+                if question.staying is not None:
+                    plan = staying(plan, question.staying, blocks, left, question.profile, lost)
             else:
                 weighed = _weigh(question, question.running, blocks, left)
                 if not weighed.change:

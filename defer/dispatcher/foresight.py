@@ -50,6 +50,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         rate: Requests per second that it would serve.
         horizon: Seconds for which it would.
         threshold: Least relative gain.
+        staying: The plan that serves, where one that moves little of it is wanted if it is nearly as good as the best.
     """
 
     model: str
@@ -65,6 +66,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     rate: float = 1.0
     horizon: float = 600.0
     threshold: float = 0.05
+    staying: Plan | None = None
 
 
 class Foreseen(msgspec.Struct, frozen=True):

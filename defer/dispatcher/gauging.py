@@ -122,7 +122,7 @@ class Gauges:
     def _stages(self, orders: Mapping[str, Order]) -> Iterator[Found]:
         served = [
             each.deployment
-            for each in list(self._deployments.served.values())
+            for each in self._deployments.in_service().values()
             if each.deployment.model in orders
         ]
         statuses = self._ask({stage.device for made in served for stage in made.plan.stages})
@@ -201,7 +201,7 @@ class Gauges:
         now = time.monotonic()
         serving = {
             (each.deployment.model, stage.device)
-            for each in list(self._deployments.served.values())
+            for each in self._deployments.in_service().values()
             for stage in each.deployment.plan.stages
         }
         wanted: dict[tuple[str, str], float] = {}
@@ -210,7 +210,7 @@ class Gauges:
                 wanted[model, f"device {subject.source}"] = self._lasting / 2
         used = {
             pair
-            for each in list(self._deployments.served.values())
+            for each in self._deployments.in_service().values()
             if each.deployment.model in orders
             for pair in path_pairs(each.deployment.plan)
         }

@@ -70,6 +70,11 @@ class LinkWatch:
         self._jobs = ThreadPoolExecutor(2, thread_name_prefix="defer-links")
         self._tries = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="defer-link")
 
+    @property
+    def severed(self) -> frozenset[Pair]:
+        """Links that carry nothing."""
+        return self._severed
+
     def missing(self, *, other: bool = False) -> frozenset[str]:
         """Devices to do without for the links that are severed; `other` where there is a choice."""
         severed = self._severed

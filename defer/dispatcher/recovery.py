@@ -1,8 +1,9 @@
 """Keeps every model served as devices are lost and come back.
 
-One thread looks at the heartbeats ten times a second, and at what each model needs whenever something has happened.
-What takes long (planning, shipping, loading) is done in a thread per model. Plans for the loss of each further device
-are made ahead, once nothing happens any more.
+What stands by takes over in the core, without this. One thread looks at the heartbeats ten times a second, and at what
+each model needs whenever something has happened. What takes long (planning, shipping, loading) is done in a thread per
+model. Plans for the loss of each further device are made ahead, once nothing happens any more, and stand by where
+memory allows.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ from defer.dispatcher import events as e
 from defer.dispatcher.ahead import Ahead
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.core import DispatcherCore
+from defer.dispatcher.coverage import Prepared, coverage
 from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.foresight import Foreseen
 from defer.dispatcher.link_watch import LinkWatch
 from defer.dispatcher.mending import Serving, devices_of_plan, remedy
 from defer.dispatcher.severed import Pair, cover, links_of
 from defer.dispatcher.shell import DataShell
+from defer.dispatcher.standbys import Standbys
 from defer.dispatcher.trust import Trust
 from defer.dispatcher.watch import LEAST_S, Hung, Watch
 from defer.documents.address import Address
 from defer.errors import DeferError
+from defer.infos import StandbyInfo
 from node_agent.messages import PeerRef
 
 logger = logging.getLogger("defer.dispatcher")
@@ -55,8 +59,10 @@ class Recovery:
     def __init__(self, deployments: Deployments, pool: AgentPool, shell: DataShell) -> None:
         self._deployments, self._pool, self._shell = deployments, pool, shell
         self._log = deployments.log
-        self.ahead = Ahead(deployments, pool)
+        self.standbys = Standbys(deployments, pool, shell)
+        self.ahead = Ahead(deployments, pool, self.standbys)
         deployments.files_ahead, deployments.changed = self.ahead.files, self.look
+        deployments.clear_standbys = self.standbys.clear
         self._watch = Watch()
         self._trust = Trust()
         self._links = LinkWatch(
@@ -167,7 +173,8 @@ class Recovery:
         return PeerRef(self._shell.name, address.endpoint())
 
     def _sever(self, epoch: int, reason: str) -> None:
-        """A route has a link that carries nothing."""
+        """A route has a link that carries nothing; what stands by may have it as well."""
+        self.standbys.severed(self._links.severed)
         self._shell.post(e.RouteVoid(epoch, reason))
 
     def _link_changed(self, severed: frozenset[Pair]) -> None:
@@ -185,7 +192,7 @@ class Recovery:
     def _expected(self, beats: Mapping[str, tuple[object, float]]) -> dict[str, float]:
         """Predicted seconds of the longest stage on each device."""
         found: dict[str, float] = {}
-        for epoch, served in list(self._deployments.served.items()):
+        for epoch, served in self._deployments.in_service().items():
             made = served.deployment
             # Seconds that were not measured are a guess; a whole request is longer than any of its stages.
             least = 0.0 if made.plan.method == "measured" else self._deployments.canaries.get(epoch, 0.0)
@@ -219,7 +226,8 @@ class Recovery:
         if not orders:
             return
         missing = self.missing()
-        routes = self._shell.call(_serving).result(5)
+        routes, standing = self._shell.call(lambda core, now: (_serving(core, now), _whole(core))).result(5)
+        self.standbys.prune(orders)
         for name, order in orders.items():
             if name in self._busy or order.plan is None:
                 continue
@@ -228,10 +236,35 @@ class Recovery:
             if what == "none":
                 self._stuck.pop(name, None)
                 if serving:
-                    self.ahead.want(order, missing, frozenset().union(*(_devices(each) for each in serving)))
+                    devices = frozenset().union(*(_devices(each) for each in serving))
+                    broken = self.standbys.of(name).keys() - standing.get(name, frozenset())
+                    epochs = tuple(each.epoch for each in serving)
+                    state = (epochs, frozenset(broken), self.standbys.cleared)
+                    running = serving[0].plan if len(serving) == 1 else None
+                    self.ahead.want(order, missing, devices, running=running, state=state)
             elif not (what == "elsewhere" and self._stuck.get(name) == missing):
                 self._busy[name] = time.monotonic()
                 self._workers.submit(self._mend, order, what == "home")
+
+    def coverage(self) -> tuple[StandbyInfo, ...]:
+        """What is prepared for the loss of each device that serves a model."""
+        orders, missing = dict(self._deployments.orders), self.missing()
+        routes, able = self._shell.call(lambda core, now: (_serving(core, now), _able(core))).result(5)
+        return tuple(
+            info
+            for name, order in sorted(orders.items())
+            for info in coverage(
+                name,
+                Prepared(
+                    order.standby_mode,
+                    self._served(routes.get(name, ())),
+                    missing,
+                    {epoch: plan for epoch, plan in self.standbys.of(name).items() if epoch in able},
+                    self.ahead.known(order),
+                    self.standbys.reasons(name),
+                ),
+            )
+        )
 
     def _served(self, routes: tuple[tuple[int, bool], ...]) -> list[Serving]:
         served = self._deployments.served
@@ -309,6 +342,17 @@ def _serving(core: DispatcherCore, _: float) -> dict[str, tuple[tuple[int, bool]
         model: tuple((epoch, core.routes[epoch].state == "ready") for epoch in epochs)
         for model, epochs in core.routes.serving.items()
     }
+
+
+def _whole(core: DispatcherCore) -> dict[str, frozenset[int]]:
+    """Per model, what stands by and may take over; in the data thread."""
+    return {model: core.routes.whole(model) for model in core.routes.standing}
+
+
+def _able(core: DispatcherCore) -> frozenset[int]:
+    """What stands by and could take over now; in the data thread."""
+    standing = (epoch for epochs in core.routes.standing.values() for epoch in epochs)
+    return frozenset(epoch for epoch in standing if core.routes.able(epoch))
 
 
 def _standing_still(core: DispatcherCore, now: float) -> list[int]:

@@ -91,6 +91,7 @@ def kept_of(order: Order, plan: Plan, profile: CostProfile | None, made: Sequenc
         calibration=str(order.calibration.resolve()) if order.calibration is not None else "",
         sample=order.sample,
         given=order.given,
+        standby=order.standby,
     )
 
 
@@ -116,6 +117,7 @@ def order_of(kept: KeptModel) -> Order:
         source=kept.source,
         digest=kept.digest,
         given=kept.given,
+        standby=kept.standby,
     )
 
 

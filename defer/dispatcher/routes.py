@@ -32,6 +32,8 @@ class RouteState:
         sent: Numbers of requests that are on their way.
         lost: Devices of the route that are out of reach.
         gone: Those of them whose process is new, so that it does not hold the route whenever it answers.
+        beside: Routes that take over with it, while it stands by.
+        value: What its plan comes to, by the objective that it was made for, while it stands by.
         traffic: Its counts.
     """
 
@@ -42,6 +44,8 @@ class RouteState:
     sent: set[int] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
+    beside: tuple[int, ...] = ()
+    value: float = 0.0
     traffic: Traffic = field(default_factory=Traffic)
 
     @property
@@ -188,15 +192,44 @@ class Routes:
             state.state = "lost" if state.lost else "ready"
         return tuple(epoch for epoch in before if epoch not in epochs)
 
-    def stand(self, epoch: int) -> None:
-        """Let a loaded route stand by for its model."""
-        model = self.by_epoch[epoch].route.model
-        self.standing[model] = (*self.standing.get(model, ()), epoch)
+    def stand(self, epoch: int, beside: tuple[int, ...] = (), value: float = 0.0) -> None:
+        """Let loaded routes stand by for their model."""
+        state = self.by_epoch[epoch]
+        state.beside, state.value = beside, value
+        self.standing[state.route.model] = (*self.standing.get(state.route.model, ()), epoch)
 
-    def stand_in(self, model: str) -> RouteState | None:
-        """A route that stands by, all of whose devices are in reach."""
-        standing = (self.by_epoch[epoch] for epoch in self.standing.get(model, ()))
-        return next((state for state in standing if not state.lost), None)
+    def stand_in(self, model: str) -> tuple[int, ...] | None:
+        """The best routes that stand by, all of whose devices are in reach.
+
+        A plan made for the loss of some devices is the best of all that do without them, so the least value is the one
+        that was made for what is lost now, or is as good.
+        """
+        able = [epoch for epoch in self.standing.get(model, ()) if self.able(epoch)]
+        if not able:
+            return None
+        best = min(able, key=lambda epoch: self.by_epoch[epoch].value)
+        return best, *self.by_epoch[best].beside
+
+    def able(self, epoch: int) -> bool:
+        """Whether a route that stands by, and those beside it, could serve now."""
+        legs = [self.by_epoch.get(each) for each in (epoch, *self.by_epoch[epoch].beside)]
+        return all(leg is not None and leg.state == "loaded" and not leg.lost for leg in legs)
+
+    def whole(self, model: str) -> frozenset[int]:
+        """Epochs that stand by for a model and may take over, now or when a device that is out of reach answers."""
+        return frozenset(
+            epoch
+            for epoch in self.standing.get(model, ())
+            if all(
+                (leg := self.by_epoch.get(each)) is not None and not leg.gone and NOBODY not in leg.lost
+                for each in (epoch, *self.by_epoch[epoch].beside)
+            )
+        )
+
+    def dismiss(self, model: str) -> tuple[int, ...]:
+        """Nothing stands by for a model any more; the epochs that did."""
+        first = self.standing.pop(model, ())
+        return tuple(each for epoch in first for each in (epoch, *self.by_epoch[epoch].beside))
 
     def retire(self, epoch: int) -> RouteState | None:
         """Let a route serve no more; what is in flight on it goes on."""

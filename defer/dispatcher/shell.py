@@ -20,6 +20,7 @@ from defer.client_core import CLIENT
 from defer.dispatcher import events as e
 from defer.dispatcher.chronicle import QUIET, Chronicle
 from defer.dispatcher.core import DispatcherCore
+from defer.dispatcher.events import HERE
 from defer.dispatcher.keeper import Keeper
 from defer.dispatcher.links import QUEUED, Inbound, Outbox
 from defer.dispatcher.neighbours import Neighbours, drain, refuse, take
@@ -31,7 +32,7 @@ from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake
 from node_agent.errors import AgentError, FrameError, WireError
 from node_agent.frames import encode_header
-from node_agent.link import Socket, bind, open_socket, send
+from node_agent.link import Socket, bind, borrow, open_socket, send
 from node_agent.messages import (
     Accepted,
     DataHeader,
@@ -64,9 +65,6 @@ Answer = tuple[tuple[TensorHeader, ...], Sequence[Any], float]
 Answered = Callable[[Result | Rejection, Sequence[Any]], None]
 """Takes the answer to a request of this process, in the data thread."""
 
-HERE = b"@here"
-"""Stands for this process where a client's routing id would; known by identity, so that no client can pass for it."""
-
 FAREWELL_S = 0.25
 """How long connections stay open after the refusals with which a stopping dispatcher ends what it had accepted."""
 
@@ -83,6 +81,7 @@ class DataShell:
         limits: What is held at most.
         on_drained: Called in the data thread with the epoch of a route on which nothing is in flight any more.
         on_sampled: Called in the data thread with a request that is to be compared.
+        on_took_over: Called in the data thread when routes that stood by serve: the model, the first one's epoch.
         on_crash: Called when the thread ends by an error.
         security: How connections are protected.
         chronicle: Told what changes, and what clients are refused; in the data thread.
@@ -99,6 +98,7 @@ class DataShell:
         limits: e.Limits | None = None,
         on_drained: Callable[[int], None] | None = None,
         on_sampled: Callable[[e.Sampled], None] | None = None,
+        on_took_over: Callable[[str, int], None] | None = None,
         on_crash: Callable[[BaseException], None] | None = None,
         chronicle: Chronicle | None = None,
         security: Security = OPEN,
@@ -113,6 +113,7 @@ class DataShell:
         self._host = host
         self._on_drained = on_drained
         self._on_sampled = on_sampled
+        self._on_took_over = on_took_over
         self._chronicle = chronicle
         self._core = DispatcherCore(limits)
         bounds = self._core.limits
@@ -261,6 +262,7 @@ class DataShell:
             raise translate(error) from error
         self.name = f"{self.name}:{self.data_port}"
         self._inbound = Inbound(self.name)
+        borrow(self._data, self._loop.watch, self._loop.unwatch)
         self._loop.watch(self._data, partial(drain, self._data, self._on_data, routed=True))
         self._neighbours = Neighbours(self.name, self._loop, fetch, self._feed)
 
@@ -333,6 +335,8 @@ class DataShell:
                         self._on_drained(epoch)
                 case e.CutLink(link, _):
                     neighbours.redial(link)
+                case e.TookOver(model, epoch) if self._on_took_over is not None:
+                    self._on_took_over(model, epoch)
                 case e.Sampled() if self._on_sampled is not None:
                     self._on_sampled(instruction)
                 case e.Acknowledge(client, request) if client not in (b"", HERE):

@@ -45,6 +45,7 @@ class KeptModel(msgspec.Struct, frozen=True):
         warm_up: The inputs with every dimension bound.
         routes: Its routes; partitions in them are named by content.
         given: Whether its plan was brought by whoever asked for it.
+        standby: What is prepared for the loss of a device; empty for the usual.
     """
 
     name: str
@@ -64,6 +65,7 @@ class KeptModel(msgspec.Struct, frozen=True):
     calibration: str = ""
     sample: float = 0.0
     given: bool = False
+    standby: str = ""
 
 
 class KeptRequest(msgspec.Struct, frozen=True):

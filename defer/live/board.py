@@ -74,7 +74,7 @@ class Board:
         """
         daemon, watcher = self._daemon, self._watcher
         self._note_plans()
-        plans = {epoch: served.deployment.plan for epoch, served in list(daemon.deployments.served.items())}
+        plans = {epoch: served.deployment.plan for epoch, served in daemon.deployments.in_service().items()}
         return snapshot(
             watcher.status(),
             daemon.cluster,
@@ -148,7 +148,7 @@ class Board:
             raise NotReady(f"model {order.name!r} has no plan yet")
         served = [
             (epoch, each.deployment.plan)
-            for epoch, each in list(self._daemon.deployments.served.items())
+            for epoch, each in self._daemon.deployments.in_service().items()
             if each.deployment.model == order.name
         ]
         if (

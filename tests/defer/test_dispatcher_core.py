@@ -387,6 +387,53 @@ def test_a_route_that_stands_by_takes_over_at_once() -> None:
     assert [state.busy for state in core.routes.by_epoch.values()] == [0, 1]
 
 
+def standing_core() -> DispatcherCore:
+    """Route 1 of m serves; 2 stands by, and 3 with 4 beside it, which come to less."""
+    core = ready_core()
+    for epoch, device in ((2, "c"), (3, "d"), (4, "e")):
+        core.handle(e.RouteLoaded(route(epoch, link="L", devices=(device,))), 0)
+    core.handle(e.RouteStands(2, value=2.0), 0)
+    core.handle(e.RouteStands(3, (4,), 1.0), 0)
+    return core
+
+
+def test_of_those_that_stand_by_the_best_takes_over_with_the_routes_beside_it() -> None:
+    core = standing_core()
+    out = core.handle(e.DeviceLost("a", "its connection closed"), 1)
+    assert e.TookOver("m", 3) in out
+    assert core.routes.serving == {"m": (3, 4)}
+    assert core.routes.standing == {"m": (2,)}
+    # One of several routes that are lost leaves the others, and the last one what still stands by.
+    assert e.TookOver("m", 2) not in core.handle(e.DeviceLost("d", "gone"), 2)
+    assert e.TookOver("m", 2) in core.handle(e.DeviceLost("e", "gone"), 3)
+
+
+@pytest.mark.parametrize("lost", ["d", "e"])
+def test_routes_stand_by_together_or_not_at_all(lost: str) -> None:
+    core = standing_core()
+    core.handle(e.DeviceLost(lost, "gone", restarted=True), 1)
+    core.handle(e.DeviceBack(lost), 2)
+    assert core.routes.whole("m") == {2}
+    assert e.TookOver("m", 2) in core.handle(e.DeviceLost("a", "its connection closed"), 3)
+
+
+def test_what_stands_by_for_a_model_that_is_replaced_goes_with_it() -> None:
+    core = standing_core()
+    core.handle(e.RouteLoaded(route(5, link="L", devices=("f",))), 1)
+    out = core.handle(e.RouteReady(5), 1)
+    assert set(out) >= {e.Drained(2), e.Drained(3), e.Drained(4)}
+    assert core.routes.standing == {}
+    assert e.TookOver("m", 2) not in core.handle(e.DeviceLost("f", "gone"), 2)
+
+
+def test_what_stands_by_stays_when_the_same_model_is_served_by_another_plan() -> None:
+    core = standing_core()
+    core.handle(e.RouteLoaded(route(5, link="L", devices=("f",))), 1)
+    core.handle(e.RouteReady(5, the_same=True), 1)
+    assert core.routes.standing == {"m": (2, 3)}
+    assert e.TookOver("m", 3) in core.handle(e.DeviceLost("f", "gone"), 2)
+
+
 def test_a_void_route_is_not_ready_again() -> None:
     core = ready_core()
     core.handle(e.DeviceLost("b", "silent"), 1)

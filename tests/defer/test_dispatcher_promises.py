@@ -182,18 +182,20 @@ class Dispatcher(RuleBasedStateMachine):
         self.feed(e.ResultsBroke(device))
 
     @rule(model=st.sampled_from("mn"), first=st.integers(0, 1), serve=st.booleans())
-    def deploy(self, model: str, first: int, serve: bool, stands: bool = False) -> None:
+    def deploy(self, model: str, first: int, serve: bool, stands: bool = False, beside: bool = False) -> None:
         self.epoch += 1
         route = e.Route(model, self.epoch, INPUTS, OUTPUTS, f"L{first}", 1, (DEVICES[first], "c"), last="c")
         self.feed(e.RouteLoaded(route))
         if stands:
-            self.feed(e.RouteStands(self.epoch))
+            self.feed(e.RouteStands(self.epoch, (self.epoch - 1,) if beside else (), 1 / self.epoch))
         elif serve:
-            self.feed(e.RouteReady(self.epoch))
+            self.feed(e.RouteReady(self.epoch, the_same=self.epoch % 2 == 0))
 
-    @rule(model=st.sampled_from("mn"), first=st.integers(0, 1))
-    def stand_by(self, model: str, first: int) -> None:
-        self.deploy(model, first, False, True)
+    @rule(model=st.sampled_from("mn"), first=st.integers(0, 1), beside=st.booleans())
+    def stand_by(self, model: str, first: int, beside: bool) -> None:
+        if beside:
+            self.deploy(model, 1 - first, False)
+        self.deploy(model, first, False, True, beside)
 
     @precondition(lambda self: self.epoch)
     @rule(data=st.data(), drop=st.booleans())

@@ -55,7 +55,10 @@ class Remembering:
         self.go_on = threading.Event()
         self.go_on.set()
         self.error: Exception | None = None
-        self.deployments = SimpleNamespace(orders={order.name: order}, served={}, bring_up=self.bring_up)
+        served: dict[int, Any] = {}
+        self.deployments = SimpleNamespace(
+            orders={order.name: order}, served=served, in_service=lambda: served, bring_up=self.bring_up
+        )
 
     def status(self) -> ServerStatus:
         devices = tuple(DeviceInfo(name, state) for name, state in self.states.items())

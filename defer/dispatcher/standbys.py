@@ -1,0 +1,242 @@
+"""Has plans for the loss of a device stand by on the agents, loaded beside what serves; see `standing` for which."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from defer.agents import AgentPool
+from defer.deployer import layout_of
+from defer.dispatcher import events as e
+from defer.dispatcher.bringup import Order
+from defer.dispatcher.foresight import Foreseen
+from defer.dispatcher.severed import Pair, links_of
+from defer.dispatcher.shell import DataShell
+from defer.dispatcher.standing import Candidate, choose, obstacle, shape_of
+from defer.errors import DeferError
+from node_agent.messages import Load
+
+if TYPE_CHECKING:
+    from defer.deployer import Deployment
+    from defer.dispatcher.deployments import Deployments
+    from defer.documents.plan import Plan
+
+logger = logging.getLogger("defer.dispatcher")
+
+CLEAR_S = 20.0
+"""Longest that something which needs the memory waits for what stands by to be unloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stood:
+    """What stands by: the plan, and its routes."""
+
+    model: str
+    plan: Plan
+    opened: tuple[Deployment, ...]
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """Of its routes."""
+        return tuple(made.epoch for made in self.opened)
+
+
+class Standbys:
+    """See the module. Methods are safe to use from several threads.
+
+    Args:
+        deployments: What is deployed, and how plans are loaded.
+        pool: Connections to the agents.
+        shell: The data thread.
+    """
+
+    def __init__(self, deployments: Deployments, pool: AgentPool, shell: DataShell) -> None:
+        self._deployments, self._pool, self._shell = deployments, pool, shell
+        self._lock = threading.Lock()
+        self._stood: dict[int, Stood] = {}
+        self._reasons: dict[str, dict[frozenset[str], str]] = {}
+        self._loading = threading.Lock()
+        self.cleared = 0
+        """How often it had to give way."""
+
+    def of(self, model: str) -> dict[int, Plan]:
+        """Plans that stand by for a model, by the epoch of their first route."""
+        with self._lock:
+            return {epoch: each.plan for epoch, each in self._stood.items() if each.model == model}
+
+    def reasons(self, model: str) -> dict[frozenset[str], str]:
+        """Why nothing stands by for a loss, where something was to."""
+        with self._lock:
+            return dict(self._reasons.get(model, {}))
+
+    def bring(
+        self, order: Order, made: Mapping[frozenset[str], Foreseen], wanted: Callable[[], bool]
+    ) -> None:
+        """Have just these plans stand by, as far as memory allows; blocks, and loads one partition at a time.
+
+        Args:
+            order: What is served.
+            made: A plan for each loss, its files on the agents.
+            wanted: Whether it is still to be done; asked before each load.
+        """
+        with self._loading:
+            begun = self.cleared
+
+            def go_on() -> bool:
+                return self.cleared == begun and wanted()
+
+            reasons: dict[frozenset[str], str] = {}
+            candidates = self._candidates(order, made, reasons)
+            choice = choose(candidates, self._shapes(order.name), self._held())
+            self._drop(choice.drop)
+            # What was dropped frees its memory first.
+            self._deployments.gone(list(choice.drop), CLEAR_S)
+            for candidate in choice.load:
+                if not go_on():
+                    break
+                found = made[candidate.lost]
+                why = obstacle(order.standby_mode, candidate, self._held(), self._memory())
+                if not why:
+                    why = self._load(order, candidate.lost, found, go_on)
+                if why:
+                    reasons[candidate.lost] = why
+            with self._lock:
+                known = self._reasons.get(order.name, {})
+                self._reasons[order.name] = reasons
+            for lost, why in reasons.items():
+                if known.get(lost) != why:
+                    text = f"{order.name}: nothing stands by for the loss of {told(lost)}: {why}"
+                    self._deployments.log.note("standby-refused", text, model=order.name)
+
+    def took_over(self, model: str, epoch: int) -> None:
+        """What stood by serves from now on; the next process is to know."""
+        with self._lock:
+            stood = self._stood.pop(epoch, None)
+        if stood is None:
+            return
+        self._deployments.keep_served(model, stood.plan, stood.opened)
+        on = " → ".join(stage.device for stage in stood.plan.stages)
+        text = f"{model} runs on {on}, which stood by: nothing was loaded"
+        self._deployments.log.note("took-over", text, level="warning", model=model, epoch=epoch)
+        logger.warning("model %s runs on %s, as deployment %d, which stood by", model, on, epoch)
+
+    def severed(self, pairs: frozenset[Pair]) -> None:
+        """Nothing passes these links: what would use them cannot take over."""
+        with self._lock:
+            hit = [each for each in self._stood.values() if pairs & {*links_of(each.plan)}]
+        for each in hit:
+            for epoch in each.epochs:
+                self._shell.post(e.RouteVoid(epoch, "nothing passes a link that it needs"))
+
+    def prune(self, models: Collection[str]) -> None:
+        """Only these are deployed: the routes of others are gone by themselves."""
+        with self._lock:
+            self._stood = {epoch: each for epoch, each in self._stood.items() if each.model in models}
+            self._reasons = {model: each for model, each in self._reasons.items() if model in models}
+
+    def clear(self) -> bool:
+        """Unload all that stands by, because its memory is needed; whether there was any."""
+        self.cleared += 1
+        waited = not self._loading.acquire(blocking=False)
+        if waited and not self._loading.acquire(timeout=CLEAR_S):
+            return False
+        try:
+            with self._lock:
+                firsts = list(self._stood)
+                epochs = [epoch for each in self._stood.values() for epoch in each.epochs]
+            self._drop(tuple(firsts))
+            self._deployments.gone(epochs, CLEAR_S)
+        finally:
+            self._loading.release()
+        return waited or bool(epochs)
+
+    def _candidates(
+        self, order: Order, made: Mapping[frozenset[str], Foreseen], reasons: dict[frozenset[str], str]
+    ) -> list[Candidate]:
+        found = []
+        for lost, each in sorted(made.items(), key=lambda item: sorted(item[0])):
+            if each.plan is None:
+                reasons[lost] = each.problem
+                continue
+            try:
+                found.append(Candidate(lost, shape_of(each.plan), self._loads(order, each)))
+            except DeferError as error:  # an agent that it needs is not there
+                reasons[lost] = str(error)
+        return found
+
+    def _loads(self, order: Order, foreseen: Foreseen) -> dict[str, Load]:
+        """What each device would be told to load for a plan."""
+        assert foreseen.plan is not None
+        found: dict[str, Load] = {}
+        for _, leg in foreseen.plan.legs:
+            layout = layout_of(
+                self._pool,
+                self._deployments.cluster,
+                leg,
+                foreseen.parts,
+                self._deployments.places().dispatcher,
+            )
+            for device, hops in layout.hops.items():
+                before = found[device].hops if device in found else ()
+                engine = self._deployments.cluster.device(device).engine
+                found[device] = Load(0, 0, order.name, (*before, *hops), engine)
+        return found
+
+    def _held(self) -> dict[str, list[Load]]:
+        """What each device holds."""
+        found: dict[str, list[Load]] = {}
+        for epoch, served in list(self._deployments.served.items()):
+            made = served.deployment
+            for device, hops in made.layout.hops.items():
+                engine = self._deployments.cluster.device(device).engine
+                found.setdefault(device, []).append(Load(0, epoch, made.model, hops, engine))
+        return found
+
+    def _memory(self) -> dict[str, int]:
+        return {
+            name: known.offer.memory_bytes
+            for name, known in self._pool.agents().items()
+            if known.offer is not None
+        }
+
+    def _shapes(self, model: str) -> dict[int, object]:
+        """What stands by for a model and can still take over, sometime; what cannot is dropped."""
+        with self._lock:
+            mine = {epoch: each for epoch, each in self._stood.items() if each.model == model}
+        whole = self._shell.call(lambda core, _: core.routes.whole(model)).result(5)
+        self._drop(tuple(mine.keys() - whole))
+        return {epoch: shape_of(each.plan) for epoch, each in mine.items() if epoch in whole}
+
+    def _load(self, order: Order, lost: frozenset[str], foreseen: Foreseen, go_on: Callable[[], bool]) -> str:
+        """Load a plan beside what serves; why that failed, or nothing."""
+        assert foreseen.plan is not None
+        begin = time.monotonic()
+        on = " → ".join(stage.device for stage in foreseen.plan.stages)
+        try:
+            opened = self._deployments.stand(order, foreseen, go_on)
+        except DeferError as error:
+            return str(error)
+        if opened is None:
+            return "something else is wanted by now"
+        with self._lock:
+            self._stood[opened[0].epoch] = Stood(order.name, foreseen.plan, tuple(opened))
+        took = time.monotonic() - begin
+        text = f"{order.name}: {on} stands by for the loss of {told(lost)}, loaded in {took:.2f} s"
+        self._deployments.log.note("standby-loaded", text, model=order.name, epoch=opened[0].epoch)
+        return ""
+
+    def _drop(self, firsts: tuple[int, ...]) -> None:
+        for first in firsts:
+            with self._lock:
+                stood = self._stood.pop(first, None)
+            for epoch in stood.epochs if stood is not None else ():
+                self._shell.post(e.RouteDropped(epoch, "it stands by no more"))
+
+
+def told(lost: frozenset[str]) -> str:
+    """Devices in words."""
+    return " and ".join(sorted(lost))
