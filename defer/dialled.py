@@ -35,7 +35,7 @@ class Dialled:
         self.refusal: AgentError | None = None
         """Why keys keep this side from the peer; the socket is of no use until it is opened anew."""
         try:
-            dial(self.socket, self.peer.endpoint, self.peer.name)
+            dial(self.socket, self.peer.endpoint, self.peer.name, self.handshake.lender)
         except AgentError as error:
             self.refusal = error
 

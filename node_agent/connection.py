@@ -11,12 +11,15 @@ next one starts from the greeting.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from node_agent.errors import VersionError, WireError
 from node_agent.flow import ReceiveWindow, SendWindow, Window
 from node_agent.messages import Credit, DataHeader, Greeting, Refusal
 from node_agent.versions import OURS, VersionRange, negotiate
+
+if TYPE_CHECKING:
+    from node_agent.lending import Lender
 
 State = Literal["down", "greeting", "ready", "refused"]
 
@@ -33,6 +36,7 @@ class Handshake:
         peer: The other side's name, once greeted.
         version: The version both speak, once `ready`.
         reason: Why the state is `refused`.
+        lender: What this side lends to a peer on its own machine, if it dialled to send items.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Handshake:
     peer: str = ""
     version: int = 0
     reason: str = ""
+    lender: Lender | None = None
 
     def greeting(self) -> Greeting:
         """What this side says of itself."""
@@ -51,12 +56,17 @@ class Handshake:
         """The transport stands; what to send."""
         self.state = "greeting"
         self.reason = ""
-        return [self.greeting()] if self.dialled else []
+        if not self.dialled:
+            return []
+        lends = self.lender.offer() if self.lender is not None else None
+        return [Greeting(self.ours.minimum, self.ours.newest, self.name, lends)]
 
     def closed(self) -> None:
         """The transport broke."""
         self.state = "down"
         self.version = 0
+        if self.lender is not None:
+            self.lender.end()
 
     def greeted(self, message: Greeting) -> list[DataHeader]:
         """The other side introduced itself; what to answer. The state is `ready` or `refused` afterwards."""
@@ -67,7 +77,12 @@ class Handshake:
             self.refused(Refusal(error.code, f"{error} {error.hint}".strip()))
             return [] if self.dialled else [Refusal(error.code, self.reason)]
         self.state = "ready"
-        return [] if self.dialled else [self.greeting()]
+        if self.dialled:
+            if self.lender is not None:
+                self.lender.answered(message)
+            return []
+        # What could not be opened is no longer in it: see `node_agent.link.receive`.
+        return [Greeting(self.ours.minimum, self.ours.newest, self.name, message.lends)]
 
     def refused(self, message: Refusal) -> None:
         """The other side, or this one, will not talk."""

@@ -25,11 +25,12 @@ from node_agent.errors import (
 )
 from node_agent.frames import check_lengths, decode_header
 from node_agent.gate import Context as SecureContext
+from node_agent.lending import Borrowing, Lender, unlent
 from node_agent.limits import CONTROL_BYTES, COPY_BELOW, DEFAULT, Limits
-from node_agent.messages import DataHeader, Item
+from node_agent.messages import DataHeader, Greeting, Item
 from node_agent.monitor import Monitor
 from node_agent.security import OPEN, Door, Security, host_of, security_of
-from node_agent.sockets import MORE_NOW, NOW, post, readable, used
+from node_agent.sockets import MORE_NOW, NOW, fetch, post, readable, used
 
 __all__ = [
     "Handshake",
@@ -78,9 +79,17 @@ def new_context(security: Security = OPEN) -> Context:
 
 
 class _Socket(zmq.Socket[bytes]):
-    """A socket that may have somebody who looks at what comes in."""
+    """A socket that may have somebody who looks at what comes in, and memory that its peers lend, or it."""
 
     guard: Guard | None = None
+    lender: Lender | None = None
+    borrowing: Borrowing | None = None
+
+    def close(self, linger: int | None = None) -> None:
+        """See pyzmq."""
+        if self.borrowing is not None:
+            self.borrowing.close()
+        super().close(linger)
 
 
 class _Dealer(_Socket):
@@ -139,18 +148,35 @@ def open_socket(
     return socket
 
 
-def dial(socket: Socket, endpoint: str, to: str) -> None:
+def borrow(
+    socket: Socket, watch: Callable[[int, Callable[[], None]], None], unwatch: Callable[[int], None]
+) -> None:
+    """Has a ROUTER take items from peers on this machine out of memory that they lend.
+
+    Args:
+        socket: Receives items.
+        watch: Calls back in the socket's thread when a descriptor can be read.
+        unwatch: Ends that.
+    """
+    if isinstance(socket, _Socket):
+        socket.borrowing = Borrowing(watch, unwatch)
+
+
+def dial(socket: Socket, endpoint: str, to: str, lender: Lender | None = None) -> None:
     """Connects a DEALER, with keys where its context has them.
 
     Args:
         socket: Not yet connected.
         endpoint: `tcp://host:port`.
         to: Whom: a device, or a name that begins with `@dispatcher`. Whoever answers must have the key of that name.
+        lender: Lends what is sent over this socket to a peer on this machine.
 
     Raises:
         InsecureListenError: The address is beyond this machine, there are no keys, and nobody asked for that.
         UnauthorisedError: No key of that name is known here.
     """
+    if isinstance(socket, _Socket):
+        socket.lender = lender
     security = security_of(socket)
     security.check(host_of(endpoint), "Connecting to")
     if security.own is not None and security.curve:
@@ -241,7 +267,8 @@ def receive(
 ) -> tuple[bytes, DataHeader | FrameError, list[Any]]:
     """One waiting data message, its header decoded and all sizes checked.
 
-    Tensor frames of at least `COPY_BELOW` bytes are `zmq.Frame`s on libzmq's memory, shorter ones `bytes`.
+    Tensor frames of at least `COPY_BELOW` bytes are `zmq.Frame`s on libzmq's memory, or `memoryview`s of what a peer
+    lends, shorter ones `bytes`.
 
     Args:
         socket: Has a message waiting.
@@ -255,42 +282,36 @@ def receive(
     Raises:
         zmq.Again: Nothing waits.
     """
-    guard: Guard | None = getattr(socket, "guard", None)
-    identity = socket.recv(NOW) if routed else b""
-    first = socket.recv(NOW, copy=False)
-    if not first.more:
-        try:
-            header = decode_header(first.buffer, limits)
-            check_lengths(getattr(header, "tensors", ()), ())
-        except FrameError as error:
-            return identity, error, []
-        refusal = guard.refusal(first, header) if guard is not None else None
-        return identity, header if refusal is None else refusal, []
-    frames: list[Any] = []
+    identity = fetch(socket, NOW) if routed else b""
+    first = fetch(socket, NOW, False)
     problem: FrameError | None = None
-    tensors: Sequence[Any] = ()
-    allowed = 1
+    header: Any = None
     try:
         header = decode_header(first.buffer, limits)
-        tensors = getattr(header, "tensors", ())
-        # A probe alone brings a frame that no tensor header announces.
-        allowed = len(tensors) if type(header) is Item or tensors else 1
+        guard: Guard | None = getattr(socket, "guard", None)
         if guard is not None:
             problem = guard.refusal(first, header)
     except FrameError as error:
         problem = error
-    more = True
-    count = 0
+    more = first.more
+    tensors: Sequence[Any] = getattr(header, "tensors", ())
+    # A probe alone brings a frame that no tensor header announces.
+    most = len(tensors) if tensors or type(header) is Item else 1
+    frames: list[Any] = []
     while more:
-        frame = socket.recv(NOW, copy=False)
+        frame = fetch(socket, NOW, False)
         more = frame.more
-        count += 1
-        if problem is None and count <= allowed:
+        if len(frames) < most:
             frames.append(frame.bytes if len(frame) < COPY_BELOW else frame)
-    if problem is None and count > allowed:
-        problem = FrameError(f"A message came with {count} frames after its header; {allowed} are announced.")
+        elif problem is None:
+            problem = FrameError(f"A message came with more frames after its header than the {most} announced.")
+    borrowing: Borrowing | None = getattr(socket, "borrowing", None)
+    if problem is None and routed and type(header) is Greeting:
+        header = borrowing.greeted(identity, header) if borrowing is not None else unlent(header)
     if problem is None and tensors:
         try:
+            if borrowing is not None:
+                borrowing.resolve(identity, tensors, frames)
             check_lengths(tensors, frames)
         except FrameError as error:
             problem = error
@@ -301,12 +322,14 @@ def incoming(
     socket: Socket, *, routed: bool, limits: Limits = DEFAULT, most: int = 32
 ) -> Iterator[tuple[bytes, DataHeader | FrameError, list[Any]]]:
     """What waits on a socket, as from `receive`, up to `most` messages: then others get their turn."""
-    for _ in range(most):
+    for left in reversed(range(most)):
         try:
             message = receive(socket, routed=routed, limits=limits)
         except zmq.Again:
             return
         yield message
+        if not left:
+            return
         # Asking is cheaper than the exception of a socket that has nothing.
         if socket.closed or not readable(socket):
             return
@@ -323,7 +346,7 @@ class Sent(enum.Enum):
 
 
 def send(socket: Socket, header: bytes, frames: Sequence[Any] = (), identity: bytes | None = None) -> Sent:
-    """Sends one message without waiting; frames of at least `COPY_BELOW` bytes are shared, not copied.
+    """Sends one message without waiting; frames of at least `COPY_BELOW` bytes are shared, or lent, not copied.
 
     Whoever owns a shared frame's memory must leave it alone afterwards; it is kept alive until ZeroMQ is
     done.
@@ -336,6 +359,9 @@ def send(socket: Socket, header: bytes, frames: Sequence[Any] = (), identity: by
     """
     used(socket)
     last = len(frames) - 1
+    lender: Lender | None = getattr(socket, "lender", None) if frames else None
+    if lender is not None and lender.active:
+        frames = lender.lent(frames)
     try:
         if identity is not None:
             post(socket, identity, MORE_NOW)
@@ -345,6 +371,8 @@ def send(socket: Socket, header: bytes, frames: Sequence[Any] = (), identity: by
             copy = len(frame) < COPY_BELOW and not isinstance(frame, zmq.Frame)
             post(socket, frame, NOW if index == last else MORE_NOW, copy)
     except zmq.Again:
+        if lender is not None:
+            lender.take_back()
         return Sent.LATER
     except zmq.ZMQError as error:
         if error.errno == zmq.EHOSTUNREACH:

@@ -53,12 +53,38 @@ class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
     nbytes: int
 
 
+class Offered(msgspec.Struct, frozen=True, array_like=True):
+    """A memory that a sender of items lends to a receiver on its own machine; see `node_agent.lending`.
+
+    Attributes:
+        pid: The sender's process.
+        fd: Its descriptor of the memory.
+        nbytes: Size of the memory.
+        nonce: 16 random bytes with which the memory begins.
+        network: The sender's network namespace.
+    """
+
+    pid: int
+    fd: int
+    nbytes: int
+    nonce: bytes
+    network: str
+
+
 class Greeting(msgspec.Struct, frozen=True, array_like=True, tag="greet"):
-    """First message on a data connection, from the side that dialled; the other side answers with its own."""
+    """First message on a data connection, from the side that dialled; the other side answers with its own.
+
+    Attributes:
+        minimum: Oldest protocol version that it understands.
+        version: Newest one.
+        name: Who it is.
+        lends: What it offers to lend; in an answer, what of that has been opened.
+    """
 
     minimum: int
     version: int
     name: str
+    lends: Offered | None = None
 
 
 class Item(msgspec.Struct, frozen=True, array_like=True, tag="item"):

@@ -21,7 +21,7 @@ from node_agent.errors import AgentError, FlowError, FrameError, WireError
 from node_agent.flow import Window
 from node_agent.frames import encode_header
 from node_agent.limits import CONNECTIONS, DEFAULT, Limits
-from node_agent.link import Context, Monitor, Socket, bind, dial, incoming, open_socket, send
+from node_agent.link import Context, Monitor, Socket, bind, borrow, dial, incoming, open_socket, receive, send
 from node_agent.messages import (
     DataHeader,
     Failure,
@@ -104,6 +104,7 @@ class Receiver:
         """Binds the data-in port."""
         self._router = open_socket(self._context, zmq.ROUTER, purpose="data", limits=self._limits)
         self.port = bind(self._router, *self._bind, door=DATA)
+        borrow(self._router, self._loop.watch, self._loop.unwatch)
         self._loop.watch(self._router, self._read_router)
 
     def shut(self) -> None:
@@ -122,17 +123,20 @@ class Receiver:
             send(origin.socket, encode_header(credit), identity=origin.identity)
 
     def _read_router(self) -> None:
-        router = self._router
-        for identity, header, frames in incoming(router, routed=True, limits=self._limits):
-            kind = type(header)
-            if kind is Item or kind is Failure:
-                origin = self._origins.get(identity)
-                if origin is None:
-                    self._refuse(router, identity, "no-greeting", "Say Greeting before sending items.")
-                else:
-                    self._take(origin, header, frames)  # type: ignore[arg-type]
+        # One message a call: the loop asks all its sockets for more at once.
+        try:
+            identity, header, frames = receive(self._router, routed=True, limits=self._limits)
+        except zmq.Again:
+            return
+        kind = type(header)
+        if kind is Item or kind is Failure:
+            origin = self._origins.get(identity)
+            if origin is None:
+                self._refuse(self._router, identity, "no-greeting", "Say Greeting before sending items.")
             else:
-                self._other(identity, header)
+                self._take(origin, header, frames)  # type: ignore[arg-type]
+        else:
+            self._other(identity, header)
 
     def _other(self, identity: bytes, header: DataHeader | FrameError) -> None:
         if isinstance(header, Probe):
@@ -198,7 +202,8 @@ class Receiver:
         arrived = time.monotonic_ns()
         loaded = self.routes.get((header.epoch, header.hop))
         known = loaded.known if loaded is not None and type(header) is Item else None
-        if known is not None and known.tensors == header.tensors:  # type: ignore[union-attr]
+        # The same object: `decode_header` remembers tensor headers.
+        if known is not None and known.tensors is header.tensors:  # type: ignore[union-attr]
             nbytes = known.nbytes
         else:
             known = None

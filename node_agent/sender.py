@@ -23,6 +23,7 @@ from node_agent.encoding import encode
 from node_agent.errors import AgentError, FrameError, WireError
 from node_agent.frames import encode_header
 from node_agent.limits import CONNECTIONS, DEFAULT, Limits
+from node_agent.lending import Lender
 from node_agent.link import Context, Monitor, Sent, Socket, bind, dial, incoming, open_socket, send
 from node_agent.messages import DataHeader, Greeting, Item, PeerRef, Refusal
 from node_agent.noise import Seldom
@@ -196,7 +197,7 @@ class Sender:
         self._loop.watch(socket, lambda: self._read_dialled(downstream))
         self._loop.watch(monitor.socket, lambda: self._watch_dialled(downstream))
         try:
-            dial(socket, peer.endpoint, peer.name)
+            dial(socket, peer.endpoint, peer.name, downstream.end.handshake.lender)
         except AgentError as error:
             self._bar(downstream, error)
 
@@ -217,7 +218,7 @@ class Sender:
         self._dial(downstream)
 
     def _end(self, *, dialled: bool) -> SendingEnd:
-        return SendingEnd(Handshake(self._name, dialled))
+        return SendingEnd(Handshake(self._name, dialled, lender=Lender() if dialled else None))
 
     def retire(self, epoch: int, kept: frozenset[PeerRef]) -> None:
         """Drops what waits for an epoch and lets go of peers that are not among `kept`."""

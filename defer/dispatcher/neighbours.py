@@ -21,6 +21,7 @@ from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake, ReceivingEnd
 from node_agent.errors import FrameError, WireError
 from node_agent.frames import encode_header
+from node_agent.lending import Lender
 from node_agent.link import Sent, Socket, incoming, send
 from node_agent.messages import (
     Credit,
@@ -160,7 +161,7 @@ class Neighbours:
         self._users.setdefault(key, set()).add(epoch)
         if key in self._dialled:
             return
-        dialled = Dialled(self._loop.context, peer, Handshake(self._name, dialled=True))
+        dialled = Dialled(self._loop.context, peer, Handshake(self._name, True, lender=Lender()))
         self._dialled[key] = dialled
         self._watch(key, dialled)
         self._check_keys(key, dialled)

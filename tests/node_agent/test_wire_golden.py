@@ -22,7 +22,7 @@ HOP = m.HopSpec(
 )
 
 MESSAGES: list[Any] = [
-    m.Greeting(1, 2, "edge"),
+    m.Greeting(1, 2, "edge", m.Offered(700, 5, 1 << 27, b"0123456789abcdef", "net:[4026531840]")),
     m.Item(1, 2, 3, 4, (TENSOR,), "00-trace"),
     m.Item(1, 2**40, 3, m.NO_DEADLINE, ()),
     m.Failure(1, 2, 3, "run-failed", "No.", "edge"),
