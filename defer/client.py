@@ -23,7 +23,7 @@ from defer.api import ModelInfo, ServerStatus
 from defer.async_client import AsyncClient
 from defer.client_core import GRACE_S, Array, Inputs, Submit, fill
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
-from defer.client_session import Outputs
+from defer.client_session import Awaited, Outputs
 from defer.documents.address import parse_addresses
 from defer.errors import DeadlineExceeded, UsageError
 
@@ -122,7 +122,8 @@ class Client:
             requests.prepare(inputs, model, outputs, timeout, copy=False, durable=durable, request=request),
             trace,
         )
-        found = _result(requests.launch(submit), submit.deadline)
+        answer = requests.infer(submit)
+        found = answer if isinstance(answer, dict) else _result(answer, submit.deadline)
         return found if into is None else fill(into, found)
 
     def recall(self, request: bytes, *, timeout: float | None = None) -> Outputs:
@@ -278,8 +279,12 @@ def _traced(submit: Submit, trace: str) -> Submit:
 
 
 def _result(future: Future[Outputs], deadline: float) -> dict[str, Array]:
+    left = _left(deadline)
     try:
-        return future.result(_left(deadline))
+        if isinstance(future, Awaited):
+            future.wait(-1.0 if left is None else left)
+            left = 0.0
+        return future.result(left)
     except FutureTimeout:
         if future.done():
             raise

@@ -6,6 +6,7 @@ import math
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -16,7 +17,7 @@ from defer import api
 from defer.access import client_security
 from defer.admin import Admin
 from defer.client_core import BRIEF_S, Inputs, Submit, as_arrays, check_outputs
-from defer.client_session import Outputs, Session
+from defer.client_session import Awaited, Outputs, Session
 from defer.documents.address import Address, parse_addresses
 from defer.errors import (
     Cancelled,
@@ -27,7 +28,7 @@ from defer.errors import (
     UsageError,
     WrongInput,
 )
-from defer.tracing.otel import calling, ended, failed
+from defer.tracing.otel import calling, ended, failed, telemetry
 from node_agent.codecs import CODECS
 from node_agent.errors import AgentError
 from node_agent.frames import check_headers, pack_item
@@ -73,23 +74,34 @@ class Room:
     def __init__(self, requests: int, nbytes: int) -> None:
         self._requests, self._nbytes = requests, nbytes
         self._used, self._bytes = 0, 0
-        self._changed = threading.Condition()
+        # A plain lock: a signal's handler that raises inside `threading.Condition` may leave that locked for ever.
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Event] = deque()
 
     def take(self, nbytes: int, timeout: float) -> bool:
         """Take room for one request; False when there was none for `timeout` seconds."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._fits(nbytes), timeout):
+        until = math.inf
+        while True:
+            with self._lock:
+                if self._fits(nbytes):
+                    self._used += 1
+                    self._bytes += nbytes
+                    return True
+                changed = threading.Event()
+                self._waiting.append(changed)
+            now = time.monotonic()
+            until = min(until, now + timeout)
+            if now >= until or not changed.wait(min(until - now, threading.TIMEOUT_MAX)):
                 return False
-            self._used += 1
-            self._bytes += nbytes
-            return True
 
     def give(self, nbytes: int) -> None:
         """Give the room of one request back."""
-        with self._changed:
+        with self._lock:
             self._used -= 1
             self._bytes -= nbytes
-            self._changed.notify()
+            waiting, self._waiting = self._waiting, deque()
+        for changed in waiting:
+            changed.set()
 
     def _fits(self, nbytes: int) -> bool:
         return self._used == 0 or (self._used < self._requests and self._bytes + nbytes <= self._nbytes)
@@ -311,19 +323,22 @@ class Requests:
         # A newer dispatcher may name a codec that this client does not have; raw is always understood.
         return info.codec if info.codec in CODECS else "raw"
 
-    def launch(self, submit: Submit, kept: Future[None] | None = None) -> Future[Outputs]:
+    def launch(
+        self, submit: Submit, kept: Future[None] | None = None, *, waits: bool = False
+    ) -> Future[Outputs]:
         """Send a prepared request; waits where too many are under way.
 
         Args:
             submit: The request.
             kept: Ends when a durable request is in the dispatcher's store, or has ended.
+            waits: Whether the calling thread waits for the answer.
 
         Raises:
             Overloaded: Too many were under way until its deadline.
             Cancelled: The client is closed.
         """
         left = submit.deadline - time.monotonic() if submit.deadline < math.inf else threading.TIMEOUT_MAX
-        future = self.try_launch(submit, wait=max(0.0, left), kept=kept)
+        future = self.try_launch(submit, wait=max(0.0, left), kept=kept, waits=waits)
         if future is None:
             raise Overloaded(f"{MOST_REQUESTS} requests of this client are under way, or {MOST_BYTES} bytes")
         return future
@@ -348,24 +363,44 @@ class Requests:
         return future
 
     def try_launch(
-        self, submit: Submit, *, wait: float = 0.0, kept: Future[None] | None = None
+        self,
+        submit: Submit,
+        *,
+        wait: float = 0.0,
+        kept: Future[None] | None = None,
+        waits: bool = False,
     ) -> Future[Outputs] | None:
         """Send a prepared request; None where too many are under way for `wait` seconds."""
         nbytes = sum(header.nbytes for header in submit.tensors)
         if not self._room.take(nbytes, wait):
             return None
         submit, span = calling(submit)
+        future: Future[Outputs] = Awaited() if waits else Future()
+        # All of this before anybody else knows the future, whose lock a signal's handler that raises may leave taken.
+        if span is not None:
+            future.add_done_callback(partial(ended, span))
+        future.add_done_callback(lambda _: self._room.give(nbytes))
         try:
-            future = self._running().launch(submit, kept)
+            self._running().launch(submit, future, kept)
         except BaseException as error:
             self._room.give(nbytes)
             if span is not None:
                 failed(span, error)
             raise
-        if span is not None:
-            future.add_done_callback(partial(ended, span))
-        future.add_done_callback(lambda _: self._room.give(nbytes))
         return future
+
+    def infer(self, submit: Submit) -> Outputs | Future[Outputs]:
+        """Send a prepared request for whose answer the calling thread waits: the answer, or a future of it.
+
+        Raises:
+            DeferError: As `launch`; where this thread drives the connection, as its request fails.
+        """
+        session = self._session
+        if session is not None and telemetry() is None:
+            found = session.drive(submit)  # alone, so there is room
+            if found is not None:
+                return found
+        return self.launch(submit, waits=True)
 
     def _running(self) -> Session:
         session = self._session

@@ -6,6 +6,7 @@ that leads takes data connections, so whoever else answers a greeting has taken 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -70,6 +71,14 @@ class Scout:
         if dialled is not None:
             self._unwatch(dialled)
             dialled.close()
+
+    def abandon(self) -> None:
+        """Hang up where nobody watches the connection any more, and perhaps in the middle of something."""
+        dialled, self._dialled = self._dialled, None
+        self._give_up, self._patience = math.inf, TRY_S
+        if dialled is not None:
+            with contextlib.suppress(Exception):
+                dialled.close()
 
     def _dial(self, endpoint: str) -> None:
         dialled = self._dialled = Dialled(

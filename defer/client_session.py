@@ -1,12 +1,17 @@
-"""The client's I/O thread: one data connection to the dispatcher, a future per request."""
+"""The client's connection: one to the dispatcher, a future per request.
+
+A thread of its own drives it. Who waits for a request that is the only one drives it itself (`Session.infer`).
+"""
 
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -44,6 +49,44 @@ RETRY_S = 0.002
 """How often a request that the connection's full queue did not take is tried again."""
 
 
+class Awaited(Future[Outputs]):
+    """A future that one thread waits for; an interrupt of that thread harms nobody else.
+
+    A signal's handler that raises inside `Future.result` may leave the future's lock taken, and who has the result would
+    wait for that for ever.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gate = threading.Lock()
+        self._gate.acquire()
+        self.add_done_callback(lambda _: self._gate.release())
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it has ended, for so long at most, or without end where that is negative; whether it has."""
+        return self._gate.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+
+
+class _Alone:
+    """A request whose caller drives the connection; see `socket_loop.Errand`."""
+
+    __slots__ = ("done", "future", "outcome", "session", "submit")
+
+    def __init__(self, session: Session, submit: c.Submit) -> None:
+        self.session, self.submit = session, submit
+        self.done = False
+        self.outcome: Callable[[], Outputs] | None = None
+        self.future: Awaited | None = None
+
+    def begin(self) -> None:
+        self.session._alone = self
+        self.session._begin(self.submit)
+
+    def leave(self) -> None:
+        self.future = self.session._futures[self.submit.request] = Awaited()
+        self.session._alone = None
+
+
 class Session:
     """A connection that carries requests, and comes back when it breaks.
 
@@ -67,7 +110,9 @@ class Session:
         """The one that is dialled comes first."""
         self._patience = DIAL_S
         self._give_up = math.inf
-        self._core = c.ClientCore(address, absence_s)
+        self._made_core = partial(c.ClientCore, address, absence_s)
+        self._core = self._made_core()
+        self._alone: _Alone | None = None
         self._futures: dict[bytes, Future[Outputs]] = {}
         self._unsent: deque[tuple[Infer | Recall, Sequence[Any]]] = deque()
         self._kept: dict[bytes, Future[None]] = {}
@@ -80,6 +125,8 @@ class Session:
             closed=self._close,
             on_crash=self._crashed,
             security=security,
+            idle=self._is_idle,
+            renew=self._renew,
         )
         self._scout = Scout(self._loop, self._adopt) if len(self.endpoints) > 1 else None
         self._heard, self._look_at = -math.inf, math.inf
@@ -92,14 +139,43 @@ class Session:
         """End the thread; requests that have no answer yet end as cancelled."""
         self._loop.close()
 
-    def launch(self, submit: c.Submit, kept: Future[None] | None = None) -> Future[Outputs]:
+    def drive(self, submit: c.Submit) -> Outputs | Future[Outputs] | None:
+        """Send a request and drive the connection in the calling thread until its answer is there.
+
+        Returns:
+            The answer; a future where others wanted the connection before that, and its thread goes on with it; None
+            where they have it already, and nothing was sent.
+
+        Raises:
+            DeferError: The request failed.
+            UsageError: A signal's handler called this in the middle of another such call of its thread.
+        """
+        alone = _Alone(self, submit)
+        if not self._loop.drive(alone):
+            if self._loop.driving:
+                raise UsageError("this thread is in the middle of another request of this client")
+            return None
+        if alone.outcome is None:
+            return alone.future
+        try:
+            return alone.outcome()
+        except Exception as error:
+            raise translate(error) from error
+
+    def launch(
+        self, submit: c.Submit, future: Future[Outputs] | None = None, kept: Future[None] | None = None
+    ) -> Future[Outputs]:
         """Send a request, soon; from any thread.
 
         Args:
             submit: The request.
+            future: Of its answer; `Awaited` where the calling thread waits for it, and could drive meanwhile.
             kept: Ends when a durable request is in the dispatcher's store, or has ended.
+
+        Returns:
+            The future; one of its own where none was given.
         """
-        future: Future[Outputs] = Future()
+        future = Future() if future is None else future
         if kept is not None:
             future.add_done_callback(lambda _: _end(kept))
 
@@ -107,18 +183,41 @@ class Session:
             if submit.request in self._futures:
                 future.set_exception(UsageError("this client waits for the answer to this request already"))
                 return
+            if isinstance(future, Awaited):
+                self._loop.rests_soon(not self._futures)
             self._futures[submit.request] = future
             if kept is not None:
                 self._kept[submit.request] = kept
-            self._feed(submit)
-            if self._dialled.refusal is not None:
-                self._redial()  # keys may have been put right
+            self._begin(submit)
 
         if not self._loop.enqueue(run):
             future.set_exception(self._crash or Cancelled("the client is closed"))
         return future
 
     # ------------------------------------------------------------------------------------------ in the thread
+
+    def _begin(self, submit: c.Submit) -> None:
+        self._feed(submit)
+        if self._dialled.refusal is not None:
+            self._redial()  # keys may have been put right
+
+    def _is_idle(self) -> bool:
+        return self._core.connected and not self._core.unanswered and not self._futures
+
+    def _renew(self) -> None:
+        """A caller was interrupted while it drove: what it left is not to be trusted, and nobody waits for it."""
+        self._alone = None
+        self._unsent.clear()
+        self._core = self._made_core()
+        for future in self._futures.values():
+            future.cancel()
+        self._futures.clear()
+        with suppress(Exception):  # perhaps closed already
+            self._dialled.close()
+        if self._scout is not None:
+            self._scout.abandon()
+        self._heard, self._look_at = -math.inf, math.inf
+        self._open()
 
     def _open(self) -> None:
         self._dialled = Dialled(
@@ -260,6 +359,11 @@ class Session:
             self._unsent.append((infer, frames))
 
     def _settle(self, request: bytes, outcome: Any) -> None:
+        alone = self._alone
+        if alone is not None and alone.submit.request == request:
+            self._alone = None
+            alone.outcome, alone.done = outcome, True
+            return
         future = self._futures.pop(request)
         self._kept.pop(request, None)
         if not future.set_running_or_notify_cancel():

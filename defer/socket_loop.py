@@ -1,4 +1,15 @@
-"""One thread that owns sockets: it polls them, and runs what other threads put on its queue."""
+"""One thread that owns sockets: it polls them, and runs what other threads put on its queue.
+
+A thread that waits for an answer may drive the sockets itself, where nobody else wants anything of them: two wake-ups
+less. Whoever leads, the loop's own thread or a driving one, is the only one that touches the sockets:
+
+    the thread leads ──idle, and somebody wanted to drive──▶ nobody leads ◀──────────── done, or others come in ────┐
+          ▲                                                     │      └──drive──▶ a caller leads ──────────────────┘
+          └──── a command, the end, or `REST_S` without a driver ┘
+
+A driver sees no command of others run: it leaves when one comes. So whatever interrupts it, such as Ctrl-C in the middle
+of a message, spoils nothing but its own request; the sockets are then opened anew.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Protocol
 
 from node_agent.link import Context, Socket, new_context
 from node_agent.readiness import Readiness
@@ -19,6 +31,34 @@ from node_agent.security import OPEN, Security
 logger = logging.getLogger("defer")
 
 _LONGEST_POLL_MS = 3_600_000
+
+REST_S = 0.25
+"""How long the thread leaves the sockets alone after somebody has driven them."""
+
+WANTED = 2
+"""So many errands in a row found nothing else under way: then the next one may drive."""
+
+
+class Errand(Protocol):
+    """What a thread drives the sockets for."""
+
+    done: bool
+    """Whether it has what it came for."""
+
+    def begin(self) -> None:
+        """First, when the caller leads."""
+
+    def leave(self) -> None:
+        """Last, where it is not done: from now on the loop's thread goes on with it."""
+
+
+class _Lead:
+    """Who touches the sockets; one for each time that somebody takes them."""
+
+    __slots__ = ("thread",)
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
 
 
 class SocketLoop:
@@ -34,6 +74,8 @@ class SocketLoop:
         closed: Called last, when every accepted command has run; what it leaves open is closed with the context.
         on_crash: Called when the thread ends by an error.
         security: How its sockets are protected.
+        idle: Whether nothing is under way, so that a caller may drive; nobody may where it is not given.
+        renew: Called where a driver was interrupted: opens all sockets anew, and trusts nothing that it left.
     """
 
     def __init__(
@@ -46,17 +88,27 @@ class SocketLoop:
         closed: Callable[[], None],
         on_crash: Callable[[BaseException], None] | None = None,
         security: Security = OPEN,
+        idle: Callable[[], bool] = lambda: False,
+        renew: Callable[[], None] = lambda: None,
     ) -> None:
         self._name = name
         self.security = security
         self._opened, self._next_wake, self._turned, self._closed = opened, next_wake, turned, closed
         self._on_crash = on_crash
+        self._idle, self._renew = idle, renew
         self._commands: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
         self._closing = False
         self._ended = False
         self._signalled = False
         self._lock = threading.Lock()
+        self._lead: _Lead | None = None
+        self._bell = threading.Event()
+        """Rung where nobody leads and the thread should."""
+        self._wanted = 0
+        self._driven = -math.inf
+        self._torn = False
+        self._broken: Exception | None = None
 
     # ------------------------------------------------------------------------------------------- any thread's
 
@@ -87,6 +139,9 @@ class SocketLoop:
             return
         self._closing = True
         self._wake()
+        self._bell.set()
+        if self.driving:
+            return  # a signal's handler, with a driver's frame below it that must go on first; the thread ends then
         thread.join(timeout=10)
         self._wake_read.close()
         self._wake_write.close()
@@ -101,14 +156,72 @@ class SocketLoop:
             if self._ended:
                 return False
             self._commands.append(command)
-        self._wake()
+            led = self._lead is not None
+        # One that leaves at this moment looks for commands after it has left.
+        if led:
+            self._wake()
+        else:
+            self._bell.set()
         return True
+
+    @property
+    def driving(self) -> bool:
+        """Whether the calling thread leads, further down its stack: then it can wait for nothing here."""
+        lead = self._lead
+        return lead is not None and lead.thread == threading.get_ident()
+
+    def drive(self, errand: Errand) -> bool:
+        """Turn in the calling thread until an errand is done, where nothing else is under way.
+
+        Returns:
+            False where it cannot be, and nothing was done. True where the errand is done, or its `leave` was called.
+        """
+        lead = _Lead()
+        try:
+            with self._lock:
+                if self._lead is not None or self._commands or self._closing or not self._may_drive():
+                    return False
+                self._lead = lead
+            self._torn = True
+            errand.begin()
+            while not errand.done:
+                if self._commands or self._closing:
+                    errand.leave()
+                    break
+                self._wait()
+                self._turned()
+            self._torn = False
+        except Exception as error:
+            self._torn, self._broken = False, error
+            errand.leave()
+        finally:
+            # Nothing is called before the lead is given back: a signal's handler may raise wherever something is.
+            if self._lead is lead:
+                self._lead = None
+                self._driven = time.monotonic()
+                if self._needed():
+                    self._bell.set()
+        return True
+
+    def _may_drive(self) -> bool:
+        return not self._torn and self._broken is None and self._idle()
+
+    def rests_soon(self, alone: bool) -> None:
+        """In the thread: an errand came that did not drive; whether nothing else was under way."""
+        self._wanted = self._wanted + 1 if alone else 0
 
     def _wake(self) -> None:
         if not self._signalled:
             self._signalled = True
-            with contextlib.suppress(BlockingIOError, OSError):
+            try:
                 self._wake_write.send(b"\0")
+            except OSError:
+                pass  # full of such bytes, or closed
+            except (
+                BaseException
+            ):  # a signal's handler raised: who comes next must not believe that it was sent
+                self._signalled = False
+                raise
 
     # ------------------------------------------------------------------------------------------ in the thread
 
@@ -125,10 +238,13 @@ class SocketLoop:
         try:
             self._readiness = Readiness()
             self.watch(self._wake_read.fileno(), self._woken)
+            self._take()
             self._opened()
             started.set_result(None)
             while not self._closing:
                 self._turn()
+                if self._wanted >= WANTED and self._idle():
+                    self._rest()
         except Exception as error:
             if not started.done():
                 started.set_exception(error)
@@ -137,6 +253,8 @@ class SocketLoop:
             if self._on_crash is not None:
                 self._on_crash(error)
         finally:
+            while not self._take():  # a driver sees that this is the end, or that the thread has failed
+                self._bell.wait(REST_S)
             with self._lock:
                 self._ended = True
             try:
@@ -144,15 +262,60 @@ class SocketLoop:
                 self._closed()
             finally:
                 self.context.destroy(linger=200)
+                self._wake_read.close()
+                self._wake_write.close()
+
+    def _take(self) -> bool:
+        """Lead, unless a driver does."""
+        with self._lock:
+            lead = self._lead
+            if lead is None:
+                lead = self._lead = _Lead()
+        return lead.thread == threading.get_ident()
+
+    def _needed(self) -> bool:
+        """Whether there is work for the thread where it rests."""
+        return bool(self._commands) or self._closing or self._torn or self._broken is not None
+
+    def _rest(self) -> None:
+        """Leave the sockets to whoever drives, until there is work for the thread or nobody has driven for a while."""
+        with self._lock:
+            if self._commands or self._closing:
+                return
+            self._lead, self._wanted, self._driven = None, 0, time.monotonic()
+        while True:
+            self._bell.clear()
+            if (self._needed() or time.monotonic() >= self._driven + REST_S) and self._take():
+                break
+            self._bell.wait(REST_S)
+        if self._broken is not None:
+            raise self._broken
+        if self._torn:
+            self._begin_anew()
+        self._run_commands()
+        self._turned()
+
+    def _begin_anew(self) -> None:
+        """A driver was interrupted anywhere: in the middle of a message, of waking, of noting what was read."""
+        with contextlib.suppress(BlockingIOError):
+            self._wake_read.recv(4096)
+        self._signalled = False
+        self._readiness = Readiness()
+        self.watch(self._wake_read.fileno(), self._woken)
+        self._renew()
+        self._torn = False
 
     def _turn(self) -> None:
+        self._wait()
+        self._run_commands()
+        self._turned()
+
+    def _wait(self) -> None:
         wake = self._next_wake() - time.monotonic()
         timeout = (
             min(_LONGEST_POLL_MS, max(0, math.ceil(wake * 1000))) if wake < math.inf else _LONGEST_POLL_MS
         )
         self._readiness.turn(timeout)
-        self._run_commands()
-        self._turned()
 
     def _run_commands(self) -> None:
         while self._commands:

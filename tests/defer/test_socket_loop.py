@@ -128,7 +128,7 @@ def test_what_was_put_before_a_crash_still_runs_and_nothing_is_taken_after_it(
     assert loop.enqueue(fail_again)
     assert loop.enqueue(lambda: ran.append("left"))
     both_wait.set()
-    wait_for(lambda: not loop.running)
+    wait_for(lambda: not loop.running and "closed" in ran)
     assert ran == ["left", "closed"]
     assert not loop.enqueue(lambda: ran.append("late"))
     loop.close()
