@@ -16,14 +16,17 @@ from defer.documents.profile import CodecProfile
 from defer.errors import AgentFault
 from defer.parts import WrittenPart
 from defer.shipping import ship
-from defer.span_costs import Span, adding_up
+from defer.span_costs import Adding, Span, adding_up, slowed
 from node_agent import messages as m
 
-BLOCK_COSTS = 7
+BLOCK_COSTS = 8
 """Version of what is remembered of a device; older ones are measured again."""
 
 MEASURE_TIMEOUT_S = 300.0
 """One block: shipping is done before; this is load, warm-up and the timed runs."""
+
+REPEATS, BUDGET_S = 10, 1.0
+"""Timed runs of a partition, and seconds after which it is not run again."""
 
 FULL = 0.7
 """Part of a device's memory that the weights of a span may take: running it takes more."""
@@ -48,6 +51,13 @@ class BlockCosts(msgspec.Struct, frozen=True):
     byte_s: float
     unsupported: tuple[str, ...] = ()
     cut_seconds: tuple[float, ...] = ()
+
+    def beside(self, together: Sequence[Span]) -> BlockCosts:
+        """What the blocks cost while other devices of the machine work, by spans measured that way."""
+        cuts = self.cut_seconds or (0.0,) * (len(self.block_seconds) + 1)
+        return msgspec.structs.replace(
+            self, block_seconds=slowed(Adding(self.block_seconds, cuts), together).blocks
+        )
 
 
 def measure_blocks(
@@ -85,7 +95,7 @@ def measure_blocks(
         for index, written in enumerate(parts):
             if on_step is not None:
                 on_step(name, f"measuring block {index + 1} of {len(parts)}", index / len(parts))
-            answer = _measure(pool, device, chain, written, index + 1, session)
+            answer = time_partition(pool, device, chain, written, index + 1, session)
             # The median: one run that the machine interrupted says nothing about the block.
             seconds.append(median(answer.seconds))
             resident.append(answer.resident_bytes)
@@ -97,12 +107,12 @@ def measure_blocks(
         known: list[Span] = []
         for number, (start, stop, written) in enumerate(spans):
             # An engine that cannot run one of the blocks leaves the whole span to another.
-            if any(refused[start:stop]) or not _fits(pool, name, written):
+            if any(refused[start:stop]) or not fits(pool, name, written):
                 continue
             if on_step is not None:
                 on_step(name, f"measuring span {number + 1} of {len(spans)}", number / len(spans))
             try:
-                answer = _measure(pool, device, chain, written, stop, f"{session} spans", codecs=False)
+                answer = time_partition(pool, device, chain, written, stop, f"{session} spans", codecs=False)
             except AgentFault:  # too large for what is free there, perhaps
                 continue
             known.append(Span(start, stop, median(answer.seconds)))
@@ -124,7 +134,7 @@ def measure_blocks(
     )
 
 
-def _measure(
+def time_partition(
     pool: AgentPool,
     device: Device,
     chain: partitioner.BlockChain,
@@ -133,8 +143,15 @@ def _measure(
     session: str,
     *,
     codecs: bool = True,
+    repeats: int = REPEATS,
+    budget_s: float = BUDGET_S,
 ) -> m.Measured:
-    """Time a partition that ends before block `stop` on a device."""
+    """Time a partition that ends before block `stop` on a device.
+
+    Raises:
+        AgentFault: The agent could not load or run it.
+        AgentUnreachable: It stopped answering.
+    """
     ship(pool, device.name, written.files)
     request = m.Measure(
         0,
@@ -145,6 +162,8 @@ def _measure(
         tuple(chain.boundaries[stop].tensors) if stop < len(chain.blocks) else (),
         engine=device.engine,
         options=device.engine_options,
+        repeats=repeats,
+        budget_s=budget_s,
         codecs=codecs,
     )
     answer = pool.ask(device.name, request, timeout=MEASURE_TIMEOUT_S)
@@ -153,7 +172,7 @@ def _measure(
     return answer
 
 
-def _fits(pool: AgentPool, name: str, written: WrittenPart) -> bool:
+def fits(pool: AgentPool, name: str, written: WrittenPart) -> bool:
     """Whether a device can be expected to hold a partition beside nothing else."""
     offer = offer_of(pool, name)
     memory = offer.memory_bytes if offer is not None else 0

@@ -3,7 +3,8 @@
 The blocks are measured in the model's order, each as a partition of its own, so that a device that could never hold the
 whole model is measured too: it loads one block, runs it on the activations of the one before, and drops it. Then longer
 and longer spans of blocks as far as they fit, which tells what cuts cost (`defer.span_costs`). Devices
-with equal fingerprints (one machine, one engine, the same threads) are measured once. Block times are cached on disk
+with equal fingerprints (one machine, one engine, the same threads) are measured once, and then a little more at the same
+time, because they will work at the same time (`defer.together`). Block times are cached on disk
 by model, positions, bound shapes, fingerprint and engine; links are measured each time, because they change.
 """
 
@@ -28,6 +29,7 @@ from defer.link_measuring import encryption_costs, measure_one, without_encrypti
 from defer.parts import write_parts
 from defer.precision import Ranges
 from defer.span_costs import levels
+from defer.together import measure_together
 
 
 def profile(
@@ -104,12 +106,18 @@ def profile(
 
     def costs_on(name: str) -> BlockCosts:
         device = cluster.device(name)
-        path = cache / f"{_cache_key(chain, positions, *kinds[name])}.json"
+        company = [each for each in computing if kinds[each.name] == kinds[name]]
+        path = cache / f"{_cache_key(chain, positions, *kinds[name], len(company))}.json"
         known = None if fresh else _cached(path)
         if known is None:
             known = measure_blocks(
                 pool, device, chain, parts[device.precision], spans[device.precision], on_step
             )
+            if len(company) > 1 and ends:
+                # As many as there are devices: about as long as their stages will be.
+                each = set(next(level for level in reversed(ends) if len(level) <= len(company)))
+                theirs = [span for span in spans[device.precision] if span[:2] in each]
+                known = known.beside(measure_together(pool, company, chain, theirs, on_step))
             _remember(path, known)
         elif on_step is not None:
             on_step(name, "measured before", 1.0)
@@ -182,7 +190,12 @@ def _measure_links(
 
 
 def _cache_key(
-    chain: partitioner.BlockChain, positions: Sequence[int], fingerprint: str, engine: str, precision: str
+    chain: partitioner.BlockChain,
+    positions: Sequence[int],
+    fingerprint: str,
+    engine: str,
+    precision: str,
+    company: int,
 ) -> str:
     identity = [
         BLOCK_COSTS,
@@ -192,6 +205,7 @@ def _cache_key(
         fingerprint,
         engine,
         precision,
+        company,
     ]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 

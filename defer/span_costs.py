@@ -92,3 +92,24 @@ def adding_up(alone: Sequence[float], boundary_bytes: Sequence[int], spans: Sequ
         if wanted > 0 and total > 0:
             inside[part] *= wanted / total
     return Adding(tuple(inside.tolist()), tuple(cuts.tolist()))
+
+
+def slowed(alone: Adding, together: Sequence[Span]) -> Adding:
+    """The same while others work on the same machine: blocks take as much longer as their span was measured to take.
+
+    Args:
+        alone: Of a device that has the machine to itself.
+        together: Spans that do not overlap, measured while the others worked; blocks outside stay as they are.
+    """
+    blocks = list(alone.blocks)
+    for span in together:
+        inside = sum(alone.blocks[span.start : span.stop])
+        # Not shorter: company helps nobody.
+        wanted = (
+            max(span.seconds, alone.seconds(span.start, span.stop))
+            - alone.seconds(span.start, span.stop)
+            + inside
+        )
+        for number in range(span.start, span.stop) if inside > 0 else ():
+            blocks[number] = alone.blocks[number] * wanted / inside
+    return Adding(tuple(blocks), alone.cuts)

@@ -33,6 +33,7 @@ from defer.documents.plan import Plan
 from defer.local_agents import LocalAgent, local_agents, read_line, stop
 from defer.planning import make_plan, parse_placement
 from node_agent.messages import Done
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -271,9 +272,7 @@ def test_what_a_crashed_dispatcher_served_is_served_by_the_next_under_a_higher_n
 
 
 def test_a_second_dispatcher_of_the_same_address_and_one_that_is_starting(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_ports()
     cluster = loads_cluster(
         f'[dispatcher]\nlisten = "127.0.0.1:{port}"\n[[device]]\nname = "a"\naddress = "127.0.0.1:1"'
     )
@@ -342,7 +341,8 @@ def serving(agents: tuple[LocalAgent, ...], model: Path, tmp_path: Path) -> Iter
         while "ready" not in (step := json.loads(read_line(process, 60) or "{}")):
             assert step, (tmp_path / "serve.log").read_text()
             steps.append(step["progress"])
-        assert any("measuring" in each for each in steps)
+        assert any("measuring block" in each for each in steps)
+        assert any("measuring beside the others" in each for each in steps), "they share this machine"
         yield step["ready"]
     finally:
         process.send_signal(signal.SIGTERM)

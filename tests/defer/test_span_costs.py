@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defer.span_costs import Adding, Span, adding_up, levels
+from defer.span_costs import Adding, Span, adding_up, levels, slowed
 
 SECONDS = st.floats(1e-4, 0.1)
 
@@ -53,3 +53,12 @@ def test_a_span_is_never_slower_than_its_blocks() -> None:
 
 def test_without_spans_nothing_changes() -> None:
     assert adding_up([0.5, 0.25], [1, 2, 3], []) == Adding((0.5, 0.25), (0.0, 0.0, 0.0))
+
+
+def test_company_makes_the_blocks_of_a_span_slower_by_one_factor() -> None:
+    alone = Adding((0.01, 0.02, 0.03, 0.04), (0.0, 0.0, 0.002, 0.0, 0.0))
+    found = slowed(alone, [Span(0, 2, 0.046), Span(2, 4, 0.05)])
+    assert found.seconds(0, 2) == pytest.approx(0.046)
+    assert found.blocks[1] == pytest.approx(2 * found.blocks[0])
+    assert found.blocks[2:] == pytest.approx(alone.blocks[2:]), "company helps nobody"
+    assert found.cuts == alone.cuts
