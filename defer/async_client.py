@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,7 +13,7 @@ from defer.access import client_security
 from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.client_core import Array, Inputs, Submit, copied, fill
-from defer.client_requests import DEFAULT_TIMEOUT_S, Requests, check_id
+from defer.client_requests import DEFAULT_TIMEOUT_S, Requests, check_id, wished
 from defer.client_session import Outputs
 from defer.documents.address import parse_addresses
 from defer.errors import UsageError, WrongInput
@@ -55,12 +54,13 @@ class AsyncClient:
         durable: bool = False,
         request: bytes | None = None,
         into: Mapping[str, Array] | None = None,
+        priority: int = 0,
     ) -> Outputs:
         """Run the model once; see `Client.infer`. Cancelling the task gives the request up."""
         if request is not None:
             check_id(request)
         submit = await self._prepare(inputs, model, outputs, timeout, copy=False, patient=False)
-        submit = replace(submit, durable=durable, request=submit.request if request is None else request)
+        submit = wished(submit, durable=durable, request=request, priority=priority)
         found = await (await self._launch(submit))
         return found if into is None else fill(into, found)
 
@@ -78,6 +78,7 @@ class AsyncClient:
         timeout: float | None = None,
         durable: bool = False,
         request: bytes | None = None,
+        priority: int = 0,
     ) -> asyncio.Task[Outputs]:
         """Run the model once without waiting for it; no coroutine: `outputs = await client.submit(inputs)`.
 
@@ -92,7 +93,15 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         held = copied(inputs)
         return loop.create_task(
-            self.infer(held, model=model, outputs=outputs, timeout=timeout, durable=durable, request=request)
+            self.infer(
+                held,
+                model=model,
+                outputs=outputs,
+                timeout=timeout,
+                durable=durable,
+                request=request,
+                priority=priority,
+            )
         )
 
     async def map(
@@ -104,6 +113,7 @@ class AsyncClient:
         window: int = 16,
         ordered: bool = True,
         timeout: float | None = None,
+        priority: int = 0,
     ) -> AsyncIterator[Outputs]:
         """Run the model on each element with up to `window` requests under way; see `Client.map`."""
         if window < 1:
@@ -120,6 +130,7 @@ class AsyncClient:
                         exhausted = True
                         break
                     submit = await self._prepare(element, model, outputs, timeout, copy=True, patient=True)
+                    submit = wished(submit, durable=False, request=None, priority=priority)
                     under_way.append(await self._launch(submit))
                 if not under_way:
                     return

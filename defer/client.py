@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,7 +20,7 @@ from defer.access import client_security
 from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.async_client import AsyncClient
-from defer.client_core import GRACE_S, Array, Inputs, Submit, fill
+from defer.client_core import GRACE_S, Array, Inputs, fill
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
 from defer.client_session import Awaited, Outputs
 from defer.documents.address import parse_addresses
@@ -87,6 +86,7 @@ class Client:
         durable: bool = False,
         request: bytes | None = None,
         into: Mapping[str, Array] | None = None,
+        priority: int = 0,
     ) -> Outputs:
         """Run the model once and wait for its outputs.
 
@@ -102,6 +102,8 @@ class Client:
                 dispatcher is killed and started again meanwhile.
             request: Its id, 16 bytes, for `recall`; made up where it is None.
             into: Arrays by output name that the outputs are written to, for buffers that are used again and again.
+            priority: Of the requests that wait in the dispatcher for the model's first stage, those with the smallest
+                number go first: 1 is the highest, 0 counts as 10. What the stage was handed already keeps its order.
 
         Returns:
             Arrays by output name; those of `into` where it has them.
@@ -118,9 +120,16 @@ class Client:
             NotAllowed: The key's role may not send requests.
         """
         requests = self._requests
-        submit = _traced(
-            requests.prepare(inputs, model, outputs, timeout, copy=False, durable=durable, request=request),
-            trace,
+        submit = requests.prepare(
+            inputs,
+            model,
+            outputs,
+            timeout,
+            copy=False,
+            durable=durable,
+            request=request,
+            priority=priority,
+            trace=trace,
         )
         answer = requests.infer(submit)
         found = answer if isinstance(answer, dict) else _result(answer, submit.deadline)
@@ -153,6 +162,7 @@ class Client:
         trace: str = "",
         durable: bool = False,
         request: bytes | None = None,
+        priority: int = 0,
     ) -> Future[Outputs]:
         """Run the model once without waiting for it.
 
@@ -168,9 +178,17 @@ class Client:
         """
         requests = self._requests
         submit = requests.prepare(
-            inputs, model, outputs, timeout, copy=True, durable=durable, request=request
+            inputs,
+            model,
+            outputs,
+            timeout,
+            copy=True,
+            durable=durable,
+            request=request,
+            priority=priority,
+            trace=trace,
         )
-        return requests.launch_kept(_traced(submit, trace))
+        return requests.launch_kept(submit)
 
     def map(
         self,
@@ -181,6 +199,7 @@ class Client:
         window: int = 16,
         ordered: bool = True,
         timeout: float | None = None,
+        priority: int = 0,
     ) -> Iterator[Outputs]:
         """Run the model on each element of `inputs`, with up to `window` requests under way.
 
@@ -194,6 +213,7 @@ class Client:
             window: Requests under way at most.
             ordered: Yield results in the order of the inputs; otherwise as they come.
             timeout: Seconds that each request may take.
+            priority: Of each; see `infer`.
 
         Yields:
             Arrays by output name, one dictionary per element.
@@ -215,7 +235,9 @@ class Client:
                     except StopIteration:
                         exhausted = True
                         break
-                    submit = requests.prepare(element, model, outputs, timeout, copy=True, patient=True)
+                    submit = requests.prepare(
+                        element, model, outputs, timeout, copy=True, patient=True, priority=priority
+                    )
                     under_way.append((requests.launch(submit), submit.deadline))
                 if not under_way:
                     return
@@ -272,10 +294,6 @@ _MARGIN_S = GRACE_S + 5.0
 def _left(deadline: float) -> float | None:
     """Seconds to wait for what ends by a deadline; None for one without."""
     return max(0.0, deadline - time.monotonic()) + _MARGIN_S if deadline < math.inf else None
-
-
-def _traced(submit: Submit, trace: str) -> Submit:
-    return replace(submit, trace=trace) if trace else submit
 
 
 def _result(future: Future[Outputs], deadline: float) -> dict[str, Array]:

@@ -68,6 +68,26 @@ def check_id(request: bytes) -> None:
         )
 
 
+LOWEST = 1 << 31
+"""The largest number that a request may have as its priority."""
+
+
+def wished(submit: Submit, *, durable: bool, request: bytes | None, priority: int, trace: str = "") -> Submit:
+    """A request with what its caller asked for beyond the usual.
+
+    Raises:
+        UsageError: The priority is not from 0 to `LOWEST`.
+    """
+    if not (durable or priority or trace) and request is None:
+        return submit
+    if not 0 <= priority <= LOWEST:
+        raise UsageError(
+            f"a priority of {priority} is not from 0 to {LOWEST}", hint="1 is the highest, 0 the usual one"
+        )
+    name = submit.request if request is None else request
+    return replace(submit, durable=durable, request=name, priority=priority, trace=trace)
+
+
 class Room:
     """How much may be under way; whoever wants more waits. A single request larger than all passes alone."""
 
@@ -224,6 +244,8 @@ class Requests:
         patient: bool = False,
         durable: bool = False,
         request: bytes | None = None,
+        priority: int = 0,
+        trace: str = "",
     ) -> Submit:
         """Check and encode a request.
 
@@ -236,14 +258,16 @@ class Requests:
             patient: Try again where the dispatcher is overloaded.
             durable: Have the dispatcher keep the request and its answer in its store.
             request: Its id; made up where it is None.
+            priority: From 1, the highest, on; 0 for the usual one.
+            trace: W3C trace context.
 
         Raises:
-            UsageError: The id has not 16 bytes, or the timeout is not positive.
+            UsageError: The id has not 16 bytes, the timeout is not positive, or there is no such priority.
         """
         if request is not None:
             check_id(request)
         submit = self._prepare(inputs, model, outputs, timeout, copy=copy, patient=patient)
-        return replace(submit, durable=durable, request=submit.request if request is None else request)
+        return wished(submit, durable=durable, request=request, priority=priority, trace=trace)
 
     def _prepare(
         self,

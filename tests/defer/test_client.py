@@ -20,7 +20,8 @@ import defer
 from defer import errors
 from defer.client import AsyncClient, Client
 from defer.dispatcher import events as e
-from node_agent.messages import TensorSpec
+from defer.dispatcher.neighbours import link_of
+from node_agent.messages import Credit, TensorSpec
 
 pytestmark = pytest.mark.integration
 
@@ -413,6 +414,51 @@ def test_a_cancelled_future_is_forgotten(server: Any) -> None:
         client.infer(x())
         with pytest.raises(CancelledError):
             future.result()
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_urgent_requests_pass_those_that_wait(make_server: Callable[..., Any], awaited: bool) -> None:
+    server = make_server()
+    stage = server.stage(items=0)
+    server.serve(stage)
+    order: list[float] = []
+    real = stage.work
+
+    def let() -> None:
+        server.shell.post(e.CreditArrived(link_of(stage.first), Credit(8, 1 << 20)))
+
+    def noting(header: list, frames: list) -> list:
+        order.append(float(np.frombuffer(frames[0], np.float32)[0]))
+        return real(header, frames)
+
+    stage.work = noting
+    priorities = (0, 0, 20, 0, 1)
+    with Client(server.address) as client:
+        if awaited:
+
+            async def ask() -> None:
+                async with AsyncClient(server.address) as other:
+                    tasks = []
+                    for number, priority in enumerate(priorities):
+                        tasks.append(other.submit(x(number), priority=priority))
+                        await asyncio.to_thread(
+                            until, lambda n=number: server.core(lambda core: len(core.requests)) == n + 1
+                        )
+                    let()
+                    await asyncio.gather(*tasks)
+
+            asyncio.run(ask())
+        else:
+            futures = []
+            for number, priority in enumerate(priorities):
+                futures.append(client.submit(x(number), priority=priority))
+                until(lambda n=number: server.core(lambda core: len(core.requests)) == n + 1)
+            let()
+            for future in futures:
+                future.result(10)
+        with pytest.raises(errors.UsageError, match="a priority of -1 is not from 0"):
+            client.infer(x(), priority=-1)
+    assert order == [4, 0, 1, 3, 2]
 
 
 def test_models_and_status(server: Any) -> None:
