@@ -10,6 +10,7 @@ import msgspec
 
 import partitioner
 from defer.agents import AgentPool
+from defer.asking import ask_again
 from defer.codec_profiling import codec_costs
 from defer.documents.cluster import Device
 from defer.documents.profile import CodecProfile
@@ -51,6 +52,7 @@ class BlockCosts(msgspec.Struct, frozen=True):
     byte_s: float
     unsupported: tuple[str, ...] = ()
     cut_seconds: tuple[float, ...] = ()
+    apart: bool = False
 
     def beside(self, together: Sequence[Span]) -> BlockCosts:
         """What the blocks cost while other devices of the machine work, by spans measured that way."""
@@ -87,6 +89,7 @@ def measure_blocks(
     seconds: list[float] = []
     resident: list[int] = []
     refused: list[str] = []
+    apart: list[bool] = []
     produced: dict[str, m.TensorStats] = {}
     item_s, byte_s = STAGE_OVERHEAD_S, 0.0
     # A session of its own for each run: what an aborted one kept may be of other shapes.
@@ -100,6 +103,8 @@ def measure_blocks(
             seconds.append(median(answer.seconds))
             resident.append(answer.resident_bytes)
             refused.append(answer.unsupported)
+            if answer.unsupported:
+                apart.append(answer.apart)
             engines[answer.engine or _engine_name(pool, name, device.engine)] = None
             if answer.item_s > 0:
                 item_s, byte_s = answer.item_s, answer.byte_s
@@ -131,6 +136,7 @@ def measure_blocks(
         byte_s,
         compiled_refusals(tuple(engines), refused),
         adding.cuts if any(adding.cuts) else (),
+        bool(apart) and all(apart),
     )
 
 
@@ -166,7 +172,7 @@ def time_partition(
         budget_s=budget_s,
         codecs=codecs,
     )
-    answer = pool.ask(device.name, request, timeout=MEASURE_TIMEOUT_S)
+    answer = ask_again(pool, device.name, request, timeout=MEASURE_TIMEOUT_S)
     if not isinstance(answer, m.Measured):
         raise AgentFault(f"agent {device.name!r} answered {type(answer).__name__} to Measure")
     return answer
@@ -189,7 +195,8 @@ def compiled_refusals(engines: Sequence[str], refused: Sequence[str]) -> tuple[s
     Returns:
         `refused`, if TensorRT runs other blocks: only then does a refused one take anything from its neighbours.
     """
-    return tuple(refused) if "tensorrt" in engines and any(refused) else ()
+    compiles = any("tensorrt" in engine.split("+") for engine in engines)
+    return tuple(refused) if compiles and any(refused) else ()
 
 
 def _engine_name(pool: AgentPool, name: str, engine: str) -> str:

@@ -1,8 +1,9 @@
-"""Keeps blocks off devices whose compiling engine lacks one of their ops. Pure.
+"""What planning makes of blocks that a device's compiling engine lacks an op of. Pure.
 
-TensorRT takes a partition whole or not at all. One op that it lacks would leave the whole stage to the engine that
-takes over, however fast the other blocks would be. So a block with such an op goes to another device, and stages are cut
-there.
+TensorRT takes a graph whole or not at all. Most agents cut a partition themselves and run the rest on another engine:
+such a block costs what was measured, wherever it is. Where an agent cannot, one op would leave the whole stage to the
+engine that takes over, however fast the other blocks would be: then the block goes to another device, and stages are
+cut there.
 """
 
 from __future__ import annotations
@@ -46,7 +47,12 @@ def cut_around(
     }
     added: set[tuple[int, str]] = set()
     notes: dict[tuple[str, str, bool], list[int]] = {}
+    apart: dict[tuple[str, str], list[int]] = {}
     for name, blocks in refused.items():
+        if profile.devices[name].apart:
+            for block, why in blocks.items():
+                apart.setdefault((name, why), []).append(block)
+            continue
         for block, why in blocks.items():
             others = [
                 other
@@ -61,14 +67,22 @@ def cut_around(
                 added.add((block, name))
             notes.setdefault((name, why, free), []).append(block)
     told = tuple(_note(name, why, free, blocks) for (name, why, free), blocks in notes.items())
+    told += tuple(
+        f"{_blocks(blocks)} on {name} in parts, of which another engine runs some: {why}"
+        for (name, why), blocks in apart.items()
+    )
     return replace(pins, forbidden=(*pins.forbidden, *sorted(added))), told
 
 
 def _note(name: str, why: str, free: bool, blocks: Sequence[int]) -> str:
-    which = f"block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
+    which = _blocks(blocks)
     if free:
         return f"{which} kept off {name}: {why}"
     return (
         f"{which} cannot be kept off {name}: {why}; a stage there that holds one runs whole on the engine that takes "
         "over, slower than predicted"
     )
+
+
+def _blocks(numbers: Sequence[int]) -> str:
+    return f"block{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"

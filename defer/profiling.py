@@ -156,6 +156,7 @@ def _device_profile(pool: AgentPool, name: str, costs: BlockCosts) -> DeviceProf
         memory_bytes=0 if offer is None else offer.memory_bytes,
         codecs=costs.codecs,
         unsupported=costs.unsupported,
+        apart=costs.apart,
     )
 
 

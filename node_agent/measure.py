@@ -8,7 +8,7 @@ from statistics import median
 
 from node_agent.codecs import CODECS, Array, Codec, byte_view
 from node_agent.dtypes import STRING, wire_name
-from node_agent.engines import engine_named, options_of, unsupported
+from node_agent.engines import cuts, engine_named, options_of, unsupported
 from node_agent.engines.base import Arrays, Partition
 from node_agent.errors import CodecError
 from node_agent.frames import WORTH_ENCODING
@@ -107,7 +107,10 @@ class BlockTimer:
         item_s, byte_s = (each / self._cores for each in self._moving)
         ran_on = getattr(session, "engine", "")
         refused = unsupported(name, ran_on, partition)
-        return Measured(request.id, lasted, load_seconds, resident, stats, item_s, byte_s, ran_on, refused)
+        apart = bool(refused) and cuts(name, options)
+        return Measured(
+            request.id, lasted, load_seconds, resident, stats, item_s, byte_s, ran_on, refused, apart
+        )
 
     def _keep(self, known: Arrays, names: tuple[str, ...]) -> None:
         self._held = {name: known[name] for name in names if name in known}

@@ -504,6 +504,7 @@ class Measured(msgspec.Struct, frozen=True, tag="measured", tag_field="t"):
         byte_s: The same per byte of the item.
         engine: What ran the block, where that is another engine than the one that was asked for.
         unsupported: Why an engine that compiles (TensorRT) cannot run the block; empty where it can.
+        apart: Whether a stage that holds such a block runs the rest of it on that engine all the same.
     """
 
     id: int
@@ -515,6 +516,7 @@ class Measured(msgspec.Struct, frozen=True, tag="measured", tag_field="t"):
     byte_s: float = 0.0
     engine: str = ""
     unsupported: str = ""
+    apart: bool = False
 
 
 class MeasureLink(msgspec.Struct, frozen=True, tag="measure_link", tag_field="t"):

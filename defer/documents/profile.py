@@ -39,6 +39,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
         codecs: Per codec.
         unsupported: For each block why the device's compiling engine (TensorRT) cannot run it, empty where it can;
             no entries where it can run all. `block_seconds` are then those of the engine that takes over.
+        apart: Whether a stage that holds such a block runs its other ops on the compiling engine all the same.
     """
 
     fingerprint: str
@@ -52,6 +53,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
     codecs: dict[str, CodecProfile] = msgspec.field(default_factory=dict)
     unsupported: tuple[str, ...] = ()
+    apart: bool = False
 
 
 class LinkProfile(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ REFERENCE = "onnxruntime-cpu"
 """Right by definition: others are compared with it, and it takes over where they fail."""
 
 TENSORRT = "tensorrt"
-"""Takes a partition whole or not at all: one op that it lacks leaves all of it to another engine."""
+"""Its parser takes a graph whole or not at all; what it lacks runs beside it, see `node_agent.engines.in_parts`."""
 
 _PROVIDERS = "node_agent.engines.onnxruntime_providers"
 _KNOWN: dict[str, str] = {
@@ -94,6 +94,19 @@ def unsupported(name: str, ran_on: str, partition: Partition) -> str:
         return ""
     question = getattr(_make(asked), "unsupported", None)
     return str(question(partition)) if question is not None else ""
+
+
+def cuts(name: str, options: Mapping[str, str]) -> bool:
+    """Whether an engine that compiles runs what it can of a partition, and leaves only the rest to another.
+
+    Args:
+        name: The engine that was asked for, or `auto`.
+        options: Its own, by name.
+    """
+    from node_agent.engines.segments import available
+
+    said = options.get("parts", options.get(f"{TENSORRT}.parts", "yes"))
+    return name in (AUTO_ENGINE, TENSORRT) and said != "no" and available()
 
 
 def _make(name: str) -> Engine:

@@ -154,6 +154,13 @@ class ChosenSession:
         self._inner.close()
 
 
+def chosen(session: Session, engine: str, notes: Sequence[str] = ()) -> ChosenSession:
+    """A session that an engine has made; one in parts says by itself what its parts are on."""
+    if isinstance(session, ChosenSession):
+        return ChosenSession(session, session.engine, (*notes, *session.notes))
+    return ChosenSession(session, engine, notes)
+
+
 class Fastest:
     """Tries every engine that is installed on the partition itself, and takes the fastest that is right.
 
@@ -206,7 +213,7 @@ class Fastest:
             if choice is None:
                 failures = " ".join(f"{trial.engine}: {trial.failure}" for trial in trials)
                 raise LoadFailedError(f"No engine runs partition {partition.graph.name}. {failures}")
-            return ChosenSession(sessions.pop(choice.engine), choice.engine, choice.reasons)
+            return chosen(sessions.pop(choice.engine), choice.engine, choice.reasons)
         finally:
             for session in sessions.values():
                 session.close()
@@ -241,7 +248,7 @@ class WithFallback:
             inner = self._reference.load(replace(partition, options={}))
             note = f"{self._name} failed: {_said(error)}"
             return ChosenSession(inner, self._reference_name, (note,))
-        return ChosenSession(session, self._name)
+        return chosen(session, self._name)
 
 
 def _said(error: Exception) -> str:

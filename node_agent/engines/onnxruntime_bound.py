@@ -67,6 +67,8 @@ class BoundSession(StreamedSession):
         memory: What ONNX Runtime calls its memory.
     """
 
+    rigid = True
+
     def __init__(
         self,
         runtime: Any,
@@ -131,7 +133,8 @@ class BoundSession(StreamedSession):
             raise RunFailedError(f"ONNX Runtime failed: {sentence(error)}") from None
         return dict(zip(names, values, strict=True))
 
-    def _refuses(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    def refuses(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """See `StreamedSession.refuses`."""
         for name, usual in self._usual.items():
             shape = shapes.get(name)
             if shape is None:

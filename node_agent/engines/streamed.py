@@ -51,6 +51,8 @@ class StreamedSession:
 
     outputs: Sequence[TensorSpec]
     slots: int
+    rigid: bool = False
+    """Whether it has buffers for one set of shapes alone; other requests take `run`."""
     _inputs: Mapping[str, str]
     """Types by name; a request may bring more."""
 
@@ -79,7 +81,7 @@ class StreamedSession:
         """
         raise NotImplementedError
 
-    def _refuses(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    def refuses(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
         """Why the engine does not take inputs of these shapes; empty where it does."""
         raise NotImplementedError
 
@@ -143,7 +145,7 @@ class StreamedSession:
             raise RunFailedError("The session is closed.")
         if not self._free:
             raise RunFailedError("Every slot is in flight; collect a result first.")
-        reason = self._refuses({name: tuple(value.shape) for name, value in inputs.items()})
+        reason = self.refuses({name: tuple(value.shape) for name, value in inputs.items()})
         if reason:
             raise RunFailedError(reason)
         self._cuda.enter()

@@ -10,15 +10,18 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from node_agent.engines import tensorrt_versions
+from node_agent.engines import onnxruntime_providers, tensorrt_versions
 from node_agent.engines.base import Partition, Session
 from node_agent.engines.build_process import DEADLINE_S, run_build
 from node_agent.engines.cuda import Cuda, DeviceInfo
 from node_agent.engines.engine_cache import LIMIT_BYTES, EngineCache, EngineKey, shapes_of
+from node_agent.engines.in_parts import Named, load_in_parts
+from node_agent.engines.onnxruntime_cpu import OnnxRuntimeCpu
 from node_agent.engines.profiles import Profile, choose_profile
 from node_agent.engines.slots import check_memory
 from node_agent.engines.tensorrt_build import Job, make_logger
@@ -39,6 +42,7 @@ OPTIONS = (
     "exclude_lean_runtime",
     "lean_runtime",
     "build_deadline",
+    "parts",
 )
 """Names of the options that a deployment may set; docs/engines.md says what each does."""
 
@@ -67,11 +71,23 @@ def runtime() -> Any:
 
 
 class TensorRt:
-    """The engine."""
+    """The engine.
 
-    def __init__(self, build: Build = run_build, folder: Path | None = None) -> None:
+    Args:
+        build: Compiles; in a process of its own by default.
+        folder: Where engines are kept.
+        others: What takes over ops that TensorRT lacks, the fastest first; asked for when that happens.
+    """
+
+    def __init__(
+        self,
+        build: Build = run_build,
+        folder: Path | None = None,
+        others: Callable[[], Sequence[Named]] | None = None,
+    ) -> None:
         self._build = build
         self._folder = cache_folder() if folder is None else folder
+        self._others = _beside if others is None else others
 
     def info(self) -> EngineInfo:
         """See `Engine.info`."""
@@ -88,8 +104,40 @@ class TensorRt:
         return EngineInfo(NAME, trt.__version__, f"{device.name}, compute capability {major}.{minor}")
 
     def load(self, partition: Partition) -> Session:
-        """See `Engine.load`. Options: see `OPTIONS`."""
+        """See `Engine.load`. Options: see `OPTIONS`. What TensorRT lacks of a partition runs beside it."""
         options = _check_options(partition.options)
+        try:
+            return self._load_whole(partition, options)
+        except LoadFailedError as error:
+            if _is_set({"parts": "yes", **options}, "parts"):
+                session = self._load_in_parts(partition, error)
+                if session is not None:
+                    return session
+            raise
+
+    def _load_in_parts(self, partition: Partition, error: LoadFailedError) -> Session | None:
+        """The partition in parts, if an op is what keeps TensorRT from taking it whole.
+
+        Raises:
+            LoadFailedError: With both reasons, where that does not work either.
+        """
+        support = ask_aside(partition.graph)
+        if support.supported or not support.refused:
+            return None
+        pieces = dict(partition.options) | {"parts": "no"}
+        try:
+            return load_in_parts(
+                replace(partition, options=pieces),
+                support.refused,
+                support.reason,
+                Named(NAME, self),
+                self._others(),
+                self._folder,
+            )
+        except AgentError as why:
+            raise LoadFailedError(f"{error} In parts it does not run either: {why}", hint=why.hint) from None
+
+    def _load_whole(self, partition: Partition, options: Mapping[str, str]) -> Session:
         trt = runtime()
         cuda = Cuda()
         try:
@@ -181,6 +229,15 @@ class TensorRt:
         ):  # a full disk costs the next start a build, not this one its engine
             cache.put(key, data)
         return data
+
+
+def _beside() -> list[Named]:
+    """CUDA, so that nothing leaves the device, where it is installed; then the CPU."""
+    found = [
+        Named("onnxruntime-cuda", onnxruntime_providers.cuda()),
+        Named("onnxruntime-cpu", OnnxRuntimeCpu()),
+    ]
+    return [each for each in found if not each.engine.info().missing]
 
 
 def cache_folder() -> Path:

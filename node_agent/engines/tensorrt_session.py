@@ -95,7 +95,8 @@ class TensorRtSession(StreamedSession):
             seconds.append(time.perf_counter() - begin)
         return seconds
 
-    def _refuses(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    def refuses(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """See `StreamedSession.refuses`."""
         reason = admits(self._profile, shapes)
         return f"TensorRT cannot run this request: {reason}." if reason else ""
 

@@ -39,6 +39,21 @@ def test_the_block_goes_to_the_other_device_and_the_plan_names_the_op():
     assert f"block 2 kept off jetson: {WHY}" in plan.notes
 
 
+@pytest.mark.parametrize(("seconds", "taken"), [(0.002, "jetson"), (1.0, "nano")])
+def test_an_agent_that_cuts_its_partitions_keeps_the_block_where_that_is_fastest(seconds, taken):
+    profile = measured()
+    devices = {
+        "jetson": msgspec.structs.replace(
+            a_device((0.001, 0.001, seconds)), unsupported=("", "", WHY), apart=True
+        ),
+        "nano": profile.devices["nano"],
+    }
+    profile = msgspec.structs.replace(profile, devices=devices)
+    plan = make_plan(a_chain(), a_cluster(), profile, objective="throughput")
+    assert placed(plan) == {0: "jetson", 1: "jetson", 2: taken}
+    assert f"block 2 on jetson in parts, of which another engine runs some: {WHY}" in plan.notes
+
+
 @pytest.mark.parametrize("objective", ["latency", "throughput"])
 def test_a_block_that_all_refuse_stays_and_the_plan_says_what_that_costs(objective):
     plan = make_plan(a_chain(), a_cluster(), measured(nano=("", "", WHY)), objective=objective)
@@ -75,6 +90,7 @@ def test_an_excluded_device_takes_nothing():
 
 def test_refusals_matter_only_where_tensorrt_runs_other_blocks():
     assert compiled_refusals(("tensorrt", "onnxruntime-cpu"), ("", WHY)) == ("", WHY)
+    assert compiled_refusals(("tensorrt+onnxruntime-cpu",), (WHY, WHY)) == (WHY, WHY)
     assert compiled_refusals(("tensorrt",), ("", "")) == ()
     assert compiled_refusals(("onnxruntime-cuda",), ("", WHY)) == ()
 

@@ -450,3 +450,6 @@ def test_a_measured_block_says_what_tensorrt_lacks(partition, driver, monkeypatc
     got = timer.measure(Measure(1, "s", graph, (), inputs, (), repeats=1))
     assert got.engine == "onnxruntime-cpu"
     assert got.unsupported == "TensorRT 11.4.0.106 lacks Relu 'node2': no importer registered for op: Relu"
+    assert got.apart
+    whole = timer.measure(Measure(2, "s", graph, (), inputs, (), repeats=1, options={"parts": "no"}))
+    assert (whole.engine, whole.apart) == ("onnxruntime-cpu", False)

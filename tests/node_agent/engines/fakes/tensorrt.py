@@ -44,6 +44,10 @@ def _mode() -> str:
     return os.environ.get("FAKE_TENSORRT", "")
 
 
+def _lacks() -> set[str]:
+    return set(filter(None, os.environ.get("FAKE_TENSORRT_LACKS", "").split(",")))
+
+
 class NetworkDefinitionCreationFlag(enum.IntEnum):
     EXPLICIT_BATCH = 0
     STRONGLY_TYPED = 1
@@ -220,6 +224,15 @@ class OnnxParser:
         if _mode() == "parse-error":
             self.num_errors = 1
             return False
+        if _lacks():
+            import onnx
+
+            for index, node in enumerate(onnx.load(path, load_external_data=False).graph.node):
+                if node.op_type in _lacks():
+                    self._lacking.append(_ParserError(node.op_type, node.name or f"node{index}"))
+            self.num_errors = len(self._lacking)
+            if self._lacking:
+                return False
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self._network.path = path
         self._network.inputs = [_Tensor(value.name) for value in session.get_inputs()]
@@ -236,7 +249,7 @@ class OnnxParser:
         if _mode() == "hang":
             time.sleep(600)
         graph = onnx.load_from_string(model).graph
-        lacks = set(os.environ.get("FAKE_TENSORRT_LACKS", "").split(","))
+        lacks = _lacks()
         for index, node in enumerate(graph.node):
             good = node.op_type not in lacks
             if not good:
