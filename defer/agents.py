@@ -41,6 +41,8 @@ from node_agent.link import Monitor, bind, dial, open_socket, refused
 from node_agent.security import OPEN, Security
 from node_agent.sockets import say
 
+LOST_HINT = "Its log says more; a box or a link that is too busy to say that it lives is taken for lost."
+
 TICK_S = 0.1
 """Longest that the control thread sleeps, and so the grain of every deadline it watches."""
 
@@ -219,6 +221,8 @@ class AgentPool:
             answer = future.result(timeout + 10)
         except FutureTimeout:
             raise AgentUnreachable(f"agent {name!r} did not answer within {timeout:g} s") from None
+        except AgentUnreachable as error:
+            raise AgentUnreachable(f"agent {name!r}: {error}", hint=LOST_HINT) from None
         if isinstance(answer, m.Fault):
             raise from_code(answer.code, f"agent {name!r}: {answer.message}", answer.hint)
         return answer
@@ -409,9 +413,9 @@ class AgentPool:
         if answer is not None:
             future.set_result(answer)
         elif problem == "timeout":
-            future.set_exception(AgentUnreachable("an agent did not answer in time"))
+            future.set_exception(AgentUnreachable("it did not answer in time"))
         else:
-            future.set_exception(AgentUnreachable("an agent's connection closed before it answered"))
+            future.set_exception(AgentUnreachable("it was lost before it answered"))
 
 
 def _decode(frames: list[bytes]) -> m.ControlMessage | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from defer.agents import AgentPool
+from defer.asking import ask_again
 from defer.documents.cluster import Cluster
 from defer.documents.profile import LinkProfile
 from defer.errors import AgentFault
@@ -48,7 +49,7 @@ def measure_one(
         answer: m.ControlMessage = measure_from_here(target, budget_s=LINK_BUDGET_S, security=pool.security)
     else:
         question = m.MeasureLink(0, target, budget_s=LINK_BUDGET_S)
-        answer = pool.ask(left, question, timeout=MEASURE_LINK_TIMEOUT_S)
+        answer = ask_again(pool, left, question, timeout=MEASURE_LINK_TIMEOUT_S)
     if not isinstance(answer, m.LinkMeasured):
         raise AgentFault(f"agent {left!r} answered {type(answer).__name__} to MeasureLink")
     return answer.bandwidth, answer.delay
