@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -74,7 +74,7 @@ def schedule_of(seed: int) -> Schedule:
     return Schedule(seed)
 
 
-def play(seeds: range, bug: str | None = None, *, first: bool = False) -> Tally:
+def play(seeds: Iterable[int], bug: str | None = None, *, first: bool = False) -> Tally:
     """Play some schedules.
 
     Args:

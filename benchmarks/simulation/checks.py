@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import zmq
+
 from benchmarks.simulation.agent import Agent
 from benchmarks.simulation.client import Asked, Client
 from benchmarks.simulation.dispatcher import Dispatcher
@@ -137,6 +139,35 @@ def bounded(agents: Iterable[Agent], dispatcher: Dispatcher) -> None:
         for end in ends:
             if end.window._left_items < 0 or end.window.held < 0:
                 world.broken(f"{agent.name} has a window below zero")
+
+
+def at_rest(agents: Iterable[Agent], dispatcher: Dispatcher, clients: Iterable[Client]) -> bool:
+    """Whether nothing is left to happen: every request has ended, every connection stands, what was ordered is served.
+
+    What never comes to rest is not, and is looked at when its time is up.
+    """
+    core, living = dispatcher.shell._core, list(agents)
+    contexts: list[Any] = [dispatcher.context, dispatcher.shell._loop.context]
+    contexts += [agent.context for agent in living]
+    for client in clients:
+        if client.process.alive:
+            contexts.append(client.session._loop.context)
+            if not all(asked.ended for asked in client.asked):
+                return False
+    return (
+        not core.requests
+        and dispatcher.settled
+        and all(agent.plane._receiver.held == 0 for agent in living)
+        and all(_stands(socket) for context in contexts for socket in context.sockets if not socket.closed)
+    )
+
+
+def _stands(socket: Any) -> bool:
+    """Whether both ends of every connection know that it stands, and nothing is under way but heartbeats."""
+    own = [*socket.peers.values()] if socket.connection is None else [socket.connection]
+    return (socket.connection is not None or socket.kind == zmq.ROUTER) and all(
+        each.standing and all(each.knows) for each in own
+    )
 
 
 def credits_whole(agents: dict[str, Agent], dispatcher: Dispatcher) -> None:

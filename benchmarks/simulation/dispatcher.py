@@ -196,6 +196,13 @@ class Dispatcher:
             self._stale = True
             self.deploy(order)
 
+    @property
+    def settled(self) -> bool:
+        """Whether all agents answer, and what was ordered last is served."""
+        waits = self._bringing is not None or self._queue or self._stale or self._left
+        alive = all(liveness.state == "alive" for liveness in self.agents.agents.values())
+        return alive and not waits and len(self.agents.agents) == len(self._places)
+
     # ----------------------------------------------------------------------------------- as the deployments do
 
     def deploy(self, order: Order) -> None:

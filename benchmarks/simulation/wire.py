@@ -57,7 +57,7 @@ class Connection:
             return False
         if not self.standing:
             return True  # written into the void
-        due = self.net.world.now + self.net.delay(self, sum(len(frame) for frame in frames))
+        due = self.net.world.now + self.net.delay(self, sum(map(len, frames)) if frames else 0)
         if queue and queue[-1][0] > due:
             due = queue[-1][0]
         queue.append((due, data, frames))
@@ -275,17 +275,17 @@ class Network:
 
     def latency(self, one: str, other: str) -> float:
         """Seconds of one message of no bytes."""
-        pair = frozenset((one, other))
-        return (0.0002 + 0.0015 * self.world.random.random()) * self.slow.get(pair, 1.0)
+        usual = 0.0002 + 0.0015 * self.world.random.random()
+        return usual * self.slow.get(frozenset((one, other)), 1.0) if self.slow else usual
 
     def delay(self, connection: Connection, nbytes: int) -> float:
         """Seconds of one message."""
-        one, other = (end.process.name for end in connection.ends)
-        return self.latency(one, other) * (1 + nbytes / 2000)
+        one, other = connection.ends
+        return self.latency(one.process.name, other.process.name) * (1 + nbytes / 2000)
 
     def blocked(self, one: str, other: str) -> bool:
         """Whether nothing passes between two hosts."""
-        return frozenset((one, other)) in self.cut_links
+        return bool(self.cut_links) and frozenset((one, other)) in self.cut_links
 
     def held_up(self, connection: Connection) -> bool:
         """Whether nothing passes on a connection."""
@@ -393,6 +393,8 @@ def incoming(
 ) -> Iterator[tuple[bytes, DataHeader | FrameError, list[Any]]]:
     """See `node_agent.link.incoming`."""
     for _ in range(most):
+        if not socket.inbox:
+            return
         try:
             yield receive(socket, routed=routed, limits=limits)
         except zmq.Again:

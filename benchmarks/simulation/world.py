@@ -44,7 +44,8 @@ class World:
 
     def after(self, delay: float, action: Action, *arguments: Any) -> None:
         """Plan `action(*arguments)` in `delay` seconds."""
-        self.at(self.now + delay, action, *arguments)
+        self._planned += 1
+        heapq.heappush(self._events, (self.now + delay, self._planned, action, arguments))
 
     def note(self, who: str, *what: Any) -> None:
         """Write into the history."""
@@ -89,7 +90,8 @@ class Process:
 
     def soon(self, action: Action, *arguments: Any) -> None:
         """Do something when the operating system gives this process the processor."""
-        self.after(self.world.random.random() * 0.0004, action, *arguments)
+        world = self.world
+        world.after(world.random.random() * 0.0004, self._do, action, arguments)
 
     def after(self, delay: float, action: Action, *arguments: Any) -> None:
         """Do something in `delay` seconds, if the process still lives and is not stopped."""

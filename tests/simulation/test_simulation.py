@@ -16,30 +16,36 @@ from benchmarks.simulation.bugs import BUGS
 ROOT = Path(__file__).parents[2]
 
 
+SCHEDULES = 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_no_schedule_breaks_a_promise() -> None:
-    """By its command, so that what it says replays."""
+    """By its command, so that what it says replays; a minute on two cores that have nothing else to do."""
     command = [
         sys.executable,
         "-m",
         "benchmarks.simulation",
         "--schedules",
-        "500",
+        str(SCHEDULES),
         "--seed",
         "20000",
         "--json",
         "-",
     ]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
-    assert ran.returncode == 0, ran.stderr
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=880, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
     (row,) = json.loads(ran.stdout)["rows"]
-    assert row["schedules"] == 500
+    assert row["schedules"] == SCHEDULES
     assert row["broken"] == 0
     assert row["results"] > row["requests"] / 2
 
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found(bug: str) -> None:
-    tally = play(range(3000, 6000), bug, first=True)  # seeds among which the rarest is found soon
+    # Seeds among which the rarest are found soon; they find most of the others as well.
+    tally = play([*range(4215, 4300), *range(3000, 6000)], bug, first=True)
     assert tally.broken, f"{bug} was not found in {tally.schedules} schedules"
 
 
