@@ -20,7 +20,7 @@ from defer.shipping import ship
 from defer.span_costs import Adding, Span, adding_up, slowed
 from node_agent import messages as m
 
-BLOCK_COSTS = 8
+BLOCK_COSTS = 9
 """Version of what is remembered of a device; older ones are measured again."""
 
 MEASURE_TIMEOUT_S = 300.0
@@ -55,10 +55,28 @@ class BlockCosts(msgspec.Struct, frozen=True):
     apart: bool = False
 
     def beside(self, together: Sequence[Span]) -> BlockCosts:
-        """What the blocks cost while other devices of the machine work, by spans measured that way."""
-        cuts = self.cut_seconds or (0.0,) * (len(self.block_seconds) + 1)
+        """What everything costs while other devices of the machine work, by spans measured that way.
+
+        Codecs, and what moves an item, were measured alone only: they take as much longer as the spans do on the whole.
+        """
+        alone = Adding(self.block_seconds, self.cut_seconds or (0.0,) * (len(self.block_seconds) + 1))
+        beside = slowed(alone, together)
+        before = sum(alone.seconds(span.start, span.stop) for span in together)
+        longer = (
+            sum(beside.seconds(span.start, span.stop) for span in together) / before if before > 0 else 1.0
+        )
         return msgspec.structs.replace(
-            self, block_seconds=slowed(Adding(self.block_seconds, cuts), together).blocks
+            self,
+            block_seconds=beside.blocks,
+            codecs={
+                name: CodecProfile(
+                    encode_s=tuple(seconds * longer for seconds in codec.encode_s),
+                    decode_s=tuple(seconds * longer for seconds in codec.decode_s),
+                )
+                for name, codec in self.codecs.items()
+            },
+            item_s=self.item_s * longer,
+            byte_s=self.byte_s * longer,
         )
 
 

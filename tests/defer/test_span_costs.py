@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from defer.block_profiling import BLOCK_COSTS, BlockCosts
+from defer.documents.profile import CodecProfile
 from defer.span_costs import Adding, Span, adding_up, levels, slowed
 
 SECONDS = st.floats(1e-4, 0.1)
@@ -62,3 +64,13 @@ def test_company_makes_the_blocks_of_a_span_slower_by_one_factor() -> None:
     assert found.blocks[1] == pytest.approx(2 * found.blocks[0])
     assert found.blocks[2:] == pytest.approx(alone.blocks[2:]), "company helps nobody"
     assert found.cuts == alone.cuts
+
+
+def test_company_slows_codecs_and_moving_as_much_as_the_spans_on_the_whole() -> None:
+    codec = CodecProfile(encode_s=(0.0, 0.1, 0.0), decode_s=(0.0, 0.2, 0.0))
+    costs = BlockCosts(BLOCK_COSTS, "e", (0.1, 0.3), (1, 1), {"c": codec}, {}, 1e-3, 1e-9)
+    found = costs.beside([Span(0, 1, 0.2), Span(1, 2, 0.3)])
+    assert found.block_seconds == pytest.approx((0.2, 0.3))
+    assert found.codecs["c"].decode_s == pytest.approx((0.0, 0.25, 0.0))
+    assert (found.item_s, found.byte_s) == pytest.approx((1.25e-3, 1.25e-9))
+    assert costs.beside([]) == costs
