@@ -17,7 +17,7 @@ from node_agent.codecs import CODECS, Array, codec_named
 from node_agent.dtypes import ITEM_BYTES, RAW_BITS, STRING, storage, wire_name
 from node_agent.errors import CodecError, FrameError
 from node_agent.limits import CONTROL_BYTES, DEFAULT, Limits
-from node_agent.messages import ControlMessage, DataHeader, Item, TensorHeader
+from node_agent.messages import ControlMessage, DataHeader, Infer, Item, Result, TensorHeader
 
 _ENCODER = msgspec.msgpack.Encoder()
 _CONTROLS: msgspec.msgpack.Decoder[ControlMessage] = msgspec.msgpack.Decoder(ControlMessage)
@@ -42,21 +42,36 @@ def decode_header(data: Any, limits: Limits = DEFAULT) -> DataHeader:
         raise FrameError(f"A header of {len(data)} bytes is over the limit of {limits.header_bytes}.")
     try:
         header = _HEADERS.decode(data)
-        if type(header) is _Item:
-            tensors = _TENSORS.get(bytes(header.tensors)) if limits is DEFAULT else None
-            if tensors is None:
-                tensors = _told(header.tensors, limits)
-            return Item(header.epoch, header.request, header.hop, header.remaining_ns, tensors, header.trace)
+        kind = type(header)
+        if kind not in _WITH_TENSORS:
+            return header  # type: ignore[no-any-return]
+        tensors = _TENSORS.get(bytes(header.tensors)) if limits is DEFAULT else None
+        if tensors is None:
+            tensors = _told(header.tensors, limits)
+        if kind is _Item:
+            return Item(
+                header.epoch,
+                header.request,
+                header.hop,
+                header.remaining_ns,
+                tensors,
+                header.trace,
+                header.priority,
+            )
+        if kind is _Result:
+            return Result(header.request, tensors, header.seconds)
+        return Infer(
+            header.request,
+            header.model,
+            header.remaining_ns,
+            tensors,
+            header.outputs,
+            header.trace,
+            header.durable,
+            header.priority,
+        )
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise FrameError(f"Not a data header: {error}.") from None
-    tensors = getattr(header, "tensors", ())
-    if tensors and (tensors not in _CHECKED or limits is not DEFAULT):
-        check_headers(tensors, limits)
-        if len(data) <= _REMEMBERED_BYTES and limits is DEFAULT:
-            if len(_CHECKED) >= _REMEMBERED:
-                _CHECKED.clear()
-            _CHECKED.add(tensors)
-    return header  # type: ignore[no-any-return]
 
 
 class _Item(msgspec.Struct, frozen=True, array_like=True, tag="item"):
@@ -68,18 +83,40 @@ class _Item(msgspec.Struct, frozen=True, array_like=True, tag="item"):
     remaining_ns: int
     tensors: msgspec.Raw
     trace: str = ""
+    priority: int = 0
 
+
+class _Infer(msgspec.Struct, frozen=True, array_like=True, tag="infer"):
+    """`Infer` likewise."""
+
+    request: bytes
+    model: str
+    remaining_ns: int
+    tensors: msgspec.Raw
+    outputs: tuple[str, ...] = ()
+    trace: str = ""
+    durable: bool = False
+    priority: int = 0
+
+
+class _Result(msgspec.Struct, frozen=True, array_like=True, tag="result"):
+    """`Result` likewise."""
+
+    request: bytes
+    tensors: msgspec.Raw
+    seconds: float = 0.0
+
+
+_RAW: dict[Any, Any] = {Item: _Item, Infer: _Infer, Result: _Result}
+_WITH_TENSORS = frozenset(_RAW.values())
 
 _HEADERS: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
-    Union[tuple(_Item if kind is Item else kind for kind in get_args(DataHeader))]  # noqa: UP007 (made at run time)
+    Union[tuple(_RAW.get(kind, kind) for kind in get_args(DataHeader))]  # noqa: UP007 (made at run time)
 )
 _TENSOR_HEADERS = msgspec.msgpack.Decoder(tuple[TensorHeader, ...])
 
 _TENSORS: dict[bytes, tuple[TensorHeader, ...]] = {}
-"""Tensor headers of items that passed `check_headers`, by their bytes."""
-
-_CHECKED: set[tuple[TensorHeader, ...]] = set()
-"""Tensor headers of other messages that did."""
+"""Tensor headers that passed `check_headers`, by their bytes: the same ones are the same object each time."""
 
 _REMEMBERED, _REMEMBERED_BYTES = 256, 4096
 """How many of them, and of how long headers."""

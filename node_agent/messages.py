@@ -98,6 +98,8 @@ class Item(msgspec.Struct, frozen=True, array_like=True, tag="item"):
             subtracts its own monotonic time, because clocks on edge boxes are wrong.
         tensors: One header per tensor frame that follows, in order.
         trace: W3C trace context, empty when the request is not traced.
+        priority: Of the items that wait in one place, those with the smallest go first: see `node_agent.line`. 0 stands
+            for `USUAL_PRIORITY`.
     """
 
     epoch: int
@@ -106,6 +108,7 @@ class Item(msgspec.Struct, frozen=True, array_like=True, tag="item"):
     remaining_ns: int
     tensors: tuple[TensorHeader, ...]
     trace: str = ""
+    priority: int = 0
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, tag="fail"):

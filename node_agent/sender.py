@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +21,9 @@ from node_agent.doors import DATA
 from node_agent.encoding import encode
 from node_agent.errors import AgentError, FrameError, WireError
 from node_agent.frames import encode_header
-from node_agent.limits import CONNECTIONS, DEFAULT, Limits
 from node_agent.lending import Lender
+from node_agent.limits import CONNECTIONS, DEFAULT, Limits
+from node_agent.line import Line
 from node_agent.link import Context, Monitor, Sent, Socket, bind, dial, incoming, open_socket, send
 from node_agent.messages import DataHeader, Greeting, Item, PeerRef, Refusal
 from node_agent.noise import Seldom
@@ -45,7 +45,7 @@ class _Downstream:
     socket: Socket
     identity: bytes | None = None
     monitor: Monitor | None = None
-    pending: deque[Work] = field(default_factory=deque)
+    pending: Line[Work] = field(default_factory=Line)
     greeted: float = 0.0
     """Monotonic time of the last greeting."""
     barred: bool = False
@@ -116,7 +116,7 @@ class Sender:
             self.attach(peer)
             downstream = self._peers[peer]
         if downstream.pending or not downstream.end.ready or not self._send(downstream, work):
-            downstream.pending.append(work)
+            downstream.pending.put(work, work.priority)
 
     def open_to(self, peer: PeerRef) -> _Downstream | None:
         """The connection to a peer if an item may be sent there now, before none that waits; else None."""
@@ -131,9 +131,9 @@ class Sender:
     def _flush(self, downstream: _Downstream) -> None:
         pending = downstream.pending
         while pending and downstream.end.ready:
-            if not self._send(downstream, pending[0]):
+            if not self._send(downstream, pending.first()):
                 return
-            pending.popleft()
+            pending.take()
 
     def _send(self, downstream: _Downstream, work: Work) -> bool:
         """Sends one item; False when it must wait."""
@@ -152,7 +152,8 @@ class Sender:
             tensors, frames = work.encoded
             nbytes = sum(tensor.nbytes for tensor in tensors)
             item = work.item
-            header = Item(item.epoch, item.request, item.hop + 1, work.remaining_ns(), tensors, item.trace)
+            left = work.remaining_ns()
+            header = Item(item.epoch, item.request, item.hop + 1, left, tensors, item.trace, item.priority)
         handed_ns = time.monotonic_ns() if work.marks is not None else 0
         sent = send(downstream.socket, encode_header(header), frames, downstream.identity)
         if sent is not Sent.YES:
@@ -224,10 +225,12 @@ class Sender:
         """Drops what waits for an epoch and lets go of peers that are not among `kept`."""
         for downstream in list(self._peers.values()):
             waiting = downstream.pending
-            downstream.pending = deque(work for work in waiting if work.item.epoch != epoch)
+            downstream.pending = Line()
             for work in waiting:
                 if work.item.epoch == epoch:
                     self._drop(work)
+                else:
+                    downstream.pending.put(work, work.priority)
             if downstream.peer not in kept and downstream.peer.endpoint:
                 for work in downstream.pending:  # of another epoch that is being taken out of force
                     self._drop(work)

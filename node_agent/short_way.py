@@ -128,7 +128,9 @@ class ShortWay:
         ):
             if left != NO_DEADLINE:
                 left -= ended_ns - arrived_ns
-            header = encode_header(Item(item.epoch, item.request, item.hop + 1, left, known.sent))
+            header = encode_header(
+                Item(item.epoch, item.request, item.hop + 1, left, known.sent, "", item.priority)
+            )
             if send(downstream.socket, header, sending, downstream.identity) is Sent.YES:
                 window = downstream.end.window  # `open_to` has asked for credit
                 window.items -= 1

@@ -13,7 +13,7 @@ from node_agent.batching import Batching
 from node_agent.connection import ReceivingEnd
 from node_agent.engines.base import Arrays, OverlappingSession, Session, overlapping
 from node_agent.errors import DEADLINE_EXCEEDED
-from node_agent.messages import NO_DEADLINE, Failure, HopStatus, Item, TensorHeader
+from node_agent.messages import NO_DEADLINE, USUAL_PRIORITY, Failure, HopStatus, Item, TensorHeader
 from node_agent.routing import Route
 from node_agent.tracing import Marks
 
@@ -187,6 +187,11 @@ class Work:
     failure: Failure | None = None
     encoded: tuple[tuple[Any, ...], list[Any]] | None = None
     marks: Marks | None = None
+
+    @property
+    def priority(self) -> int:
+        """Of what waits here, the smallest goes first; see `node_agent.line`."""
+        return (self.item.priority or USUAL_PRIORITY) if type(self.item) is Item else USUAL_PRIORITY
 
     def deadline_ns(self) -> int | None:
         """When it must have ended, on the monotonic clock; None for never."""

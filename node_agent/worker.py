@@ -11,12 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from queue import Empty
 
 from node_agent.batching import Batching, joined, parted
 from node_agent.engines.base import OverlappingSession
 from node_agent.errors import AgentError, code_of
 from node_agent.in_flight import InFlight
+from node_agent.line import Waiting
 from node_agent.thread_clock import ThreadClock
 from node_agent.threads import Shell
 from node_agent.work import LoadedRoute, Work
@@ -43,7 +44,7 @@ class Worker(Shell):
         """Monotonic time when the item in work was begun, and had the device for itself; 0 when idle."""
         self._name = name
         # Its length is bounded by the credit granted upstream.
-        self._runs: SimpleQueue[Work | Callable[[], None]] = SimpleQueue()
+        self._runs: Waiting[Work | Callable[[], None]] = Waiting()
         # What was taken from there while a batch was gathered, and is for later; for the run thread alone.
         self._ahead: deque[Work | Callable[[], None]] = deque()
         self._in_flight = InFlight()
@@ -56,8 +57,8 @@ class Worker(Shell):
         self._drop = drop
 
     def put(self, work: Work | Callable[[], None]) -> None:
-        """Runs an item, or makes a call, in this thread after everything that waits now."""
-        self._runs.put(work)
+        """Runs an item, or makes a call, in this thread: a call after everything that waits now, an item in its line."""
+        self._runs.put(work, work.priority if isinstance(work, Work) else None)
 
     def run_here(self, work: Work) -> bool:
         """Runs an item in the calling thread if that is short and nothing else runs or waits; whether it did."""
@@ -111,7 +112,7 @@ class Worker(Shell):
 
     def wake(self) -> None:
         """See `Shell.wake`."""
-        self._runs.put(_nothing)
+        self._runs.put(_nothing, None)
 
     def turn(self) -> None:
         """See `Shell.turn`."""

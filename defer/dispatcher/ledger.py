@@ -5,10 +5,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from defer.dispatcher import events as e
-from defer.dispatcher.routes import RouteState
+from defer.dispatcher.routes import REMEMBERED, RouteState
 from defer.signature import input_problem, output_problem
 from defer.units import show_size
 from node_agent.messages import NO_DEADLINE, USUAL_PRIORITY, Infer, Item
@@ -16,8 +17,7 @@ from node_agent.messages import NO_DEADLINE, USUAL_PRIORITY, Infer, Item
 _S = 1_000_000_000
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct, gc=False):
     """An accepted request that is not answered yet.
 
     Attributes:
@@ -55,7 +55,7 @@ class Request:
         """The request as its first hop gets it."""
         infer = self.infer
         left = NO_DEADLINE if infer.remaining_ns == NO_DEADLINE else max(0, int((self.deadline - now) * _S))
-        return Item(self.epoch, self.number, 0, left, infer.tensors, infer.trace)
+        return Item(self.epoch, self.number, 0, left, infer.tensors, infer.trace, infer.priority)
 
 
 class Ledger:
@@ -135,17 +135,23 @@ def obstacle(
         held: Input bytes of all that is accepted and unanswered.
         limits: What may be held.
     """
-    route = state.route
-    problem = mismatch(route, infer)
-    if problem is not None:
-        return "wrong-input", f"model {route.model!r}: {problem}"
+    route, tensors = state.route, infer.tensors
+    if infer.outputs or state.fits.get(id(tensors)) is not tensors:
+        problem = mismatch(route, infer)
+        if problem is not None:
+            return "wrong-input", f"model {route.model!r}: {problem}"
+        if not infer.outputs:
+            if len(state.fits) >= REMEMBERED:
+                state.fits.clear()
+            state.fits[id(tensors)] = tensors  # held, so that nothing else gets its identity
     if nbytes > limits.nbytes:  # trying again does not help
         return "too-large", (
             f"the request's inputs are too large: {show_size(nbytes)}, at most {show_size(limits.nbytes)}"
         )
-    if state.busy >= limits.requests:
+    busy = len(state.waiting) + len(state.sent)
+    if busy >= limits.requests:
         return "overloaded", (
-            f"{state.busy} requests for model {route.model!r} wait already (limit {limits.requests})"
+            f"{busy} requests for model {route.model!r} wait already (limit {limits.requests})"
         )
     if held + nbytes > limits.nbytes:
         return "overloaded", (

@@ -74,10 +74,18 @@ class Run:
         self.loaded = LoadedRoute(Route(1, "m", hop()), session)
         self.loaded.batching = batching
 
-    def put(self, number: int, *, rows: int = 1, remaining_ns: int = NO_DEADLINE, age_ns: int = 0) -> Work:
+    def put(
+        self,
+        number: int,
+        *,
+        rows: int = 1,
+        remaining_ns: int = NO_DEADLINE,
+        age_ns: int = 0,
+        priority: int = 0,
+    ) -> Work:
         array = np.full((rows, WIDTH), number, np.float32)
         header = TensorHeader("x", "float32", array.shape, "raw", array.nbytes)
-        item = Item(1, number, 0, remaining_ns, (header,))
+        item = Item(1, number, 0, remaining_ns, (header,), "", priority)
         origin: Any = None
         work = Work(self.loaded, item, [memoryview(array).cast("B")], origin, 0, time.monotonic_ns() - age_ns)
         work.marks = Marks()
@@ -105,6 +113,16 @@ def test_what_waits_runs_as_one_and_each_gets_its_own() -> None:
         assert work.outputs["y"].flags.c_contiguous
     assert [work.marks.batch for work in test.done if work.marks] == [4, 4, 4, 4, 2, 2]
     assert (test.loaded.counters.runs, test.worker.progress, test.worker.started_ns) == (2, 6, 0)
+
+
+def test_the_smallest_priority_runs_first_alone_and_in_batches() -> None:
+    for batching in (None, FOUR):
+        test = Run(Doubling(), batching)
+        for number, priority in enumerate([0, 10, 1, 20, 1, 0]):
+            test.put(number, priority=priority)
+        while len(test.done) < 6:
+            test.worker.turn()
+        assert [work.item.request for work in test.done] == [2, 4, 0, 1, 5, 3]
 
 
 def test_other_shapes_and_other_calls_wait_for_their_turn_in_order() -> None:
