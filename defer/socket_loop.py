@@ -307,7 +307,8 @@ class SocketLoop:
 
     def _turn(self) -> None:
         self._wait()
-        self._run_commands()
+        if self._commands:
+            self._run_commands()
         self._turned()
 
     def _wait(self) -> None:

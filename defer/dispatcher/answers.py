@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+
+import msgspec
 
 from defer.dispatcher.events import Deliver, Frames, Instruction, Reject
 from node_agent.messages import Rejection, Result
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """How an accepted request ended, with the frames of its result."""
 
     message: Result | Rejection

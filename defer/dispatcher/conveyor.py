@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from defer.dispatcher import events as e
@@ -31,6 +32,8 @@ class Conveyor:
         self.answers = RecentAnswers(self.limits.answers, self.limits.answer_bytes, self.limits.spent)
         self.durable = Durable()
         self.overdue = Overdue()
+        self.wake = math.inf
+        """When `Tick` is due at the earliest, on the core's clock: as `next_deadline`, or sooner with nothing to do."""
         self._links: dict[str, SendWindow] = {}
 
     @property
@@ -47,8 +50,9 @@ class Conveyor:
         out: list[e.Instruction] = []
         idle = 0
         while idle < len(turns):
-            state = self.routes[turns[0]]
-            turns.rotate(-1)
+            state = self.routes.by_epoch[turns[0]]
+            if len(turns) > 1:
+                turns.rotate(-1)
             if not state.waiting or state.lost:
                 idle += 1
                 continue
@@ -63,15 +67,20 @@ class Conveyor:
             state.traffic.sent(now - request.arrived)
             typical = state.route.typical_bytes or request.nbytes
             scale = request.nbytes / typical if typical else 1.0
-            self.overdue.sent(state.route.epoch, request.number, now, scale)
+            look = self.overdue.sent(state.route.epoch, request.number, now, scale)
+            if look < self.wake:
+                self.wake = look
             out.append(e.SendItem(link, request.item(now), request.frames))
         return out
 
     def _wait(self, state: RouteState, request: Request, now: float) -> None:
         """A request waits for a route, behind those of its priority and before those of lower ones."""
         self.routes.accept(state, request.number, now)
-        waiting, priority = state.waiting, request.priority
+        waiting = state.waiting
         at = last = len(waiting) - 1
+        if not last:
+            return
+        priority = request.priority
         while at and self.requests[waiting[at - 1]].priority > priority:
             at -= 1
         if at < last:
@@ -85,7 +94,7 @@ class Conveyor:
         return self._answer(request, Answer(Rejection(request.infer.request, code, text)))
 
     def _answer(self, request: Request, answer: Answer) -> list[e.Instruction]:
-        state = self.routes[request.epoch]
+        state = self.routes.by_epoch[request.epoch]
         self._leave(state, request)
         self.overdue.ended(request.number)
         self.ledger.remove(request)

@@ -24,10 +24,10 @@ from defer.dispatcher.durable import gone
 from defer.dispatcher.ledger import Request, mismatch, obstacle
 from defer.dispatcher.parking import Parking
 from defer.dispatcher.rollout import Splits
-from defer.dispatcher.routes import RouteState
+from defer.dispatcher.routes import REMEMBERED, Returned, RouteState
 from node_agent.errors import FlowError
 from node_agent.flow import SendWindow
-from node_agent.messages import NO_DEADLINE, Credit, Failure, Infer, Item, Rejection, Result, TensorHeader
+from node_agent.messages import NO_DEADLINE, Credit, Failure, Infer, Item, Rejection, Result
 
 MOST_LOSSES = 8
 """A request that was under way at the loss of so many devices is perhaps what they are lost by."""
@@ -60,17 +60,23 @@ class DispatcherCore(Conveyor):
             What to do about it, in order.
         """
         self.durable.at(now)
-        match event:
-            case e.InferArrived(epoch=None) if self.parking.open and not event.kept:
+        # What every request brings, without a pattern to match.
+        if type(event) is e.ItemReturned:
+            return self._returned(event.item, event.frames, now)
+        if type(event) is e.CreditArrived:
+            return self._credit(event.link, event.credit, now)
+        if type(event) is e.InferArrived:
+            if event.epoch is None and self.parking.open and not event.kept:
                 return self.parking.take(event, now)
-            case e.InferArrived():
-                return self._infer(event, now)
-            case e.ItemReturned(item, frames):
-                return self._returned(item, frames, now)
+            return self._infer(event, now)
+        said = self._handle_other(event, now)
+        self.wake = self.next_deadline()
+        return said
+
+    def _handle_other(self, event: e.Event, now: float) -> list[e.Instruction]:
+        match event:
             case e.FailureReturned(failure):
                 return self._failed(failure.epoch, failure.request, failure.code, _told(failure))
-            case e.CreditArrived(link, credit):
-                return self._credit(link, credit, now)
             case e.LinkUp(link):
                 self._links[link] = SendWindow()
                 return []
@@ -117,7 +123,8 @@ class DispatcherCore(Conveyor):
         if answer is not None:
             self.counters.repeated += 1
             return [say(event.client, answer)]
-        nbytes = sum(header.nbytes for header in infer.tensors)
+        tensors = infer.tensors
+        nbytes = tensors[0].nbytes if len(tensors) == 1 else sum(header.nbytes for header in tensors)
         chosen = self._choose(event, nbytes, now)
         if isinstance(chosen, Rejection):
             self.counters.refused[chosen.code] += 1
@@ -128,9 +135,13 @@ class DispatcherCore(Conveyor):
                 return self.durable.ended(event.client, infer, Answer(chosen))
             return [e.Reject(event.client, chosen)]
         request = self.ledger.add(event, nbytes, chosen.route.epoch, now)
+        if request.deadline < self.wake:
+            self.wake = request.deadline
         self._wait(chosen, request, now)
-        kept = [] if event.kept else self.durable.accepted(infer, event.frames, request.deadline)
-        return [*kept, *self._pump(chosen.route.link, now)]
+        out = self._pump(chosen.route.link, now)
+        if infer.durable and not event.kept:
+            return [*self.durable.accepted(infer, event.frames, request.deadline), *out]
+        return out
 
     def _about_store(
         self, event: e.RecallArrived | e.Kept | e.Recalled | e.Resumed, now: float
@@ -168,34 +179,35 @@ class DispatcherCore(Conveyor):
     def _choose(self, event: e.InferArrived, nbytes: int, now: float) -> RouteState | Rejection:
         """The route that this request runs on, or why there is none."""
         infer = event.infer
-
-        def refuse(code: str, message: str) -> Rejection:
-            return Rejection(infer.request, code, message)
-
+        why: tuple[str, str] | None
         if self._closing:
-            return refuse("not-ready", "the dispatcher is shutting down")
-        if (refused := self.durable.problem(infer)) is not None:
+            why = "not-ready", "the dispatcher is shutting down"
+        elif infer.durable and (refused := self.durable.problem(infer)) is not None:
             return refused
-        if infer.remaining_ns != NO_DEADLINE and infer.remaining_ns <= 0:
-            return refuse("deadline-exceeded", "the request arrived after its deadline")
-        if event.epoch is not None:
-            state = self.routes.get(event.epoch)
-            if state is None:
-                return refuse("not-ready", f"deployment {event.epoch} is gone")
-            if state.lost:
-                return refuse("not-ready", state.reason)
+        elif infer.remaining_ns != NO_DEADLINE and infer.remaining_ns <= 0:
+            why = "deadline-exceeded", "the request arrived after its deadline"
         else:
-            found = self.routes.find(self._version(infer), now)
-            if isinstance(found, tuple):
-                return refuse(*found)
-            state = found
-        why = obstacle(state, infer, nbytes, self.nbytes, self.limits)
-        return state if why is None else refuse(*why)
+            found: RouteState | tuple[str, str]
+            if event.epoch is not None:
+                found = self._meant(event.epoch)
+            else:
+                found = self.routes.find(self._version(infer) if self.splits.by_name else infer.model, now)
+            if not isinstance(found, tuple):
+                why = obstacle(found, infer, nbytes, self.ledger.nbytes, self.limits)
+                if why is None:
+                    return found
+            else:
+                why = found
+        return Rejection(infer.request, *why)
+
+    def _meant(self, epoch: int) -> RouteState | tuple[str, str]:
+        state = self.routes.get(epoch)
+        if state is None:
+            return "not-ready", f"deployment {epoch} is gone"
+        return ("not-ready", state.reason) if state.lost else state
 
     def _version(self, infer: Infer) -> str:
         """The deployment that a request takes, where what it names has versions."""
-        if not self.splits.by_name:
-            return infer.model
 
         def takes(deployment: str) -> bool:
             ready = self.routes.ready_for(deployment)
@@ -208,21 +220,25 @@ class DispatcherCore(Conveyor):
         if request is None or request.epoch != item.epoch:
             self.counters.stale += 1
             return []
-        state = self.routes[item.epoch]
-        held = {header.name: at for at, header in enumerate(item.tensors)}
-        wanted = request.infer.outputs or tuple(spec.name for spec in state.route.outputs)
-        missing = [name for name in wanted if name not in held]
-        if item.hop != state.route.hops or missing:
-            self.counters.malformed += 1
-            what = f"without {missing[0]!r}" if missing else f"as hop {item.hop} of {state.route.hops}"
-            text = f"the last stage of model {state.route.model!r} returned a result {what}"
-            return self._failed(item.epoch, item.request, "agent-fault", text)
-        headers: tuple[TensorHeader, ...] = tuple(item.tensors[held[name]] for name in wanted)
-        result = Result(request.infer.request, headers, now - request.arrived)
-        kept = tuple(frames[held[name]] for name in wanted)
+        state = self.routes.by_epoch[item.epoch]
+        told = state.returns.get(id(item.tensors))
+        if (
+            told is None
+            or told.came is not item.tensors
+            or request.infer.outputs
+            or item.hop != state.route.hops
+        ):
+            fits = _outputs(state, item, request.infer.outputs)
+            if isinstance(fits, str):
+                self.counters.malformed += 1
+                return self._failed(item.epoch, item.request, "agent-fault", fits)
+            told = fits
+        took = now - request.arrived
+        result = Result(request.infer.request, told.headers, took)
+        kept = tuple([frames[place] for place in told.places])
         self.overdue.back(item.epoch, item.request, now)
-        state.traffic.finished(now, now - request.arrived, request.infer.tensors)
-        out = self._answer(request, Answer(result, kept, sum(header.nbytes for header in headers)))
+        state.traffic.finished(now, took, request.infer.tensors)
+        out = self._answer(request, Answer(result, kept, told.nbytes))
         every = state.route.sample_every
         if every and request.client and state.traffic.answered % every == 0:
             out.append(e.Sampled(item.epoch, request.infer, request.frames, result, kept))
@@ -404,6 +420,25 @@ class DispatcherCore(Conveyor):
                     for said in self._end_all(state, "not-ready", "the dispatcher is shutting down")
                 ]
         return []
+
+
+def _outputs(state: RouteState, item: Item, wanted: tuple[str, ...]) -> Returned | str:
+    """What a result becomes, or what is wrong with it; remembered where all outputs are wanted."""
+    route = state.route
+    held = {header.name: at for at, header in enumerate(item.tensors)}
+    names = wanted or tuple(spec.name for spec in route.outputs)
+    missing = [name for name in names if name not in held]
+    if item.hop != route.hops or missing:
+        what = f"without {missing[0]!r}" if missing else f"as hop {item.hop} of {route.hops}"
+        return f"the last stage of model {route.model!r} returned a result {what}"
+    places = tuple(held[name] for name in names)
+    headers = tuple(item.tensors[place] for place in places)
+    told = Returned(item.tensors, headers, places, sum(header.nbytes for header in headers))
+    if not wanted:
+        if len(state.returns) >= REMEMBERED:
+            state.returns.clear()
+        state.returns[id(item.tensors)] = told
+    return told
 
 
 def _told(failure: Failure) -> str:

@@ -57,7 +57,7 @@ def take(
     end: ReceivingEnd, header: Item | Failure, frames: Sequence[Any], feed: Feed
 ) -> Credit | WireError | None:
     """Take what a last stage handed over; the credit that it gets back, if it is time for some."""
-    nbytes = sum(len(frame) for frame in frames)
+    nbytes = len(frames[0]) if len(frames) == 1 else sum(len(frame) for frame in frames)
     try:
         end.window.receive(nbytes)
     except WireError as error:
@@ -97,7 +97,8 @@ class Neighbours:
         self._feed = feed
         self._dialled: dict[str, Dialled] = {}
         self._users: dict[str, set[int]] = {}
-        self._again: dict[str, float] = {}
+        self.again: dict[str, float] = {}
+        """When to dial links again whose peers refused."""
         self._fetchers = Fetchers()
         loop.watch(fetch, partial(drain, fetch, self._on_fetch, routed=True))
 
@@ -116,12 +117,12 @@ class Neighbours:
 
     def next_wake(self) -> float:
         """When `turned` must be called next, on the monotonic clock."""
-        return min(self._again.values(), default=math.inf)
+        return min(self.again.values(), default=math.inf)
 
     def turned(self) -> None:
         """Dial those again that refused, after a pause."""
         now = time.monotonic()
-        for key in [key for key, at in self._again.items() if at <= now]:
+        for key in [key for key, at in self.again.items() if at <= now]:
             self.redial(key)
 
     def close_all(self) -> None:
@@ -147,7 +148,7 @@ class Neighbours:
         """Drop a connection with all that is queued on it, and open it anew."""
         self._fetchers.drop(key)
         if key in self._dialled:
-            self._again.pop(key, None)
+            self.again.pop(key, None)
             dialled = self._dialled[key]
             self._unwatch(dialled)
             dialled.close()
@@ -168,11 +169,11 @@ class Neighbours:
 
     def _check_keys(self, key: str, dialled: Dialled) -> None:
         """Where keys keep a device from us it is dialled again in a while: they may be put right."""
-        if dialled.refusal is not None and key not in self._again:
+        if dialled.refusal is not None and key not in self.again:
             logger.error(
                 "device %r: %s", dialled.peer.name, f"{dialled.refusal} {dialled.refusal.hint}".strip()
             )
-            self._again[key] = time.monotonic() + AGAIN_S
+            self.again[key] = time.monotonic() + AGAIN_S
 
     def _watch(self, key: str, dialled: Dialled) -> None:
         handle = partial(self._on_first, key)
@@ -186,7 +187,7 @@ class Neighbours:
     def _hang_up(self, key: str) -> None:
         dialled = self._dialled.pop(key, None)
         self._users.pop(key, None)
-        self._again.pop(key, None)
+        self.again.pop(key, None)
         if dialled is not None:
             self._unwatch(dialled)
             dialled.close()
@@ -212,13 +213,13 @@ class Neighbours:
                     self._feed(e.LinkUp(key))
                 else:
                     logger.error("device %r: %s", dialled.peer.name, dialled.handshake.reason)
-                    self._again[key] = time.monotonic() + AGAIN_S
+                    self.again[key] = time.monotonic() + AGAIN_S
             case Credit():
                 self._feed(e.CreditArrived(key, header))
             case Refusal():
                 logger.error("device %r refused our connection: %s", dialled.peer.name, header.message)
                 dialled.handshake.refused(header)
-                self._again[key] = time.monotonic() + AGAIN_S
+                self.again[key] = time.monotonic() + AGAIN_S
                 self._feed(e.LinkDown(key))
             case FrameError():
                 # Credit may have been in it: what both sides know of it differs from now on.

@@ -17,6 +17,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 LEAST_S = 0.4
 """Patience at least: below, a busy machine looks like a broken link."""
 
@@ -36,8 +38,7 @@ DOUBLINGS = 8
 """Patience is doubled this often at most."""
 
 
-@dataclass(slots=True)
-class _Sent:
+class _Sent(msgspec.Struct, gc=False):
     at: float
     order: int
     scale: float
@@ -82,8 +83,8 @@ class Overdue:
         """A route is gone."""
         self._books.pop(epoch, None)
 
-    def sent(self, epoch: int, number: int, now: float, scale: float = 1.0) -> None:
-        """A request was sent; `scale` is its size by that of the one that was predicted."""
+    def sent(self, epoch: int, number: int, now: float, scale: float = 1.0) -> float:
+        """A request was sent; `scale` is its size by that of the one that was predicted. Returns when to look next."""
         if self._looked < now - EVERY_S:  # nothing was under way
             self._looked = now
         book, tries = self._books[epoch], self._tries.get(number, 0)
@@ -92,6 +93,7 @@ class Overdue:
         book.under_way[number] = _Sent(now, self._next_order, max(1.0, scale))
         self._tries[number] = tries + 1
         self._next_order += 1
+        return self._looked + EVERY_S
 
     def back(self, epoch: int, number: int, now: float) -> None:
         """A result came back."""
@@ -123,7 +125,10 @@ class Overdue:
 
     def next_look(self) -> float:
         """When `lost` should be asked next; infinity while nothing is under way."""
-        return self._looked + EVERY_S if any(book.under_way for book in self._books.values()) else math.inf
+        for book in self._books.values():
+            if book.under_way:
+                return self._looked + EVERY_S
+        return math.inf
 
     def lost(self, now: float) -> Iterator[tuple[int, Sequence[int]]]:
         """The requests that must be sent again now, by epoch, in the order in which they were sent."""

@@ -15,8 +15,30 @@ from typing import Literal
 from defer.dispatcher.backlog import Backlog
 from defer.dispatcher.counters import Totals, Traffic
 from defer.dispatcher.events import Route
+from node_agent.messages import TensorHeader
 
 State = Literal["loaded", "ready", "lost", "retired"]
+
+
+REMEMBERED = 64
+"""Headers that a route knows by identity, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What a result that came with certain headers becomes.
+
+    Attributes:
+        came: Those headers.
+        headers: Of the outputs.
+        places: Which frame is whose.
+        nbytes: Of all outputs.
+    """
+
+    came: tuple[TensorHeader, ...]
+    headers: tuple[TensorHeader, ...]
+    places: tuple[int, ...]
+    nbytes: int
 
 
 @dataclass(slots=True)
@@ -35,6 +57,8 @@ class RouteState:
         beside: Routes that take over with it, while it stands by.
         value: What its plan comes to, by the objective that it was made for, while it stands by.
         traffic: Its counts.
+        fits: Headers of inputs that were found to fit, by identity: those of one model are one object over and over.
+        returns: What is to be made of results with these headers, by identity, where a request wants all outputs.
     """
 
     route: Route
@@ -47,6 +71,8 @@ class RouteState:
     beside: tuple[int, ...] = ()
     value: float = 0.0
     traffic: Traffic = field(default_factory=Traffic)
+    fits: dict[int, tuple[TensorHeader, ...]] = field(default_factory=dict)
+    returns: dict[int, Returned] = field(default_factory=dict)
 
     @property
     def busy(self) -> int:
@@ -95,6 +121,9 @@ class Routes:
             model: Its name; empty where only one is known.
             now: Seconds on the core's clock.
         """
+        serving = self.serving.get(model)
+        if serving is not None and len(serving) == 1 and model not in self.stuck:
+            return self.by_epoch[serving[0]]
         names = self.serving.keys() | self.announced.keys()
         if not names:
             return "not-ready", "no model is deployed"

@@ -279,19 +279,19 @@ class DataShell:
             self._neighbours.close_all()
 
     def _next_wake(self) -> float:
-        wake = self._core.next_deadline()
-        if self._neighbours is not None:
+        wake = self._core.wake
+        if self._neighbours is not None and self._neighbours.again:
             wake = min(wake, self._neighbours.next_wake())
         return min(wake, time.monotonic() + STALL_S) if self._outbox.waiting else wake
 
     def _turned(self) -> None:
         if self._may_act is not None and not self._may_act():
             return
-        if self._core.next_deadline() <= time.monotonic():
+        if self._core.wake <= time.monotonic():
             self._feed(e.Tick())
         if self._outbox.waiting:
             self._outbox.retry(self._data)
-        if self._neighbours is not None:
+        if self._neighbours is not None and self._neighbours.again:
             self._neighbours.turned()
 
     def _feed(self, event: e.Event) -> None:
@@ -303,20 +303,17 @@ class DataShell:
         if self._chronicle is not None and not isinstance(event, QUIET):
             self._chronicle.happened(event, self._core.routes)
         for instruction in instructions:
+            # What every request takes, without a pattern to match.
+            if type(instruction) is e.SendItem:
+                item = instruction.item
+                if item.trace:
+                    self.traces.sent(item, time.monotonic_ns())
+                neighbours.send_item(instruction.link, item, instruction.frames)
+                continue
+            if type(instruction) is e.Deliver:
+                self._deliver(instruction.client, instruction.result, instruction.frames)
+                continue
             match instruction:
-                case e.SendItem(link, item, frames):
-                    if item.trace:
-                        self.traces.sent(item, time.monotonic_ns())
-                    neighbours.send_item(link, item, frames)
-                case e.Deliver(client, result, frames):
-                    if self.traces.open:
-                        self.traces.answered(result.request, time.monotonic_ns())
-                    if client is HERE:
-                        self._answer_here(result, frames)
-                    elif client:
-                        self._outbox.send(self._data, client, encode_header(result), frames)
-                    elif (future := self._canaries.pop(result.request, None)) is not None:
-                        future.set_result((result.tensors, frames, result.seconds))
                 case e.Reject(client, rejection):
                     self._last_words |= isinstance(event, e.Stopped)
                     if client is HERE:
@@ -344,6 +341,16 @@ class DataShell:
                 case e.Keep() | e.Recall():
                     self._to_store(instruction)
 
+    def _deliver(self, client: bytes, result: Result, frames: Sequence[Any]) -> None:
+        if self.traces.open:
+            self.traces.answered(result.request, time.monotonic_ns())
+        if client is HERE:
+            self._answer_here(result, frames)
+        elif client:
+            self._outbox.send(self._data, client, encode_header(result), frames)
+        elif (future := self._canaries.pop(result.request, None)) is not None:
+            future.set_result((result.tensors, frames, result.seconds))
+
     def _to_store(self, instruction: e.Keep | e.Recall) -> None:
         assert self._keeper is not None  # without a store no request is durable
         request = instruction.request
@@ -363,6 +370,9 @@ class DataShell:
         self._keeper.write(instruction.build, written)
 
     def _on_data(self, identity: bytes, header: DataHeader | FrameError, frames: list[Any]) -> None:
+        if type(header) is Item:
+            self._on_item(identity, header, frames)
+            return
         match header:
             case Infer() if len(header.request) == ID_BYTES:
                 if header.trace:
@@ -372,7 +382,7 @@ class DataShell:
                 self._feed(e.RecallArrived(identity, header.request))
             case Infer() | Recall():
                 refuse(self._data, identity, "bad-frame", f"a request id has {ID_BYTES} bytes")
-            case Item() | Failure():
+            case Failure():
                 self._on_item(identity, header, frames)
             case Probe():
                 send(self._data, encode_header(ProbeEcho(header.id)), (), identity)

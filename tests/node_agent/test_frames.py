@@ -188,3 +188,22 @@ def test_large_raw_tensors_share_memory() -> None:
 
 def test_every_codec_is_registered_under_its_name() -> None:
     assert {name: codec.name for name, codec in CODECS.items()} == {name: name for name in CODECS}
+
+
+def test_headers_with_tensors_are_read_in_two_steps_with_every_field() -> None:
+    tensors = (tensor(),)
+    for brief, full in (
+        (m.Item(1, 2, 3, 4, tensors), m.Item(1, 2, 3, 4, tensors, "trace")),
+        (
+            m.Infer(b"r" * 16, "m", 5, tensors),
+            m.Infer(b"r" * 16, "m", 5, tensors, ("y",), "trace", True, 7),
+        ),
+        (m.Result(b"r" * 16, tensors), m.Result(b"r" * 16, tensors, 0.5)),
+    ):
+        twin = frames._RAW[type(full)]
+        assert twin.__struct_fields__ == type(full).__struct_fields__
+        assert twin.__struct_defaults__ == type(full).__struct_defaults__
+        for header in (brief, full):
+            first, second = (frames.decode_header(frames.encode_header(header)) for _ in range(2))
+            assert first == second == header
+            assert first.tensors is second.tensors  # type: ignore[union-attr]
