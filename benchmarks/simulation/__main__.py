@@ -3,7 +3,8 @@
 Each schedule is a cluster of up to four agents, deployments (with relays, replicas, devices that dial), clients, and
 faults: processes killed, stopped, hung, slow; connections cut at one end or both, links slow or blocked, a header
 spoiled, a client that goes, a request sent twice, a deployment replaced. Then all is made whole, and what was promised
-must hold. `--replay SEED` plays one schedule and prints what happened; `--plant BUG` plants one that must be found.
+must hold. `--replay SEED` plays one schedule and prints what happened; `--plant BUG` plants one that must be found;
+`--day 24` plays one that lasts a day, in which no table of the cores may grow.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from functools import partial
 
 from benchmarks.runner import Options, Outcome, Target, main
 from benchmarks.simulation.bugs import BUGS, planted
+from benchmarks.simulation.day import Day
 from benchmarks.simulation.schedule import Ended, Schedule
 from benchmarks.simulation.seams import simulated
 from benchmarks.simulation.world import BEGIN_S
@@ -104,6 +106,8 @@ def replay(seed: int, bug: str | None = None) -> list[str]:
 def measure(options: Options) -> Outcome:
     """See `benchmarks.runner`."""
     given = options.arguments
+    if given.day:
+        return whole_day(given.seed, given.day, given.plant)
     first = given.seed + (HOURS_APART if given.hours else 0)
     count = given.hours or (200 if options.quick else given.schedules)
     total = Tally()
@@ -130,6 +134,31 @@ def measure(options: Options) -> Outcome:
     return Outcome([row], targets, notes)
 
 
+def whole_day(seed: int, hours: float, bug: str | None = None) -> Outcome:
+    """One schedule of many hours, and whether any table of the cores grows."""
+    with simulated(), planted(bug):
+        day = Day(seed, hours)
+        ended = day.play()
+    full = max(day.looks[-1].items(), key=lambda each: each[1]) if day.looks else ("", 0)
+    row = {
+        "hours": hours,
+        "events": ended.world.handled,
+        "requests": ended.asked,
+        "results": ended.results,
+        "errors": sum(ended.codes.values()),
+        "faults": len(ended.faults),
+        "tables": len({path for look in day.looks for path in look}),
+        "broken": len(ended.world.problems),
+    }
+    notes = [
+        f"errors: {', '.join(f'{count} {code}' for code, count in ended.codes.items())}",
+        f"the fullest table is {full[0]} with {full[1]}",
+        *ended.world.problems[:SHOWN],
+    ]
+    targets = [Target("promises broken, or tables that grow", len(ended.world.problems), 0, "most")]
+    return Outcome([row], targets, notes)
+
+
 def _batches(first: int, count: int, size: int) -> Iterator[range]:
     for begin in range(first, first + count, size):
         yield range(begin, min(begin + size, first + count))
@@ -139,6 +168,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--schedules", type=int, default=10_000, help="how many (10,000)")
     parser.add_argument("--seed", type=int, default=0, help="the first one's seed; the others follow (0)")
     parser.add_argument("--hours", type=int, default=0, help="instead, this many schedules of an hour each")
+    parser.add_argument(
+        "--day", type=float, default=0, metavar="HOURS", help="instead, one schedule of so many hours"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="processes at once (all cores)")
     parser.add_argument("--replay", type=int, metavar="SEED", help="play one and print what happened")
     parser.add_argument("--plant", choices=tuple(BUGS), help="plant a bug, which must be found")

@@ -32,6 +32,12 @@ Most schedules are at rest long before that.
 QUIET, LOOK_S = 3, 0.25
 """It is at rest when it was each time that somebody looked, so often, so far apart."""
 
+LONG_S = 600.0
+"""Schedules that are busy for longer are looked at less often."""
+
+RECENT = 64
+"""Requests of a client that are sent again: older ones the dispatcher may have forgotten, as is promised."""
+
 PROBE_S = 12.0
 """After that a request must be answered within this."""
 
@@ -71,6 +77,7 @@ class Schedule:
         busy_s: Seconds of requests and faults; None for what the seed says.
         requests: How many there are.
         faults: How many things go wrong.
+        limits: What the dispatcher holds at most; drawn where they are not given.
     """
 
     def __init__(
@@ -80,6 +87,7 @@ class Schedule:
         busy_s: float | None = None,
         requests: int | None = None,
         faults: int | None = None,
+        limits: e.Limits | None = None,
     ) -> None:
         self.world = Stage.world = World(seed)
         self.net = Stage.net = wire.Network(self.world)
@@ -99,13 +107,13 @@ class Schedule:
             name: Place(name, f"tcp://{name}:7701", f"tcp://{name}:7702", dials=draw.random() < 0.15)
             for name in names
         }
-        limits = e.Limits(
+        drawn = e.Limits(
             requests=draw.choice((4, 16, 1024)),
             nbytes=draw.choice((400, 1 << 20)),
             answers=draw.choice((2, 1024)),
             longest_s=30.0,
         )
-        self.dispatcher = Dispatcher(self.places, draw.choice((1 << 10, 2 << 20)), limits)
+        self.dispatcher = Dispatcher(self.places, draw.choice((1 << 10, 2 << 20)), limits or drawn)
         self.ledger = checks.Ledger(self.dispatcher)
         for name in names:
             self._start(name)
@@ -228,7 +236,7 @@ class Schedule:
     def _look(self) -> None:
         checks.bounded(self.agents.values(), self.dispatcher)
         if self.world.now < BEGIN_S + self.busy_s + 4.0:
-            self.world.after(0.5, self._look)
+            self.world.after(0.5 if self.busy_s < LONG_S else 5.0, self._look)
 
     # ----------------------------------------------------------------------------------------------- the faults
 
@@ -342,7 +350,7 @@ class Schedule:
 
     def _do_again(self, kind: str) -> None:
         """Somebody sends a request under an id that is known: the answer must be the same, and nothing run twice."""
-        known = [asked for client in self.clients for asked in client.asked]
+        known = [asked for client in self.clients for asked in client.asked[-RECENT:]]
         living = [client for client in self.clients if client.process.alive]
         if known and living:
             self.world.note("!", kind)
