@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -62,4 +62,4 @@ def _later(event: e.InferArrived | e.RecallArrived, waited: float) -> e.InferArr
     if isinstance(event, e.RecallArrived) or event.infer.remaining_ns == NO_DEADLINE:
         return event
     left = max(0, event.infer.remaining_ns - int(waited * _S))
-    return replace(event, infer=msgspec.structs.replace(event.infer, remaining_ns=left))
+    return msgspec.structs.replace(event, infer=msgspec.structs.replace(event.infer, remaining_ns=left))
