@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from defer import api
@@ -11,8 +12,11 @@ from defer.errors import DeferError, DispatcherUnreachable, from_code, translate
 
 logger = logging.getLogger("defer.gateway")
 
-PAUSE_S = 1.0
+PAUSE_S = 0.4
 """Seconds between an answer and the next question."""
+
+LATE_S = 0.6
+"""A dispatcher that answered before, and has not for so many seconds after it was asked, counts as away meanwhile."""
 
 
 def _nothing() -> None:
@@ -26,12 +30,19 @@ class DispatcherWatch:
         ask: Asks once; raises where nobody answers.
         address: Whom, for messages.
         pause_s: Seconds between two questions.
+        clock: Seconds.
     """
 
     def __init__(
-        self, ask: Callable[[], Sequence[api.ModelInfo]], address: str, pause_s: float = PAUSE_S
+        self,
+        ask: Callable[[], Sequence[api.ModelInfo]],
+        address: str,
+        pause_s: float = PAUSE_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ask, self._address, self._pause_s = ask, address, pause_s
+        self._clock = clock
+        self._since: float | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._asked = False
@@ -39,10 +50,19 @@ class DispatcherWatch:
         self._on_there = _nothing
         self.models: Sequence[api.ModelInfo] = ()
         """What it served when it was last asked."""
-        self.problem: DeferError | None = DispatcherUnreachable(
+        self._problem: DeferError | None = DispatcherUnreachable(
             f"the dispatcher at {address} has not answered yet"
         )
-        """Why it is not there; None where it answered."""
+
+    @property
+    def problem(self) -> DeferError | None:
+        """Why it is not there; None where it answered, and is not late with the next answer."""
+        since = self._since
+        if self._problem is None and since is not None and (late := self._clock() - since) > LATE_S:
+            return DispatcherUnreachable(
+                f"the dispatcher at {self._address} has not answered for {late:.1f} s"
+            )
+        return self._problem
 
     @property
     def running(self) -> bool:
@@ -86,18 +106,21 @@ class DispatcherWatch:
 
     def look(self) -> None:
         """Ask once."""
+        self._since = self._clock()
         try:
             self.models = self._ask()
         except Exception as error:
             problem = translate(error)
-            if self.problem is None and not self._stop.is_set():
+            if self._problem is None and not self._stop.is_set():
                 logger.warning("The dispatcher is away: %s", problem)
-            self.problem = problem
+            self._problem = problem
         else:
-            if self.problem is not None and self._there.is_set():
+            if self._problem is not None and self._there.is_set():
                 logger.warning("The dispatcher at %s is back", self._address)
-            self.problem = None
+            self._problem = None
             if not self._there.is_set():
                 self._there.set()
                 self._on_there()
+        finally:
+            self._since = None
         self._asked = True

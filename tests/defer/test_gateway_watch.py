@@ -22,7 +22,7 @@ from defer.errors import DeferError, DispatcherUnreachable
 from defer.gateway.backend import RemoteBackend
 from defer.gateway.server import Gateway, Options
 from defer.gateway.service import Service
-from defer.gateway.watch import DispatcherWatch
+from defer.gateway.watch import LATE_S, DispatcherWatch
 from tests.defer.gateway_fixtures import SAME, exchange
 
 NOBODY = DispatcherUnreachable("nobody", hint="start one")
@@ -59,6 +59,25 @@ def test_a_watch_tells_what_it_heard_last(caplog: pytest.LogCaptureFixture) -> N
         "The dispatcher is away: nobody",
         "The dispatcher at host:1 is back",
     ]
+
+
+def test_who_is_late_counts_as_away_until_it_answers() -> None:
+    now = [0.0]
+    seen: list[bool] = []
+
+    def ask() -> Sequence[ModelInfo]:
+        for _ in range(2):
+            seen.append(watch.problem is None)
+            now[0] += LATE_S + 0.1
+        seen.append(watch.problem is None)
+        return (SAME,)
+
+    watch = DispatcherWatch(ask, "host:1", clock=lambda: now[0])
+    watch.look()
+    assert (seen, watch.problem) == ([False, False, False], None)  # it had not answered before
+    seen.clear()
+    watch.look()
+    assert (seen, watch.problem) == ([True, False, False], None)
 
 
 @pytest.mark.integration
