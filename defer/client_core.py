@@ -17,6 +17,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -45,8 +46,7 @@ PAUSE_LIMIT_S = 1.0
 _S = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Submit:
+class Submit(msgspec.Struct, frozen=True, gc=False):
     """A new request.
 
     Attributes:
@@ -86,8 +86,7 @@ class Disconnected:
     """The connection broke."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResultArrived:
+class ResultArrived(msgspec.Struct, frozen=True, gc=False):
     """A result with its frames."""
 
     result: Result
@@ -123,16 +122,14 @@ class Tick:
 Event = Submit | Connected | Disconnected | ResultArrived | RejectionArrived | Refused | Closed | Tick
 
 
-@dataclass(frozen=True, slots=True)
-class SendInfer:
+class SendInfer(msgspec.Struct, frozen=True, gc=False):
     """Send a request."""
 
     infer: Infer | Recall
     frames: Sequence[object]
 
 
-@dataclass(frozen=True, slots=True)
-class Resolve:
+class Resolve(msgspec.Struct, frozen=True, gc=False):
     """A request has its result."""
 
     request: bytes
@@ -153,8 +150,7 @@ class Fail:
 Instruction = SendInfer | Resolve | Fail
 
 
-@dataclass(slots=True)
-class _Pending:
+class _Pending(msgspec.Struct, gc=False):
     submit: Submit
     submitted: float
     tries: int = 0

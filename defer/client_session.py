@@ -320,9 +320,10 @@ class Session:
         if self._scout is not None:
             self._heard = time.monotonic()
         for _, header, frames in incoming(self._dialled.socket, routed=False, most=BURST):
+            if type(header) is Result:
+                self._feed(c.ResultArrived(header, frames))
+                continue
             match header:
-                case Result():
-                    self._feed(c.ResultArrived(header, frames))
                 case Rejection():
                     self._feed(c.RejectionArrived(header))
                 case Accepted(request) if request in self._kept:
@@ -346,9 +347,10 @@ class Session:
 
     def _feed(self, event: c.Event) -> None:
         for instruction in self._core.handle(event, time.monotonic()):
+            if type(instruction) is c.SendInfer:
+                self._send(instruction.infer, instruction.frames)
+                continue
             match instruction:
-                case c.SendInfer(infer, frames):
-                    self._send(infer, frames)
                 case c.Resolve(request, tensors, frames):
                     self._settle(request, partial(_decode, tensors, frames))
                 case c.Fail(request, code, message, hint):

@@ -28,7 +28,7 @@ from defer.cli.chains import (
     standby_option,
 )
 from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway, told
-from defer.cli.leading import led
+from defer.cli.leading import handing_over, led
 from defer.cli.observing import ObservingWish, announced, log_to_stderr, observing_options, serving_metrics
 from defer.cli.output import common_options, examples, note, progress
 from defer.cli.plots import check_plot, write_plot
@@ -46,7 +46,7 @@ from defer.documents.profile import CostProfile, Created
 from defer.errors import Cancelled, FileMissing, Internal, UsageError, translate
 from defer.live.watcher import Watcher
 from defer.paths import profile_cache
-from node_agent.machine import keep_buffers
+from node_agent.machine import keep_buffers, settle_collector
 from node_agent.security import Security
 
 if TYPE_CHECKING:
@@ -196,18 +196,18 @@ def command(
             crashed.append(error)
             stop.set()
 
-        daemon = stack.enter_context(
-            Daemon(
-                cluster,
-                place.folder,
-                profiles=profile_cache(),
-                on_crash=crash,
-                held=True,
-                durable=place.lasting,
-                security=security,
-                shared=shared,
-            )
+        daemon = Daemon(
+            cluster,
+            place.folder,
+            profiles=profile_cache(),
+            on_crash=crash,
+            held=True,
+            durable=place.lasting,
+            security=security,
+            shared=shared,
         )
+        with handing_over(shared):
+            stack.enter_context(daemon)
         watcher = Watcher(daemon)
         metrics = stack.enter_context(serving_metrics(observing, watcher))
         stack.enter_context(announced(observing, daemon.address, daemon.boot, keys=security.curve))
@@ -229,6 +229,7 @@ def command(
                     http.service.starting = False
                 restored = () if outcome is not None else daemon.models().models
                 term = 0 if shared is None else shared.term
+                settle_collector()
                 _say_ready(daemon.address, outcome, restored, http, metrics, as_json=as_json, term=term)
         except StopNow:
             if stop.number == signal.SIGINT:

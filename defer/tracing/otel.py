@@ -17,8 +17,9 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from defer.client_core import Submit
 from defer.errors import DeferError
@@ -183,7 +184,7 @@ def calling(submit: Submit) -> tuple[Submit, Span | None]:
     if not context.trace_flags.sampled:
         span.end()
         return submit, None
-    return replace(submit, trace=traceparent(context)), span
+    return msgspec.structs.replace(submit, trace=traceparent(context)), span
 
 
 def ended(span: Span, future: Future[Any]) -> None:

@@ -6,7 +6,6 @@ import secrets
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import replace
 
 from defer import api
 from defer.admin import Admin
@@ -94,7 +93,7 @@ def _send(client: Requests, model: str, inputs: Inputs, requests: int, window: i
                 noted.notify()
 
         start = time.monotonic_ns()
-        submit = replace(client.prepare(inputs, model, (), None, copy=False), trace=trace)
+        submit = client.prepare(inputs, model, (), None, copy=False, trace=trace)
         # From here on it may leave at any time: another thread sends it.
         begun[trace] = (start, time.monotonic_ns())
         future = client.launch(submit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import os
 import socket
 import threading
 import time
@@ -520,3 +521,38 @@ def test_nothing_is_left_behind(make_server: Callable[..., Any], open_sockets: C
         with Client(server.address) as client:
             client.infer(x())
     assert open_sockets() <= before + 5  # the dispatcher's ends close when it notices
+
+
+def test_inputs_known_to_fit_are_told_from_others(server: Any) -> None:
+    with Client(server.address) as client:
+        for _ in range(3):  # from the second time on the client knows this type and shape
+            for array in (x(1), x(2, rows=3), np.asfortranarray(x(3, rows=2)), x(4).astype(">f4")):
+                np.testing.assert_array_equal(
+                    client.infer({"x": array})["y"], np.asarray(array, np.float32) * 2
+                )
+                np.testing.assert_array_equal(
+                    client.submit(array).result(10)["y"], np.asarray(array, np.float32) * 2
+                )
+            for wrong in (x().astype(np.float64), np.zeros(4, np.float32)):
+                with pytest.raises(errors.WrongInput):
+                    client.infer(wrong)
+            with pytest.raises(errors.WrongInput):
+                client.infer({"z": x()})
+            np.testing.assert_array_equal(client.infer(x(5), outputs=["y"])["y"], x(10))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads: the child touches none
+def test_ids_are_never_the_same() -> None:
+    from defer.client_requests import IDS, new_id
+
+    assert len({new_id() for _ in range(3 * IDS)}) == 3 * IDS
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, b"".join(new_id() for _ in range(8)))
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(read, 4096)
+    os.close(read)
+    os.close(write)
+    assert not {new_id() for _ in range(IDS)} & {theirs[at : at + 16] for at in range(0, len(theirs), 16)}
