@@ -11,7 +11,7 @@ import msgspec
 import partitioner
 from defer.agents import AgentPool
 from defer.asking import ask_again
-from defer.codec_profiling import codec_costs
+from defer.codec_profiling import codec_costs, crossing_bytes
 from defer.documents.cluster import Device
 from defer.documents.profile import CodecProfile
 from defer.errors import AgentFault
@@ -20,7 +20,7 @@ from defer.shipping import ship
 from defer.span_costs import Adding, Span, adding_up, slowed
 from node_agent import messages as m
 
-BLOCK_COSTS = 9
+BLOCK_COSTS = 10
 """Version of what is remembered of a device; older ones are measured again."""
 
 MEASURE_TIMEOUT_S = 300.0
@@ -53,6 +53,7 @@ class BlockCosts(msgspec.Struct, frozen=True):
     unsupported: tuple[str, ...] = ()
     cut_seconds: tuple[float, ...] = ()
     apart: bool = False
+    crossing: tuple[int, ...] = ()
 
     def beside(self, together: Sequence[Span]) -> BlockCosts:
         """What everything costs while other devices of the machine work, by spans measured that way.
@@ -155,6 +156,7 @@ def measure_blocks(
         compiled_refusals(tuple(engines), refused),
         adding.cuts if any(adding.cuts) else (),
         bool(apart) and all(apart),
+        crossing_bytes(chain, produced),
     )
 
 

@@ -237,6 +237,7 @@ def _reordered(profile: CostProfile, shares: Shares, order: Sequence[int], chain
             # What a cut costs at the other order's boundaries is not known; on average it costs what it costs here.
             cut_seconds=_level(device.cut_seconds, len(chain.boundaries)),
             codecs={},
+            crossing_bytes=(),
             unsupported=tuple(refusal(device.unsupported, block) for block in chain.blocks)
             if device.unsupported
             else (),

@@ -38,13 +38,24 @@ def codec_costs(
             rows = [stats.codecs.get(codec, (stats.nbytes, NOT_TRIED_S, 0.0)) for stats in known]
             large = sum(stats.nbytes for stats in known)
             small = sum(min(row[0], stats.nbytes) for row, stats in zip(rows, known, strict=True))
-            other = boundary.nbytes - large
+            other = sum(chain.tensor_bytes[name] for name in boundary.tensors if name not in produced)
             encode.append(sum(row[1] for row in rows))
             decode.append(sum(row[2] for row in rows))
-            ratio.append(boundary.nbytes / (small + other) if small + other > 0 else 1.0)
+            ratio.append((large + other) / (small + other) if small + other > 0 else 1.0)
         codecs[codec] = CodecProfile(encode_s=tuple(encode), decode_s=tuple(decode))
         ratios[codec] = tuple(ratio)
     return codecs, ratios
+
+
+def crossing_bytes(chain: partitioner.BlockChain, produced: Mapping[str, m.TensorStats]) -> tuple[int, ...]:
+    """Bytes at each boundary as a device's partitions make them: narrow ones exchange narrow tensors."""
+    return tuple(
+        sum(
+            produced[name].nbytes if name in produced else chain.tensor_bytes[name]
+            for name in boundary.tensors
+        )
+        for boundary in chain.boundaries
+    )
 
 
 def client_costs(chain: partitioner.BlockChain) -> dict[str, CodecProfile]:

@@ -6,7 +6,7 @@ bandwidth and delay; where not even that is known, a default that the plan's not
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -107,7 +107,7 @@ def make_costs(
     notes += cut
     measured = [name for name in seconds if _measured(profile, name)]
     method: Method = "measured" if len(measured) == len(seconds) else "mixed" if measured else "static"
-    sizes = [boundary.nbytes for boundary in chain.boundaries]
+    sizes = _crossing(chain, cluster, profile, seconds)
     problem = router.Problem(
         cluster=_router_cluster(cluster, profile, notes),
         source=cluster.dispatcher.device,
@@ -131,6 +131,20 @@ def make_costs(
         pins=pins,
     )
     return Costs(problem, method, tuple(notes))
+
+
+def _crossing(
+    chain: BlockChain, cluster: Cluster, profile: CostProfile | None, devices: Iterable[str]
+) -> list[int]:
+    """Bytes at each boundary: narrow where every stage would be, the model's own where some would not."""
+    sizes = [boundary.nbytes for boundary in chain.boundaries]
+    names = list(devices)
+    if profile is None or len({cluster.device(name).precision for name in names}) != 1:
+        return sizes
+    known = [profile.devices[name].crossing_bytes for name in names if name in profile.devices]
+    if len(known) < len(names) or not all(known):
+        return sizes
+    return [max(each) for each in zip(*known, strict=True)]
 
 
 def _check_profile(chain: BlockChain, profile: CostProfile) -> None:

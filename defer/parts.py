@@ -49,7 +49,7 @@ def write_parts(
     if any(precision != "fp32" for precision in precisions):
         from defer.precision import rewritten
 
-        free = rewritten(free, precisions, ranges)
+        free = rewritten(free, precisions, ranges, chain.outputs)
     shapes = {spec.name: tuple(d for d in spec.shape if isinstance(d, int)) for spec in bound_inputs(chain)}
     frozen = partitioner.split(model, tuple(positions), input_shapes=shapes, order=order)
     return tuple(_write(*pair, directory) for pair in zip(free, frozen, strict=True))
@@ -58,13 +58,15 @@ def write_parts(
 def _write(free: partitioner.Partition, frozen: partitioner.Partition, directory: Path) -> WrittenPart:
     stored = partitioner.write_store(free, directory)
     graph = FileRef(stored.graph.sha256, stored.graph.nbytes, ".onnx")
+    types = {spec.name: spec.dtype for spec in free.inputs}
     weights = tuple(FileRef(file.sha256, file.nbytes, ".bin") for file in stored.weights)
     part = Part(
         graph=graph,
         weights=weights,
         inputs=tuple(map(wire_spec, free.inputs)),
         outputs=tuple(map(wire_spec, free.outputs)),
-        warm_up=tuple(map(wire_spec, frozen.inputs)),
+        # The shapes are bound, the types are those that cross.
+        warm_up=tuple(TensorSpec(spec.name, types[spec.name], tuple(spec.shape)) for spec in frozen.inputs),
     )
     return WrittenPart(part, {file: directory / f"{file.sha256}{file.suffix}" for file in (graph, *weights)})
 

@@ -99,12 +99,22 @@ def observe(
 
 
 def rewritten(
-    parts: Sequence[partitioner.Partition], precisions: Sequence[str], ranges: Ranges | None
+    parts: Sequence[partitioner.Partition],
+    precisions: Sequence[str],
+    ranges: Ranges | None,
+    outputs: Iterable[partitioner.TensorSpec],
 ) -> tuple[partitioner.Partition, ...]:
-    """Partitions in the precisions that were asked for; what crosses between them keeps the model's types."""
+    """Partitions in the precisions that were asked for; the model's own inputs and outputs keep its types.
+
+    Args:
+        parts: All partitions of a model.
+        precisions: One for each.
+        ranges: What quantising needs to know.
+        outputs: The model's.
+    """
     from partitioner import precision
 
+    keep = [spec.name for spec in outputs]
     return tuple(
-        precision.rewrite(part, wanted, ranges=ranges).partition
-        for part, wanted in zip(parts, precisions, strict=True)
+        each.partition for each in precision.rewrite_chain(parts, precisions, ranges=ranges, keep=keep)
     )

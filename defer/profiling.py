@@ -157,6 +157,7 @@ def _device_profile(pool: AgentPool, name: str, costs: BlockCosts) -> DeviceProf
         codecs=costs.codecs,
         unsupported=costs.unsupported,
         apart=costs.apart,
+        crossing_bytes=costs.crossing,
     )
 
 

@@ -208,7 +208,7 @@ def _parts(
             boundary=transfer.boundary,
             path=tuple(costs.told(name) for name in transfer.path),
             codec=transfer.codec,
-            nbytes=chain.boundaries[transfer.boundary].nbytes,
+            nbytes=int(costs.problem.boundary_bytes[transfer.boundary]),
             seconds=math.fsum(spans.transfers[number]),
             tensors=chain.boundaries[transfer.boundary].tensors,
             wire_bytes=spans.wire_bytes[number],

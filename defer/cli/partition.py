@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     type=click.Choice(["fp32", "fp16", "bf16", "int8", "int8-fp16", "fp8"]),
     default="fp32",
     show_default=True,
-    help="Write the partitions in this precision; what crosses between them keeps the model's types.",
+    help="Write the partitions in this precision; the model's inputs and outputs keep their types.",
 )
 @click.option(
     "--calibration",
@@ -138,7 +138,7 @@ def _rewritten(
     wanted = (precision,) * len(partitions)
     with tempfile.TemporaryDirectory(prefix="defer-ranges-") as work:
         ranges = ranges_for(wanted, model, chain, Path(work), calibration)
-    return rewritten(partitions, wanted, ranges)
+    return rewritten(partitions, wanted, ranges, chain.outputs)
 
 
 def _frozen(chain: BlockChain, inputs: Shapes) -> dict[str, tuple[int, ...]]:

@@ -115,7 +115,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         computes: False for a device that only relays, or only holds the dispatcher.
         engine: Which engine its agent uses; `auto` takes the agent's default.
         engine_options: Passed to the engine, by name; see docs/engines.md.
-        precision: How its partitions compute; what crosses the network keeps the model's types.
+        precision: How its partitions compute; neighbours in one of fp16 and bf16 exchange that type.
         speed: Static speed, used only where nothing was measured.
         price: Money per hour in which it works.
         power: What it draws while it works.

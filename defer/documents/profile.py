@@ -39,6 +39,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
         codecs: Per codec.
         unsupported: For each block why the device's compiling engine (TensorRT) cannot run it, empty where it can;
             no entries where it can run all. `block_seconds` are then those of the engine that takes over.
+        crossing_bytes: Bytes at each boundary between partitions in this device's precision; empty where not measured.
         apart: Whether a stage that holds such a block runs its other ops on the compiling engine all the same.
     """
 
@@ -54,6 +55,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     codecs: dict[str, CodecProfile] = msgspec.field(default_factory=dict)
     unsupported: tuple[str, ...] = ()
     apart: bool = False
+    crossing_bytes: tuple[int, ...] = ()
 
 
 class LinkProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,6 +179,8 @@ class CostProfile(Document, frozen=True, kw_only=True):
         self._check(device.block_seconds, blocks, f"{place}.block_seconds", "blocks")
         if device.cut_seconds:
             self._check(device.cut_seconds, blocks + 1, f"{place}.cut_seconds", "boundaries")
+        if device.crossing_bytes:
+            self._check(device.crossing_bytes, blocks + 1, f"{place}.crossing_bytes", "boundaries")
         if device.block_resident:
             self._check(device.block_resident, blocks, f"{place}.block_resident", "blocks")
         if device.unsupported and len(device.unsupported) != blocks:

@@ -86,6 +86,22 @@ def test_one_partition_narrow_and_one_wide(kind, model, chain, tmp_path):
         assert 0 < error < (4e-3 if kind == "fp16" else 0.1)
 
 
+def test_two_narrow_partitions_are_warmed_up_with_what_crosses(model, chain, tmp_path):
+    (cut,) = partitioner.balance(chain, 2)
+    wide = write_parts(model, chain, (cut,), tmp_path / "a")
+    narrow = write_parts(model, chain, (cut,), tmp_path / "a", ("fp16", "fp16"))
+    for specs in (narrow[1].part.inputs, narrow[1].part.warm_up):
+        assert {spec.dtype for spec in specs} == {"float16"}
+    assert [spec.shape for spec in narrow[1].part.warm_up] == [spec.shape for spec in wide[1].part.warm_up]
+    assert narrow[0].part.warm_up == wide[0].part.warm_up
+    assert narrow[1].part.outputs == wide[1].part.outputs
+    feeds = samples(bound_inputs(chain), 3)
+    got, expected = run(narrow, feeds), run(wide, feeds)
+    for spec in chain.outputs:
+        size = np.linalg.norm(expected[spec.name])
+        assert 0 < np.linalg.norm(got[spec.name] - expected[spec.name]) / size < 4e-3
+
+
 def test_the_same_precision_gives_the_same_files(model, chain, tmp_path):
     first = write_parts(model, chain, (), tmp_path / "a", ("fp16",))
     second = write_parts(model, chain, (), tmp_path / "b", ("fp16",))

@@ -85,6 +85,22 @@ def test_each_device_computes_in_its_own_precision(serve):
         assert [stage.precision for stage in deployment.stages] == ["fp16", "int8"]
 
 
+def test_two_narrow_devices_exchange_narrow_tensors(serve):
+    """Half the bytes cross of what crosses to a wide device, and results keep the model's type."""
+    crossed = {}
+    for kind in ("fp32", "fp16"):
+        address, model = serve(a='precision = "fp16"', b=f'precision = "{kind}"')
+        with Client(address) as client:
+            for seed in range(3):
+                feeds = models.example_inputs(MODEL, seed=seed)
+                got, expected = client.infer(feeds), whole(model, feeds)
+                assert {array.dtype.name for array in got.values()} == {"float32"}
+                assert error(got, expected) < 0.01
+            second = client.status().deployments[0].stages[1]
+            crossed[kind] = second.bytes_in / second.items
+    assert crossed["fp16"] == crossed["fp32"] / 2
+
+
 def test_an_engine_that_a_device_lacks_falls_back_and_status_says_why(serve):
     address, model = serve(a='engine = "tensorrt"')
     feeds = models.example_inputs(MODEL, seed=1)
@@ -130,3 +146,9 @@ def test_a_profile_names_the_engine_that_really_ran(tmp_path):
         profile = outcome.profile
     assert profile is not None
     assert profile.devices["c"].engine == "onnxruntime-cpu"
+    chain = partitioner.analyze(model)
+    wide = [boundary.nbytes for boundary in chain.boundaries]
+    narrow = profile.devices["c"].crossing_bytes
+    assert narrow[0] == wide[0]
+    assert narrow[-1] == wide[-1]
+    assert any(2 * one == other for one, other in zip(narrow, wide, strict=False))
