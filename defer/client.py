@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
@@ -224,7 +225,7 @@ class Client:
         if window < 1:
             raise UsageError(f"window must be at least 1, not {window}")
         requests = self._requests
-        under_way: deque[tuple[Future[Outputs], float]] = deque()
+        under_way = _UnderWay(ordered=ordered)
         source = iter(inputs)
         exhausted = False
         try:
@@ -238,13 +239,12 @@ class Client:
                     submit = requests.prepare(
                         element, model, outputs, timeout, copy=True, patient=True, priority=priority
                     )
-                    under_way.append((requests.launch(submit), submit.deadline))
+                    under_way.add(requests.launch(submit), submit.deadline)
                 if not under_way:
                     return
-                yield _result(*_next(under_way, ordered=ordered))
+                yield _result(*under_way.next())
         finally:
-            for future, _ in under_way:
-                future.cancel()
+            under_way.cancel()
 
     def models(self) -> tuple[ModelInfo, ...]:
         """The models that are served, with their inputs and outputs.
@@ -275,16 +275,33 @@ class Client:
         self.close()
 
 
-def _next(under_way: deque[tuple[Future[Outputs], float]], *, ordered: bool) -> tuple[Future[Outputs], float]:
-    if ordered:
-        return under_way.popleft()
-    done = next((entry for entry in under_way if entry[0].done()), None)
-    if done is None:
-        last = max(deadline for _, deadline in under_way)
-        wait([future for future, _ in under_way], _left(last), FIRST_COMPLETED)
-        done = next((entry for entry in under_way if entry[0].done()), under_way[0])
-    under_way.remove(done)
-    return done
+class _UnderWay:
+    """The requests of one `map`, and which is taken next."""
+
+    def __init__(self, *, ordered: bool) -> None:
+        self._ordered = ordered
+        self._deadlines: dict[Future[Outputs], float] = {}
+        self._ended: SimpleQueue[Future[Outputs]] = SimpleQueue()
+
+    def __len__(self) -> int:
+        return len(self._deadlines)
+
+    def add(self, future: Future[Outputs], deadline: float) -> None:
+        self._deadlines[future] = deadline
+        if not self._ordered:
+            future.add_done_callback(self._ended.put)
+
+    def next(self) -> tuple[Future[Outputs], float]:
+        """The oldest, or the one that ended first; where none ends in time the one that should have."""
+        future = next(iter(self._deadlines))
+        if not self._ordered:
+            with suppress(Empty):
+                future = self._ended.get(timeout=_left(max(self._deadlines.values())))
+        return future, self._deadlines.pop(future)
+
+    def cancel(self) -> None:
+        for future in self._deadlines:
+            future.cancel()
 
 
 _MARGIN_S = GRACE_S + 5.0
