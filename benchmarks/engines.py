@@ -2,7 +2,8 @@
 
 A row counts as a GPU's only if the agents' own status says that the stages ran on that engine; a fallback is shown with
 its reason and does not count. `bare` is the same runtime and provider on the whole model in this process, with host
-arrays; `device only` is the same with inputs and outputs already on the device, so that their difference is the copies.
+arrays; `device only` is the same with inputs and outputs already on the device, so that their difference is the copies;
+`overlap ×` is the rate of the same model with as many requests in flight as the agent keeps, over one after the other.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def measure(options: Options) -> Outcome:
 
 
 def contract_suite() -> tuple[int, int, str]:
-    """Passed and failed tests of tests/node_agent/engines/test_contract.py, and pytest's last line."""
+    """Passed and failed tests of the contract and of the real libraries, and pytest's last line."""
     done = subprocess.run(
         [
             sys.executable,
@@ -78,6 +79,7 @@ def contract_suite() -> tuple[int, int, str]:
             "-p",
             "no:cacheprovider",
             "tests/node_agent/engines/test_contract.py",
+            "tests/node_agent/engines/test_real_libraries.py",
         ],
         capture_output=True,
         text=True,
@@ -98,6 +100,7 @@ def _measure(engine: str, name: str, options: Options) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="defer-engines-") as folder:
         path = models.save(name, Path(folder) / f"{name}.onnx")
         bare, device_only, provider, expected = _bare(engine, path, feeds, requests)
+        overlap = _overlap(engine, path, feeds, requests)
         best = _pipeline(engine, path, feeds, expected, requests, Path(folder), 1 if options.quick else CUTS)
     row: dict[str, Any] = {
         "engine": engine,
@@ -107,9 +110,11 @@ def _measure(engine: str, name: str, options: Options) -> list[Row]:
         "bare ms": _ms(bare),
         "device only ms": _ms(device_only),
         "copies ms": _ms(bare - device_only if device_only is not None else None),
+        "overlap ×": None if overlap is None else round(overlap, 2),
         **best,
     }
-    on_gpu = engine in GPU and best["ran on"] == engine
+    ran_on = set(re.split(r", |\+", str(best["ran on"])))
+    on_gpu = engine in ran_on and ran_on <= set(GPU)
     return [{**row, "counts": "GPU" if on_gpu else "CPU" if engine not in GPU else "no: fell back"}]
 
 
@@ -144,6 +149,44 @@ def _bare(
         if engine in GPU:
             device_only = _on_device(inner, feeds, requests)
     return bare, device_only, provider, outputs
+
+
+def _overlap(engine: str, path: Path, feeds: dict[str, np.ndarray], requests: int) -> float | None:
+    """How many times the rate of single runs a session reaches with its slots in flight; None where it has one."""
+    import os
+
+    import partitioner
+    from node_agent.engines import _make
+    from node_agent.engines.base import Partition, overlapping
+    from node_agent.messages import TensorSpec
+
+    chain = partitioner.analyze(path, {key: value.shape for key, value in feeds.items()})
+    inputs, outputs = (
+        tuple(TensorSpec(spec.name, spec.dtype, tuple(spec.shape)) for spec in specs)
+        for specs in (chain.inputs, chain.outputs)
+    )
+    usual = {key: value.shape for key, value in feeds.items()}
+    partition = Partition(path, inputs, outputs, threads=os.cpu_count() or 1, usual=usual)
+    loaded = _make(engine).load(partition)
+    try:
+        session = overlapping(loaded)
+        if session is None:
+            return None
+        loaded.run(feeds)
+        begin = time.perf_counter()
+        for _ in range(requests):
+            loaded.run(feeds)
+        one_by_one = time.perf_counter() - begin
+        begin = time.perf_counter()
+        for number in range(requests):
+            if number >= session.slots:
+                session.collect()
+            session.submit(feeds)
+        for _ in range(min(session.slots, requests)):
+            session.collect()
+        return one_by_one / (time.perf_counter() - begin)
+    finally:
+        loaded.close()
 
 
 def _on_device(inner: Any, feeds: dict[str, np.ndarray], requests: int) -> float:

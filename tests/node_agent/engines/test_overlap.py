@@ -89,3 +89,14 @@ def test_a_request_outside_the_profile_fails_alone_and_in_its_place(driver, part
     assert [work.failure is None for work in done] == [True, False, True]
     assert "99" in done[1].failure.message
     assert [len(work.outputs["y"]) for work in (done[0], done[2])] == [2, 3]
+
+
+@pytest.mark.integration
+def test_the_benchmark_measures_what_overlapping_brings(driver, partition):
+    """On a stand-in the figure means nothing; that it comes, and that nothing is left, is what counts."""
+    from benchmarks.engines import _overlap
+
+    x = np.ones((2, 6), np.float32)
+    assert (_overlap("tensorrt", partition.graph, {"x": x}, 5) or 0) > 0
+    assert _overlap("onnxruntime-cpu", partition.graph, {"x": x}, 5) is None
+    assert driver.left == (0, 0, 0)
