@@ -16,7 +16,10 @@ from benchmarks.gap.scenes import Seen
 from benchmarks.gap.stand import stand
 from benchmarks.runner import Options, Outcome, Row, Target, main
 
-SCENES = ("kill", "hang", "slow", "dispatcher", "replan", "roll-out")
+KILLS = {"kill": "loaded", "kill-files": "files", "kill-cold": "none"}
+"""SIGKILL of a stage, by what was prepared for it (`--standby`): partitions in memory, files, nothing."""
+
+SCENES = (*KILLS, "hang", "slow", "dispatcher", "replan", "roll-out")
 
 SLOW_S = 0.6
 """Of each item of a stage that has become slow: longer than one that hangs is left alone."""
@@ -35,13 +38,19 @@ def measure(options: Options) -> Outcome:
             work.mkdir(parents=True)
         on = stack.enter_context(stand(work, given.devices))
         status = stack.enter_context(options.console.status("measuring, planning, loading"))
-        with on.serving():
-            on.measure_rate()
-            for name in (name for name in wanted if name != "dispatcher"):
+        for name in ("kill-files", "kill-cold"):
+            if name in wanted:
+                with on.serving(standby=KILLS[name]):
+                    on.rate = on.rate or on.measure_rate()
+                    status.update(name)
+                    seen[name] = scenes.kills(on, rounds, KILLS[name])
+        with on.serving(standby="loaded"):
+            on.rate = on.rate or on.measure_rate()
+            for name in (name for name in wanted if name not in ("dispatcher", "kill-files", "kill-cold")):
                 status.update(name)
                 match name:
                     case "kill":
-                        seen[name] = scenes.kills(on, rounds)
+                        seen[name] = scenes.kills(on, rounds, KILLS[name])
                     case "hang":
                         seen[name] = scenes.hangs(on, rounds)
                     case "slow":
@@ -51,7 +60,7 @@ def measure(options: Options) -> Outcome:
         if "dispatcher" in wanted:
             status.update("dispatcher")
             seen["dispatcher"] = scenes.dispatcher_dies(on, 10.0)
-    return _outcome(seen, on.rate)
+    return _outcome({name: seen[name] for name in SCENES if name in seen}, on.rate)
 
 
 def _outcome(seen: dict[str, Seen], rate: float) -> Outcome:
@@ -74,9 +83,15 @@ def _outcome(seen: dict[str, Seen], rate: float) -> Outcome:
     if one := seen.get("kill"):
         targets += [
             Target("death of a process, detection s", max(one.detected), 0.4, "most"),
-            Target("median gap after SIGKILL of a stage s", median(one.gaps), 1.0, "most"),
-            Target("gap over detection, shipping and loading", median(_parts(one)), 1.0, "most"),
+            Target("SIGKILL with a warm standby, median gap s", median(one.gaps), 1.0, "most"),
+            Target(
+                "SIGKILL with a warm standby, rounds with a load", len(one.gaps) - one.without_load, 0, "most"
+            ),
         ]
+    for name, what in (("kill-files", "with files alone"), ("kill-cold", "with nothing prepared")):
+        if one := seen.get(name):
+            bound = median(one.bounds)
+            targets.append(Target(f"SIGKILL {what}, median gap s", median(one.gaps), bound, "most"))
     if one := seen.get("hang"):
         longest = max(0.4, 3 * one.more["slowest stage, mean run"])
         targets.append(Target("hang, median detection s", median(one.detected), longest, "most"))
@@ -94,10 +109,6 @@ def _outcome(seen: dict[str, Seen], rate: float) -> Outcome:
     notes = [f"{rate:.1f} requests per second"]
     notes += [f"{name}: {key} {value:.4g}" for name, one in seen.items() for key, value in one.more.items()]
     return Outcome(rows, targets, notes)
-
-
-def _parts(seen: Seen) -> list[float]:
-    return [gap / bound for gap, bound in zip(seen.gaps, seen.bounds, strict=True)]
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,9 @@ from benchmarks.gap.stand import DEADLINE_S, NAME, Stand, failed, gap, p99
 BEFORE_S = 3.0
 """Of load before something happens."""
 
+AFTER_S = 5.0
+"""In which results come again."""
+
 HANG_S = 20.0
 
 
@@ -27,6 +30,7 @@ class Seen:
         gaps: Longest time without a result, of each round.
         detected: From the fault to the dispatcher's note of it, of each round.
         bounds: What the gap may be: detection, 1.3 times what the link takes for what was sent, loading.
+        without_load: Rounds in which a deployment that stood by took over, and nothing was loaded before.
         failed: Requests without one right result.
         sent: Requests.
         more: Whatever else.
@@ -35,35 +39,43 @@ class Seen:
     gaps: list[float] = field(default_factory=list)
     detected: list[float] = field(default_factory=list)
     bounds: list[float] = field(default_factory=list)
+    without_load: int = 0
     failed: int = 0
     sent: int = 0
     more: dict[str, float] = field(default_factory=dict)
 
 
-def kills(stand: Stand, rounds: int) -> Seen:
-    """SIGKILL of the agent with a stage in the middle, which comes back when results do."""
+def kills(stand: Stand, rounds: int, by: str) -> Seen:
+    """SIGKILL of the agent with a stage in the middle, which comes back when results do; `by` is what was prepared."""
     seen, home = Seen(), stand.stages()
     for number in range(rounds):
-        stand.settle(home)
-        victim = home[1 + number % (len(home) - 1)]
+        covered = stand.settle(home, by)
+        seen.more["stages whose loss was prepared for so"] = len(covered)
+        seen.more["stages"] = len(home)
+        chosen = [name for name in home[1:] if name in covered] or covered
+        victim = chosen[number % len(chosen)]
         load = stand.load(BEFORE_S + 5.0)
         time.sleep(BEFORE_S)
         wall, at, sent = time.time(), time.monotonic(), stand.running.traffic()
         stand.running.kill(victim)
-        time.sleep(5.0)
-        bytes_sent = _most_sent(stand, sent)
+        time.sleep(AFTER_S)
+        most_sent = _most_sent(stand, sent)
         asked = load.asked()
         seen.failed += failed(asked)
         seen.sent += len(asked)
-        seen.gaps.append(gap(asked, at, at + 5.0))
+        seen.gaps.append(gap(asked, at, at + AFTER_S))
+        events = stand.events(wall, "took-over", "mended")
+        mended = [one["text"] for one in events if one["kind"] == "mended"]
+        seen.without_load += not mended and any(one["kind"] == "took-over" for one in events)
         lost = [one["at"] - wall for one in stand.events(wall, "agent-lost") if one["device"] == victim]
         seen.detected.append(min(lost, default=float("inf")))
-        loading = [
-            float(one["text"].rpartition("loaded in ")[2].split()[0]) for one in stand.events(wall, "mended")
-        ]
+        loading = [float(text.rpartition("loaded in ")[2].split()[0]) for text in mended]
+        # What is brought for the next loss, later, is none of it.
+        needed = [1e6 * float(text.rpartition(" MB sent")[0].split()[-1]) for text in mended]
+        bytes_sent = min(most_sent, max(needed, default=0.0))
         seen.bounds.append(seen.detected[-1] + 1.3 * bytes_sent / BANDWIDTH + max(loading, default=0.0))
         stand.bed.start_agent(victim)
-    stand.settle(home)
+    stand.settle(home, by)
     return seen
 
 
@@ -82,7 +94,7 @@ def hangs(stand: Stand, rounds: int) -> Seen:
     )
     seen.more["slowest stage, mean run"] = predicted
     for number in range(rounds):
-        stand.settle(home)
+        stand.settle(home, "loaded")
         victim = home[1 + number % (len(home) - 1)]
         slow = stand.bed.history_of(victim).with_suffix(".runs.slow")
         load = stand.load(BEFORE_S + 5.0)
@@ -99,7 +111,7 @@ def hangs(stand: Stand, rounds: int) -> Seen:
         hung = [one["at"] - wall for one in stand.events(wall, "stage-hangs") if one["device"] == victim]
         seen.detected.append(min(hung, default=float("inf")) - (begun - at))
         slow.unlink()
-    stand.settle(home)
+    stand.settle(home, "loaded")
     return seen
 
 

@@ -94,8 +94,13 @@ class Stand:
     _loads: int = field(default=0)
 
     @contextlib.contextmanager
-    def serving(self, *, fresh: bool = True) -> Iterator[None]:
-        """A dispatcher that serves the network; `fresh` gives it a plan, else it takes over what was served."""
+    def serving(self, *, fresh: bool = True, standby: str = "auto") -> Iterator[None]:
+        """A dispatcher that serves the network.
+
+        Args:
+            fresh: It saves its plan and what was measured; else it takes over what was served.
+            standby: What it prepares for the loss of a device.
+        """
         with (self.work / "dispatcher.log").open("a") as log:
 
             def start(command: Sequence[str]) -> subprocess.Popen[str]:
@@ -103,7 +108,7 @@ class Stand:
 
             more = [*self.bed.certificate(DISPATCHER), "--state", str(self.work / "state"), "--wait", "60"]
             more += ["--model", str(self.work / f"{NAME}.onnx"), "--objective", "throughput"]
-            more += ["--input", f"a0={model.ROWS},{model.WIDTH}", *self.more]
+            more += ["--input", f"a0={model.ROWS},{model.WIDTH}", "--standby", standby, *self.more]
             if fresh:
                 more += ["--save-plan", str(self.work / "plan.json")]
                 more += ["--save-profile", str(self.work / "profile.json")]
@@ -140,10 +145,10 @@ class Stand:
         command = [sys.executable, "-m", "benchmarks.chaos.load", self.address]
         return command + ([] if self.bed.keys is None else self.bed.certificate(CLIENT))
 
-    def measure_rate(self) -> None:
+    def measure_rate(self) -> float:
         """Half of what the devices carry."""
         told = self.running.run([*self.client(), "--capacity", str(CAPACITY_S)], capture=True, timeout=120)
-        self.rate = float(json.loads(told.stdout)) / 2
+        return float(json.loads(told.stdout)) / 2
 
     def load(self, seconds: float, *, rate: float = 0.0, durable: bool = False) -> Load:
         """Start requests, and return when the first has been sent."""
@@ -157,19 +162,43 @@ class Stand:
             time.sleep(0.02)
         return Load(process, history, time.monotonic())
 
-    def settle(self, stages: Sequence[str], seconds: float = 60.0) -> None:
-        """Until these devices serve again, and agents hold what the next loss needs: nothing more is sent to them."""
+    def settle(self, stages: Sequence[str], by: str, seconds: float = 90.0) -> list[str]:
+        """Until these devices serve again, and losses are prepared for: nothing more is sent to agents.
+
+        Args:
+            stages: Which.
+            by: How, in the words of `defer status`.
+            seconds: How long that may take.
+
+        Returns:
+            Those whose loss is prepared for like this; memory may not do for all.
+        """
         deadline = time.monotonic() + seconds
         while self.stages() != list(stages):
             if time.monotonic() > deadline:
                 raise SystemExit(f"{' → '.join(stages)} do not serve again after {seconds:g} s")
             time.sleep(0.5)
         time.sleep(PLANNED_S)
+        while not self._prepared(by):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"after {seconds:g} s no loss is prepared for by {by}")
+            time.sleep(0.5)
         quiet = 0
         while quiet < 3 and time.monotonic() < deadline:
             before = self._sent()
             time.sleep(1.0)
             quiet = quiet + 1 if self._sent() - before < QUIET else 0
+        return [name for name in stages if name in self._prepared(by)]
+
+    def _prepared(self, by: str) -> set[str]:
+        """Devices whose loss is prepared for like this, once it is decided for all."""
+        told = self.status()["standby"]
+        if any(
+            each["by"] == "planning" or (by == "loaded" and each["by"] == "files" and not each["reason"])
+            for each in told
+        ):
+            return set()
+        return {each["lost"] for each in told if each["by"] == by}
 
     def _sent(self) -> int:
         """Bytes that have left the dispatcher's device."""

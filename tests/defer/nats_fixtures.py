@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_ports
+
 needs_nats = pytest.mark.skipif(
     shutil.which("nats-server") is None or find_spec("nats") is None,
     reason="needs nats-server (apt-get install nats-server) and nats-py (the extra ha)",
@@ -25,9 +27,7 @@ class NatsServer:
 
     def __init__(self, folder: Path, config: str = "") -> None:
         self._folder, self._config = folder, config
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_ports(1)
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -42,7 +42,7 @@ class NatsServer:
         )
         with (self._folder / "nats.log").open("ab") as log:
             self.process = subprocess.Popen(["nats-server", "-c", str(file)], stdout=log, stderr=log)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -55,6 +55,39 @@ class NatsServer:
         if process is not None:
             process.send_signal(number)
             process.wait(10)
+
+
+class NatsCluster:
+    """Several servers with JetStream that keep each record together."""
+
+    def __init__(self, folder: Path, count: int = 3) -> None:
+        first = free_ports(count)
+        routes = ", ".join(f'"nats-route://127.0.0.1:{first + at}"' for at in range(count))
+        self.servers = {
+            f"n{at}": NatsServer(
+                folder / f"n{at}",
+                f'server_name: "n{at}"\n'
+                f'cluster {{ name: "t", listen: "127.0.0.1:{first + at}", routes: [{routes}] }}\n',
+            )
+            for at in range(count)
+        }
+
+    @property
+    def url(self) -> str:
+        """Of the state that they keep."""
+        return f"nats://{','.join(f'127.0.0.1:{each.port}' for each in self.servers.values())}/t"
+
+
+@contextmanager
+def nats_cluster(folder: Path) -> Iterator[NatsCluster]:
+    cluster = NatsCluster(folder)
+    try:
+        for server in cluster.servers.values():
+            server.start()
+        yield cluster
+    finally:
+        for server in cluster.servers.values():
+            server.stop()
 
 
 @contextmanager

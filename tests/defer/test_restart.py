@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,27 +26,11 @@ from defer.client import Client
 from defer.documents.cluster import Cluster
 from defer.local_agents import LocalAgent, local_agents, read_line
 from defer.planning import make_plan, parse_placement
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
 MODEL = "tiny_residual"
-
-
-def free_ports() -> int:
-    """The first of three ports in a row that nobody uses."""
-    while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            if port > 65000:
-                continue
-            try:
-                with socket.socket() as second, socket.socket() as third:
-                    second.bind(("127.0.0.1", port + 1))
-                    third.bind(("127.0.0.1", port + 2))
-                    return int(port)
-            except OSError:
-                continue
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from defer.planning import make_plan, parse_placement
 from defer.profiling import _measure_links
 from node_agent.keys import Role
 from node_agent.security import choose
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -49,22 +49,6 @@ def until(wanted: Callable[[], bool]) -> None:
     while not wanted():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def free_ports() -> int:
-    """A port with two free ones behind it, as far as anybody can tell."""
-    for _ in range(50):
-        with ExitStack() as stack:
-            first = stack.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            base = int(first.getsockname()[1])
-            try:
-                for port in (base + 1, base + 2):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except (OSError, OverflowError):
-                continue
-            return base
-    raise AssertionError("no three free ports in a row")
 
 
 @pytest.fixture

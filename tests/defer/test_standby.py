@@ -30,7 +30,8 @@ from defer.dispatcher.state_url import parse_state_url
 from defer.local_agents import LocalAgent, local_agents
 from tests.defer import test_restart as restart
 from tests.defer.nats_fixtures import NatsServer, nats_server, needs_nats
-from tests.defer.test_restart import MODEL, free_ports, loads, same, two_stages, until, write_cluster
+from tests.defer.test_restart import MODEL, loads, same, two_stages, until, write_cluster
+from tests.ports import free_ports
 
 agents, expected, model = restart.agents, restart.expected, restart.model
 
