@@ -193,7 +193,8 @@ class ClientCore:
                 if self._pending.pop(result.request, None) is None:
                     self.late += 1
                     return []
-                return [Resolve(result.request, result.tensors, frames), *self._resume(now)]
+                resolved = Resolve(result.request, result.tensors, frames)
+                return [resolved, *self._resume(now)] if self._paused else [resolved]
             case Submit():
                 pending = self._pending[event.request] = _Pending(event, now)
                 self._wake = min(self._wake, self._limit(pending))

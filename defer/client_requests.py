@@ -176,6 +176,7 @@ class Requests:
         self._room = Room(MOST_REQUESTS, MOST_BYTES)
         self._lock = threading.Lock()
         self._models: dict[str, api.ModelInfo] = {}
+        self._only: api.ModelInfo | None = None  # what a request without a name means
         self._seen: dict[tuple[Any, ...], tuple[api.ModelInfo, tuple[TensorHeader, ...]]] = {}
         self._data: Address | None = None  # where requests were taken when the dispatcher was last asked
         self._session: Session | None = None
@@ -190,6 +191,8 @@ class Requests:
             told = admin.address
         with self._lock:
             self._models = {info.name: info for info in answer.models}
+            named = without_versions(self._models)
+            self._only = named[0] if len(named) == 1 else None
             self._data = replace(told, port=answer.data_port)
             # The one that answers comes first; at the others, requests go to the next port.
             self.addresses = (told, *(each for each in self.addresses if each != told))
@@ -212,11 +215,7 @@ class Requests:
 
     def known(self, model: str) -> api.ModelInfo | None:
         """The signature of a model as far as it was asked for; None when the dispatcher must be asked."""
-        models = self._models
-        if not model and len(named := without_versions(models)) == 1:
-            (info,) = named
-        else:
-            info = models.get(model, _NOTHING)
+        info = self._models.get(model, _NOTHING) if model or self._only is None else self._only
         return info if info.inputs else None
 
     def signature(self, model: str) -> api.ModelInfo:
@@ -345,7 +344,7 @@ class Requests:
         """Check a request against a signature and encode it; asks nobody."""
         if not outputs:
             given = _plain(inputs, info)
-            told = None if given is None else self._seen.get((id(info), *[(a.dtype, a.shape) for a in given]))
+            told = None if given is None else self._seen.get(_kind(info, given))
             if given is not None and told is not None:
                 frames = [byte_view(array.copy() if copy else array) for array in given]
                 return Submit(new_id(), info.name, (), told[1], frames, deadline, patient)
@@ -370,7 +369,7 @@ class Requests:
         if len(self._seen) >= REMEMBERED:
             self._seen.clear()
         # The signature is held, so that nothing else gets its identity.
-        self._seen[(id(info), *[(array.dtype, array.shape) for array in given])] = (info, headers)
+        self._seen[_kind(info, given)] = (info, headers)
 
     def _codec(self, info: api.ModelInfo) -> str:
         if self.codec != AUTO:
@@ -499,6 +498,13 @@ def _plain(inputs: Inputs, info: api.ModelInfo) -> list[Array] | None:
         if type(array) is not np.ndarray or not array.flags.c_contiguous or array.dtype.hasobject:
             return None
     return given or None
+
+
+def _kind(info: api.ModelInfo, given: list[Array]) -> tuple[Any, ...]:
+    """By what inputs are known to fit a signature."""
+    if len(given) == 1:
+        return id(info), given[0].dtype, given[0].shape
+    return id(info), *[(array.dtype, array.shape) for array in given]
 
 
 _ids: list[bytes] = []

@@ -22,7 +22,7 @@ from defer.errors import Cancelled, DeferError, UsageError, from_code, translate
 from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake
 from node_agent.errors import FrameError, NotAllowedError
-from node_agent.frames import encode_header, unpack
+from node_agent.frames import encode_header, unpack_tensor
 from node_agent.link import Sent, incoming, send
 from node_agent.messages import (
     Accepted,
@@ -319,7 +319,9 @@ class Session:
     def _on_data(self) -> None:
         if self._scout is not None:
             self._heard = time.monotonic()
-        for _, header, frames in incoming(self._dialled.socket, routed=False, most=BURST):
+        # Whoever is alone comes for one message: whether there are more is asked with the next turn anyway.
+        most = BURST if self._alone is None else 1
+        for _, header, frames in incoming(self._dialled.socket, routed=False, most=most):
             if type(header) is Result:
                 self._feed(c.ResultArrived(header, frames))
                 continue
@@ -377,9 +379,13 @@ class Session:
 
 
 def _decode(tensors: Sequence[TensorHeader], frames: Sequence[Any]) -> Outputs:
-    arrays = unpack(tensors, frames)
-    # Small frames and decoded ones are `bytes`; the caller gets arrays that are its own to write to.
-    return {name: array if array.flags.writeable else array.copy() for name, array in arrays.items()}
+    arrays: Outputs = {}
+    for header, frame in zip(tensors, frames, strict=True):
+        # The caller gets arrays that are its own to write to; short frames are `bytes`.
+        own = bytearray(frame) if type(frame) is bytes and header.codec == "raw" else frame
+        array = unpack_tensor(header, own)
+        arrays[header.name] = array if array.flags.writeable else array.copy()
+    return arrays
 
 
 def _end(kept: Future[None]) -> None:
