@@ -19,6 +19,7 @@ from node_agent.control import Control, dialled
 from node_agent.core import AgentCore
 from node_agent.encryption import measure_encryption
 from node_agent.engines import engine_named, inventory
+from node_agent.engines.device_memory import device_memory
 from node_agent.errors import AddressInUseError, AddressInvalidError, AgentError, EngineMissingError
 from node_agent.events import Gauge, StopAsked
 from node_agent.link import new_context
@@ -47,7 +48,7 @@ class AgentConfig:
         host: Address to listen on.
         port: Control port P; data-in is P+1, fetch P+2. 0 takes any three free ports.
         dials: `tcp://host:port` of dispatchers to register with.
-        memory_bytes: What partitions may take in all; None for what the machine or its cgroup grants.
+        memory_bytes: What partitions may take in all; None for what the machine, its cgroup or its GPU grants.
         threads: Engine threads; None for one per core that this process may use.
         engine: What `auto` stands for.
         store: Directory of the file store.
@@ -78,10 +79,12 @@ def make_offer(config: AgentConfig, engines: tuple[EngineInfo, ...], ports: tupl
     usable = [engine for engine in engines if not engine.missing]
     if config.engine != AUTO_ENGINE:
         usable = usable[:1]
+    beside = device_memory(engines, config.engine)
+    memory = min(filter(None, (machine.memory_bytes(), beside)), default=0)
     identity = {engine.name: f"{engine.version} {engine.provider}" for engine in usable}
     return Offer(
         engines=engines,
-        memory_bytes=config.memory_bytes or machine.memory_bytes(),
+        memory_bytes=config.memory_bytes or memory,
         cores=share,
         threads=threads,
         fingerprint=machine.fingerprint(share, threads, identity),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from node_agent import agent as agent_module
 from node_agent import engines, probe
 from node_agent import messages as m
 from node_agent.agent import AgentConfig, default_engine, make_offer
@@ -205,6 +206,34 @@ def test_status_tells_the_clock_and_only_the_sensors_that_are_there(driver, star
     status = link.ask(m.StatusRequest)
     assert status.wall_s > 1.6e9
     assert all(isinstance(value, float) for value in status.sensors.values())
+
+
+@pytest.mark.parametrize(
+    ("asked", "infos", "integrated", "offered"),
+    [
+        ("auto", (GPU, CPU), False, 1 << 20),
+        ("tensorrt", (GPU, CPU), False, 1 << 20),
+        ("onnxruntime-cpu", (GPU, CPU), False, 8 << 30),
+        ("auto", (CPU, GONE), False, 8 << 30),
+        ("tensorrt", (CPU, GONE), False, 8 << 30),
+        ("auto", (GPU, CPU), True, 8 << 30),
+    ],
+)
+def test_an_agent_offers_no_more_memory_than_its_gpu_has(
+    asked, infos, integrated, offered, fake_cuda, monkeypatch
+):
+    driver = fake_cuda(memory=1 << 20, integrated=integrated)
+    monkeypatch.setattr(agent_module.machine, "memory_bytes", lambda: 8 << 30)
+    config = AgentConfig("a", Path("store"), engine=asked)
+    assert make_offer(config, infos, (1, 2)).memory_bytes == offered
+    assert make_offer(replace(config, memory_bytes=5), infos, (1, 2)).memory_bytes == 5
+    assert driver.left == (0, 0, 0)
+
+
+def test_a_gpu_of_which_nothing_is_known_limits_nothing(fake_cuda, monkeypatch):
+    fake_cuda(devices=0)
+    monkeypatch.setattr(agent_module.machine, "memory_bytes", lambda: 8 << 30)
+    assert make_offer(AgentConfig("a", Path("store")), (GPU, CPU), (1, 2)).memory_bytes == 8 << 30
 
 
 @pytest.mark.integration
