@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,9 +35,12 @@ DATABASE = "dispatcher.db*"
 
 @dataclass(slots=True)
 class Watched:
-    """What was seen of each process: by quantity and process, seconds and values."""
+    """What was seen of each process: by quantity and process, seconds and values.
 
-    seen: dict[tuple[str, str], list[tuple[float, float]]] = field(default_factory=dict)
+    In arrays: this process is one of those that are watched, and may not grow by what it notes.
+    """
+
+    seen: dict[tuple[str, str], tuple[array[float], array[float]]] = field(default_factory=dict)
 
     def look(self, stand: Stand, at: float) -> None:
         """Look at every process once."""
@@ -61,7 +65,9 @@ class Watched:
                     sum(file.stat().st_size for file in folder.glob(DATABASE)) if folder else 0
                 )
             for kind, value in values.items():
-                self.seen.setdefault((kind, name), []).append((at, value))
+                times, held_then = self.seen.setdefault((kind, name), (array("d"), array("d")))
+                times.append(at)
+                held_then.append(value)
 
 
 def _sockets(pid: int) -> int:
@@ -98,7 +104,8 @@ def outcome(watched: Watched, tally: Tally, running: Stand, given: argparse.Name
     """The table, a row per process and quantity, and whether everything was kept and is flat."""
     rows: list[Row] = []
     grown: list[str] = []
-    for (kind, name), seen in watched.seen.items():
+    for (kind, name), (times, values) in watched.seen.items():
+        seen = list(zip(times, values, strict=True))
         found = judge(kind, seen)
         # A process that is killed every few minutes begins anew each time; what it keeps on disk does not.
         judged = name != MORTAL or kind == "disk"
@@ -111,7 +118,7 @@ def outcome(watched: Watched, tally: Tally, running: Stand, given: argparse.Name
         + ", ".join(f"{count} {code}" for code, count in tally.ends.most_common()),
         f"slowest right result {tally.slowest_s:.2f} s; clients hung up {tally.reconnects} times; "
         + ", ".join(f"{count} × {what}" for what, count in running.changes.items()),
-        "flat: over the last three quarters, slope (Theil-Sen of each span's least) times that time is at most "
+        "flat: over the last three quarters, slope (Theil-Sen of each span's lower fifth) times that time is at most "
         + ", ".join(
             f"{kind} {100 * allowed.share:g} % and at least {allowed.least / MIB:g} MiB"
             if allowed.share

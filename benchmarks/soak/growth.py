@@ -1,7 +1,7 @@
 """Whether something grows: a robust slope through what was seen of it, and a rule for what counts as flat. Pure.
 
-What is seen is put together by spans of time, each told by its least: what leaks never comes back, while two deployments
-lie side by side for a moment only. The slope is the median of the slopes between all pairs of those (Theil and Sen): up
+What is seen is put together by spans of time, each told by its lower fifth: what leaks never comes back, while two
+deployments lie side by side for a moment only, and so does a client that has just hung up. The slope is the median of the slopes between all pairs of those (Theil and Sen): up
 to 29 % of them may be anything. Growth is the slope times the time that was judged; flat is what grew less than is
 allowed.
 """
@@ -74,7 +74,7 @@ def slope(points: Seen) -> float:
 
 
 def spans(seen: Seen, count: int = SPANS) -> list[tuple[float, float]]:
-    """The middle and the least value of `count` spans of equal length; spans without anything are left out."""
+    """Of `count` spans of equal length the middle, and the value that a fifth lies below; empty ones are left out."""
     if not seen:
         return []
     first, last = seen[0][0], seen[-1][0]
@@ -82,7 +82,11 @@ def spans(seen: Seen, count: int = SPANS) -> list[tuple[float, float]]:
     parts: list[list[tuple[float, float]]] = [[] for _ in range(count)]
     for at, value in seen:
         parts[min(count - 1, int((at - first) / width))].append((at, value))
-    return [(median(at for at, _ in part), min(value for _, value in part)) for part in parts if part]
+    return [
+        (median(at for at, _ in part), sorted(value for _, value in part)[len(part) // 5])
+        for part in parts
+        if part
+    ]
 
 
 def judge(kind: str, seen: Seen, warm: float = WARM) -> Growth:

@@ -32,7 +32,8 @@ def test_a_slope_is_that_of_most_pairs() -> None:
     assert slope([(1.0, 5.0)]) == 0.0
 
 
-def test_spans_are_told_by_their_least() -> None:
+def test_spans_are_told_by_their_lower_fifth() -> None:
+    assert spans([(float(n), float(n % 2 or 50 - n)) for n in range(10)], 1) == [(4.5, 1.0)]
     assert spans([(0.0, 5.0), (1.0, 3.0), (9.0, 8.0), (10.0, 9.0)], 2) == [(0.5, 3.0), (9.5, 8.0)]
     assert spans([]) == []
 
