@@ -1,9 +1,9 @@
 """Whether something grows: a robust slope through what was seen of it, and a rule for what counts as flat. Pure.
 
 What is seen is put together by spans of time, each told by its lower fifth: what leaks never comes back, while two
-deployments lie side by side for a moment only, and so does a client that has just hung up. The slope is the median of the slopes between all pairs of those (Theil and Sen): up
-to 29 % of them may be anything. Growth is the slope times the time that was judged; flat is what grew less than is
-allowed.
+deployments lie side by side for a moment only, and so does a client that has just hung up. The slope is the median of
+the slopes between all pairs of those (Theil and Sen): up to 29 % of them may be anything. Growth is the slope times the
+time that was judged; flat is what grew less than is allowed.
 """
 
 from __future__ import annotations

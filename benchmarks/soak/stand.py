@@ -17,7 +17,7 @@ from pathlib import Path
 
 import partitioner
 from benchmarks.hostile.cluster import free_ports
-from benchmarks.processes import ended, start_here
+from benchmarks.processes import ended
 from benchmarks.soak import model
 from defer import api
 from defer.admin import Admin
@@ -164,14 +164,18 @@ def stand(work: Path) -> Iterator[Stand]:
         command = [sys.executable, "-m", "benchmarks.soak.dispatcher", "serve", "--cluster", str(file)]
         command += ["--json", "--model", str(network), "--plan", str(work / "plan-0.json")]
         command += ["--input", f"a0=8,{model.WIDTH}", "--state", str(work / "state"), "--replan", "never"]
-        server = start_here(command)
+        log = stack.enter_context((work / "dispatcher.log").open("w"))
+        server = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
         stack.enter_context(ended([server]))
         deadline = time.monotonic() + START_S
         told: dict[str, object] = {}
         while "ready" not in told:
             line = read_line(server, max(0.1, deadline - time.monotonic()))
             if not line:
-                raise RuntimeError("the dispatcher did not become ready")
+                told_last = (work / "dispatcher.log").read_text().strip().splitlines()[-3:]
+                raise RuntimeError(f"the dispatcher did not become ready: {' '.join(told_last)}")
             told = json.loads(line)
         pids = {"dispatcher": server.pid, "client": os.getpid()}
         pids |= {name: process.pid for name, process in agents.items()}
