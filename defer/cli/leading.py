@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from defer.dispatcher.bringup import Order
 from defer.dispatcher.state_url import StateUrl
 from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster
+from defer.errors import NotReady
 from node_agent.security import Security
 
 if TYPE_CHECKING:
@@ -62,16 +64,18 @@ def led(
     from defer.dispatcher.leadership import Leadership
     from defer.dispatcher.shared_files import Follower
     from defer.dispatcher.sharing import Shared, content_digest
-    from defer.dispatcher.standby import StandbyDoor, spoken, start_again, wait_for_lead
+    from defer.dispatcher.standby import StandbyDoor, connected, spoken, start_again, wait_for_lead
 
     url.check_exposure(insecure=said().insecure)
     listen = parse_address(cluster.dispatcher.listen)
     if order is not None:
         order = replace(order, digest=content_digest(order))
-    leadership = Leadership(url, str(replace(listen, host=cluster.dispatcher_host)))
+    address = str(replace(listen, host=cluster.dispatcher_host))
     # Planning keeps an interpreter busy for seconds; the thread that renews the lease is not to wait for it.
     sys.setswitchinterval(SWITCH_S)
-    leadership.start()
+    leadership = connected(lambda: Leadership(url, address), lambda: stop.number != 0)
+    if leadership is None:
+        return None
     stack.callback(leadership.close)
     follower = Follower(url, folder, str(listen))
     leads = wait_for_lead(
@@ -91,3 +95,16 @@ def led(
     shared = Shared(leadership, folder, order)
     stack.callback(shared.close)
     return shared
+
+
+@contextmanager
+def handing_over(shared: Shared | None) -> Iterator[None]:
+    """A process that begins to lead, and does not reach the state any more, stands by again."""
+    from defer.dispatcher.standby import start_again
+
+    try:
+        yield
+    except NotReady as error:
+        if shared is None:
+            raise
+        start_again(str(error), [sys.executable, *sys.orig_argv[1:]])

@@ -34,6 +34,7 @@ from defer.errors import (
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js import JetStreamContext
+    from nats.js.api import StreamConfig, StreamInfo
 
 T = TypeVar("T")
 
@@ -45,6 +46,9 @@ CONNECT_S = 5.0
 ANSWER_S = 0.5
 """A write or read that takes longer is asked again: a leader cannot wait long, or its lease ends."""
 
+SETTLE_S = 2.0
+"""Several servers that answer nothing for so long are electing one that leads them: they are asked again."""
+
 BATCH = 256
 """Records that are asked for at once."""
 
@@ -55,6 +59,7 @@ LIST: Final = "files"
 
 _EXPECTED = "Nats-Expected-Last-Sequence"
 _EXPECTED_OF_SUBJECT = "Nats-Expected-Last-Subject-Sequence"
+_UNSETTLED: Final = 10008
 _WRONG_LAST: Final = (10071, 10164)
 _NO_SPACE: Final = (10023, 10047, 10077, 10122)
 _encode = msgspec.msgpack.encode
@@ -109,7 +114,7 @@ class NatsLink:
         """
         self._thread.start()
         try:
-            self.run(self._connect(), CONNECT_S + 5)
+            self.run(self._connect(), 2 * CONNECT_S + SETTLE_S + 1)
         except BaseException:
             self.close()
             raise
@@ -347,7 +352,6 @@ class NatsLink:
         try:
             import nats
             from nats.js.api import DiscardPolicy, StorageType, StreamConfig
-            from nats.js.errors import BadRequestError
         except ImportError as error:
             raise MissingExtra(
                 "a state on NATS needs its client", hint='install it with: pip install "defer-edge[ha]"'
@@ -382,12 +386,7 @@ class NatsLink:
                 discard=DiscardPolicy.NEW,
                 num_replicas=url.replicas,
             )
-            try:
-                info = await self._jetstream().add_stream(config)
-            except (
-                BadRequestError
-            ):  # there is one, made with other options by an operator, or by another dispatcher
-                info = await self._jetstream().stream_info(self._stream)
+            info = await self._opened(config)
             if info.config.max_msgs_per_subject != 1:
                 raise UsageError(
                     f"the stream {self._stream} at {url} is not one that defer made",
@@ -395,6 +394,27 @@ class NatsLink:
                 )
         except Exception as error:
             raise self._told(error) from error
+
+    async def _opened(self, config: StreamConfig) -> StreamInfo:
+        """The stream, made where there is none; servers that are electing one that leads them are asked again."""
+        from nats.js.errors import APIError, BadRequestError, NotFoundError
+
+        deadline = self._loop.time() + CONNECT_S
+        while True:
+            jetstream = self._connected().jetstream(timeout=SETTLE_S)
+            try:
+                try:
+                    return await jetstream.stream_info(self._stream)
+                except NotFoundError:
+                    return await jetstream.add_stream(config)
+            except BadRequestError:  # another dispatcher has made it meanwhile
+                if self._loop.time() > deadline:
+                    raise
+            except (TimeoutError, APIError) as error:
+                unsettled = not isinstance(error, APIError) or error.err_code == _UNSETTLED
+                if not unsettled or self._loop.time() > deadline:
+                    raise
+            await asyncio.sleep(0.1)
 
     async def _unless_refused(self, connecting: Coroutine[Any, Any, Client]) -> Client:
         """Connect; the library tries for ever also where trying again is of no use."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from defer.api import ModelFile
-from defer.dispatcher.nats_link import LIST, RECORDS, Fenced, NatsLink
+from defer.dispatcher.nats_link import CONNECT_S, LIST, RECORDS, Fenced, NatsLink
 from defer.dispatcher.state_lock import lock
 from defer.dispatcher.state_url import StateUrl
 from defer.dispatcher.store import KeptModel, ModelDropped, ModelKept
@@ -171,7 +171,10 @@ class Follower:
     """
 
     def __init__(self, url: StateUrl, folder: Path, listen: str) -> None:
-        self._link = NatsLink(url)
+        self._url = url
+        self._link: NatsLink | None = None
+        self._linking = threading.Lock()
+        self._ended = False
         self._folder, self._listen = folder, listen
         self._ending: SimpleQueue[None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="defer-files", daemon=True)
@@ -180,11 +183,6 @@ class Follower:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self._folder / "lock", self._listen)
         self._uploads = Uploads.open(self._folder)
-        try:
-            self._link.start()
-        except BaseException:
-            self._lock.close()
-            raise
         self._thread.start()
         return self
 
@@ -192,17 +190,21 @@ class Follower:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ending.put(None)
-        self._link.close()  # what is under way ends by that; what has come of it goes on next time
-        self._thread.join(10.0)
+        with self._linking:
+            self._ended = True
+            if self._link is not None:
+                self._link.close()  # what is under way ends by that; what has come of it goes on next time
+        self._thread.join(CONNECT_S + 10.0)
         self._lock.close()
 
     def _run(self) -> None:
         seen: dict[str, FileList] = {}
         while True:
             try:
-                lists = self._link.run(read_lists(self._link), 30.0)
+                link = self._connected()
+                lists = link.run(read_lists(link), 30.0)
                 if lists != seen:
-                    self._uploads.tidy(path for each in lists.values() for path in self._fetched(each))
+                    self._uploads.tidy(path for each in lists.values() for path in self._fetched(link, each))
                     seen = lists
             except Exception as error:
                 logger.debug("models' files are not fetched: %s", translate(error))
@@ -212,9 +214,20 @@ class Follower:
                 continue
             return
 
-    def _fetched(self, files: FileList) -> list[Path]:
+    def _connected(self) -> NatsLink:
+        """The connection; a state that cannot be reached now is tried again: who stands by can wait for it."""
+        if self._link is None:
+            made = NatsLink(self._url)
+            made.start()
+            with self._linking:
+                self._link = made
+                if self._ended:
+                    made.close()
+        return self._link
+
+    def _fetched(self, link: NatsLink, files: FileList) -> list[Path]:
         for ref in files.every:
-            self._link.run(fetch(self._link, self._uploads, ref), TRANSFER_S)
+            link.run(fetch(link, self._uploads, ref), TRANSFER_S)
         return [assembled for assembled in at_home(self._uploads, files) if assembled is not None]
 
 

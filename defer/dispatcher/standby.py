@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
@@ -15,17 +17,25 @@ from defer.agents import AgentPool
 from defer.dispatcher.leadership import Leadership
 from defer.dispatcher.shared_files import Follower
 from defer.documents.address import Address
-from defer.errors import DeferError, Standby
+from defer.errors import DeferError, NotReady, Standby
 from defer.hops import DISPATCHER
 from node_agent.messages import Fault
 from node_agent.pages import Page, PageServer
 from node_agent.security import Security
+
+logger = logging.getLogger("defer.dispatcher")
 
 TURN_S: Final = 0.05
 """How often whoever waits looks whether it was told to stop."""
 
 SAY_AFTER_S: Final = 0.5
 """A dispatcher that leads sooner than this after its start has not stood by."""
+
+CONNECT_AGAIN_S: Final = 0.2
+"""Pause between two attempts to reach the state."""
+
+HAS_LED: Final = "DEFER_HAS_LED"
+"""Set in the environment of a process that led dispatchers before it became one that stands by."""
 
 
 class StandbyDoor:
@@ -96,6 +106,35 @@ def standing_by(leadership: Leadership) -> Standby:
     return Standby(f"this dispatcher stands by, {where}", hint=f"ask {leader}" if leader else "try again")
 
 
+def connected(make: Callable[[], Leadership], stopped: Callable[[], bool]) -> Leadership | None:
+    """Stand for election; None where the process was told to stop.
+
+    A process that has led waits for the state as long as that takes: it may have lost its lease because the servers
+    are electing one that leads them, and goes on when they have. One that was just started says what is wrong.
+
+    Args:
+        make: Makes a candidate.
+        stopped: Whether the process was told to stop.
+
+    Raises:
+        DeferError: See `Leadership.start`.
+    """
+    has_led = os.environ.pop(HAS_LED, "") != ""
+    while True:
+        leadership = make()
+        try:
+            leadership.start()
+        except NotReady as error:
+            if not has_led:
+                raise
+            logger.warning("standing by, but out of the state's reach: %s", error)
+        else:
+            return leadership
+        if stopped():
+            return None
+        time.sleep(CONNECT_AGAIN_S)
+
+
 def wait_for_lead(
     leadership: Leadership,
     stopped: Callable[[], bool],
@@ -148,6 +187,7 @@ def start_again(reason: str, argv: Sequence[str]) -> None:
 
     The process stays the same for whoever started it; every socket closes, as if it had been killed.
     """
+    os.environ[HAS_LED] = "1"
     with suppress(OSError):
         os.write(2, f"defer: this dispatcher leads no more: {reason}; it stands by\n".encode())
     os.execv(argv[0], list(argv))  # noqa: S606 - this command itself

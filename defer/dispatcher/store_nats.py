@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from uuid import uuid4
 import msgspec
 
 from defer.dispatcher import store as s
-from defer.dispatcher.nats_link import LEASE, LIST, PIECES, RECORDS, Entry, NatsLink
+from defer.dispatcher.nats_link import LEASE, LIST, PIECES, RECORDS, Entry, Fenced, NatsLink
 from defer.dispatcher.rollout import Split
 from defer.errors import CorruptFile, FileProblem, NotReady
 from node_agent.messages import Infer, Rejection, Result
@@ -35,6 +36,12 @@ T = TypeVar("T")
 
 APPLY_S = 25.0
 """Longest wait for one group of changes."""
+
+OPEN_S = 25.0
+"""How long a new leader tries to read what the one before has left."""
+
+OPEN_AGAIN_S = 0.2
+"""Pause between two attempts."""
 
 INLINE_ANSWER = 1024
 """Bytes of an answer up to which they stand in its record: records are all read at a takeover."""
@@ -92,7 +99,16 @@ class NatsStore:
             NotReady: The servers do not answer.
             CorruptFile: What is there was not written by this version of defer.
         """
-        return self._link.run(self._read_all(), APPLY_S)
+        deadline = time.monotonic() + OPEN_S
+        while True:
+            try:
+                return self._link.run(self._read_all(), deadline - time.monotonic())
+            except Fenced:
+                raise
+            except NotReady:  # servers that have just agreed on who leads them still settle the rest
+                if time.monotonic() + OPEN_AGAIN_S > deadline:
+                    raise
+                time.sleep(OPEN_AGAIN_S)
 
     def apply(self, changes: Sequence[s.Change]) -> None:
         """See `Store`.
