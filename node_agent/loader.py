@@ -8,12 +8,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from node_agent.batching import Batching, prove
 from node_agent.engines import engine_named, options_of
-from node_agent.engines.base import Partition, Session
+from node_agent.engines.base import Partition, Session, overlapping
 from node_agent.engines.choice import ChosenSession
 from node_agent.epochs import files_of
 from node_agent.errors import EngineError, LoadFailedError
@@ -41,6 +41,8 @@ class _Shared:
 
     session: Session
     users: int = 0
+    proofs: dict[tuple[Any, ...], tuple[Batching | None, str]] = field(default_factory=dict)
+    """How it batches, by warm-up and sizes."""
 
 
 class Loader:
@@ -94,7 +96,7 @@ class Loader:
                 report(f"loading partition of hop {hop.hop}", done / len(hops))
                 keys[hop.hop] = self._acquire(load, hop, name, report)
             self._batching[load.epoch] = {
-                hop.hop: prove(self._shared[keys[hop.hop]].session, hop) for hop in hops if hop.batch
+                hop.hop: self._prove(self._shared[keys[hop.hop]], hop) for hop in hops if hop.batch
             }
         except BaseException:
             self.release(load.epoch)
@@ -138,6 +140,20 @@ class Loader:
             self.loads += 1
         shared.users += 1
         return key
+
+    def _prove(self, shared: _Shared, hop: HopSpec) -> tuple[Batching | None, str]:
+        """How a hop batches. A session with runs in flight in another thread must not be tried: it would mix them up."""
+        if overlapping(shared.session) is None:
+            return prove(shared.session, hop)
+        asked = (hop.warm_up, hop.batch)
+        if asked in shared.proofs:
+            batching, note = shared.proofs[asked]
+            same = batching and replace(batching, delay_ns=round(hop.batch_delay_s * 1e9))
+            return same, note
+        if shared.users > 1:
+            return None, f"hop {hop.hop} does not batch: its partition is at work for another plan"
+        proof = shared.proofs[asked] = prove(shared.session, hop)
+        return proof
 
     def sessions(self, epoch: int) -> dict[int, Session]:
         """The sessions of a loaded epoch by hop."""

@@ -71,6 +71,17 @@ def test_an_operators_pin_and_placement_stand():
     assert not any("kept off" in note for note in by_hand.notes)
 
 
+def test_stages_in_a_row_on_one_device_are_one():
+    """So nothing leaves a device between them; where they need two engines, the agent cuts the one that they are."""
+    cluster = a_cluster()
+    placement = parse_placement("jetson=0:1,jetson=1:2,nano=2:", cluster, 3)
+    plan = make_plan(a_chain(), cluster, measured(), placement=placement)
+    assert [(stage.device, stage.start, stage.stop) for stage in plan.stages] == [
+        ("jetson", 0, 2),
+        ("nano", 2, 3),
+    ]
+
+
 def test_where_nothing_else_fits_a_slow_stage_is_better_than_no_plan():
     profile = measured()
     nano = msgspec.structs.replace(profile.devices["nano"], memory_bytes=1)
