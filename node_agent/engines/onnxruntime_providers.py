@@ -189,7 +189,11 @@ class OnnxRuntimeProvider:
         wanted: list[Any] = [(self._provider.name, {**(self._provider.options or {}), **passed})]
         wanted += [name for name in self._provider.also if name in runtime.get_available_providers()]
         try:
-            inner = runtime.InferenceSession(str(partition.graph), sess_options=options, providers=wanted)
+            # With a fallback it would print, and try the CPU, before it says what is wrong.
+            more = {} if stream is None else {"enable_fallback": 0}
+            inner = runtime.InferenceSession(
+                str(partition.graph), sess_options=options, providers=wanted, **more
+            )
         except Exception as error:
             said = sentence(error)
             kind = OutOfMemoryError if "out of memory" in said.lower() else LoadFailedError

@@ -45,7 +45,8 @@ class Runtime:
             else:
                 super().add_session_config_entry(name, value)
 
-    def InferenceSession(self, path, sess_options, providers):
+    def InferenceSession(self, path, sess_options, providers, **more):
+        assert more == ({"enable_fallback": 0} if sess_options.alone else {})
         ((name, options),) = providers
         self.asked.append(options)
         if sess_options.alone and not self.all_on_the_gpu:
