@@ -65,6 +65,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("docs/testbed.md", "from benchmarks.testbed"): "needs root; tests/testbed calls all of it",
     ("docs/testing.md", "benchmarks.simulation"): MINUTES,
     ("docs/testing.md", "benchmarks.hostile"): MINUTES,
+    ("docs/testing.md", "benchmarks.soak"): MINUTES,
     ("docs/testing.md", "benchmarks.chaos"): MINUTES + ", and needs root",
 }
 """Blocks that are not run: page and words of theirs, and why."""
