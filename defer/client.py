@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
@@ -239,9 +239,10 @@ class Client:
                     submit = requests.prepare(
                         element, model, outputs, timeout, copy=True, patient=True, priority=priority
                     )
-                    under_way.add(requests.launch(submit), submit.deadline)
+                    under_way.add(requests.launch(submit, owner=under_way), submit.deadline)
                 if not under_way:
                     return
+                requests.wait(under_way, under_way.any_ended())
                 yield _result(*under_way.next())
         finally:
             under_way.cancel()
@@ -290,6 +291,12 @@ class _UnderWay:
         self._deadlines[future] = deadline
         if not self._ordered:
             future.add_done_callback(self._ended.put)
+
+    def any_ended(self) -> Callable[[], bool]:
+        """Tells whether `next` need not wait any more."""
+        if self._ordered:
+            return next(iter(self._deadlines)).done
+        return lambda: not self._ended.empty()
 
     def next(self) -> tuple[Future[Outputs], float]:
         """The oldest, or the one that ended first; where none ends in time the one that should have."""

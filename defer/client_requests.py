@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
@@ -22,7 +22,7 @@ from defer import api
 from defer.access import client_security
 from defer.admin import Admin
 from defer.client_core import BRIEF_S, Array, Inputs, Submit, as_arrays, check_outputs
-from defer.client_session import Awaited, Outputs, Session
+from defer.client_session import Awaited, Outputs, Owned, Session
 from defer.documents.address import Address, parse_addresses
 from defer.errors import (
     Cancelled,
@@ -378,7 +378,12 @@ class Requests:
         return info.codec if info.codec in CODECS else "raw"
 
     def launch(
-        self, submit: Submit, kept: Future[None] | None = None, *, waits: bool = False
+        self,
+        submit: Submit,
+        kept: Future[None] | None = None,
+        *,
+        waits: bool = False,
+        owner: object = None,
     ) -> Future[Outputs]:
         """Send a prepared request; waits where too many are under way.
 
@@ -386,13 +391,14 @@ class Requests:
             submit: The request.
             kept: Ends when a durable request is in the dispatcher's store, or has ended.
             waits: Whether the calling thread waits for the answer.
+            owner: Stands for the many requests of the calling thread of which this is one, for `wait`.
 
         Raises:
             Overloaded: Too many were under way until its deadline.
             Cancelled: The client is closed.
         """
         left = submit.deadline - time.monotonic() if submit.deadline < math.inf else threading.TIMEOUT_MAX
-        future = self.try_launch(submit, wait=max(0.0, left), kept=kept, waits=waits)
+        future = self.try_launch(submit, wait=max(0.0, left), kept=kept, waits=waits, owner=owner)
         if future is None:
             raise Overloaded(f"{MOST_REQUESTS} requests of this client are under way, or {MOST_BYTES} bytes")
         return future
@@ -423,13 +429,14 @@ class Requests:
         wait: float = 0.0,
         kept: Future[None] | None = None,
         waits: bool = False,
+        owner: object = None,
     ) -> Future[Outputs] | None:
         """Send a prepared request; None where too many are under way for `wait` seconds."""
         nbytes = sum(header.nbytes for header in submit.tensors)
         if not self._room.take(nbytes, wait):
             return None
         submit, span = calling(submit)
-        future: Future[Outputs] = Awaited() if waits else Future()
+        future: Future[Outputs] = Awaited() if waits else Future() if owner is None else Owned(owner)
         # All of this before anybody else knows the future, whose lock a signal's handler that raises may leave taken.
         if span is not None:
             future.add_done_callback(partial(ended, span))
@@ -455,6 +462,11 @@ class Requests:
             if found is not None:
                 return found
         return self.launch(submit, waits=True)
+
+    def wait(self, owner: object, ended: Callable[[], bool]) -> None:
+        """See `Session.wait`."""
+        if self._session is not None:
+            self._session.wait(owner, ended)
 
     def _running(self) -> Session:
         session = self._session

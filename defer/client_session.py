@@ -19,7 +19,7 @@ from defer import client_core as c
 from defer.client_scout import Scout
 from defer.dialled import Dialled
 from defer.errors import Cancelled, DeferError, UsageError, from_code, translate
-from defer.socket_loop import SocketLoop
+from defer.socket_loop import Errand, SocketLoop
 from node_agent.connection import Handshake
 from node_agent.errors import FrameError, NotAllowedError
 from node_agent.frames import encode_header, unpack_tensor
@@ -65,6 +65,55 @@ class Awaited(Future[Outputs]):
     def wait(self, seconds: float) -> bool:
         """Wait until it has ended, for so long at most, or without end where that is negative; whether it has."""
         return self._gate.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+
+
+class Owned(Future[Outputs]):
+    """A future of one of many requests, which one thread sends and waits for.
+
+    Args:
+        owner: Stands for that thread's many.
+    """
+
+    def __init__(self, owner: object) -> None:
+        super().__init__()
+        self.owner = owner
+
+
+class _Sending:
+    """One of many requests is sent by the thread that will wait for it; see `socket_loop.Errand`."""
+
+    __slots__ = ("done", "future", "owner", "session", "submit")
+
+    def __init__(self, session: Session, submit: c.Submit, future: Owned) -> None:
+        self.session, self.submit, self.future = session, submit, future
+        self.owner = future.owner
+        self.done = False
+
+    def begin(self) -> None:
+        self.session._take(self.submit, self.future)
+        self.done = True
+
+    def leave(self) -> None:
+        self.session._futures[self.submit.request] = self.future  # it ends with the loop that has failed
+
+
+class _Waiting:
+    """The thread with many requests under way waits for one of them."""
+
+    __slots__ = ("ended", "owner")
+
+    def __init__(self, owner: object, ended: Callable[[], bool]) -> None:
+        self.owner, self.ended = owner, ended
+
+    @property
+    def done(self) -> bool:
+        return self.ended()
+
+    def begin(self) -> None:
+        pass
+
+    def leave(self) -> None:
+        pass
 
 
 class _Alone:
@@ -113,6 +162,8 @@ class Session:
         self._made_core = partial(c.ClientCore, address, absence_s)
         self._core = self._made_core()
         self._alone: _Alone | None = None
+        self._owner: object = None
+        """Whose all requests under way are, where they are one thread's."""
         self._futures: dict[bytes, Future[Outputs]] = {}
         self._unsent: deque[tuple[Infer | Recall, Sequence[Any]]] = deque()
         self._kept: dict[bytes, Future[None]] = {}
@@ -178,40 +229,59 @@ class Session:
         future = Future() if future is None else future
         if kept is not None:
             future.add_done_callback(lambda _: _end(kept))
+        if isinstance(future, Owned) and self._loop.drive(_Sending(self, submit, future)):
+            return future
 
         def run() -> None:
-            if submit.request in self._futures:
-                future.set_exception(UsageError("this client waits for the answer to this request already"))
-                return
-            if isinstance(future, Awaited):
-                self._loop.rests_soon(not self._futures)
-            self._futures[submit.request] = future
-            if kept is not None:
-                self._kept[submit.request] = kept
-            self._begin(submit)
+            others = bool(self._futures)
+            if self._take(submit, future, kept) and isinstance(future, Awaited | Owned):
+                self._loop.rests_soon(not others or self._owner is not None)
 
         if not self._loop.enqueue(run):
             future.set_exception(self._crash or Cancelled("the client is closed"))
         return future
 
+    def wait(self, owner: object, ended: Callable[[], bool]) -> None:
+        """Drive the connection until `ended` where all that is under way is the caller's; else return at once."""
+        if not ended():
+            self._loop.drive(_Waiting(owner, ended))
+
     # ------------------------------------------------------------------------------------------ in the thread
+
+    def _take(self, submit: c.Submit, future: Future[Outputs], kept: Future[None] | None = None) -> bool:
+        """Send a request that somebody waits for; False where it is under way already."""
+        if submit.request in self._futures:
+            future.set_exception(UsageError("this client waits for the answer to this request already"))
+            return False
+        owner = future.owner if isinstance(future, Owned) else None
+        if not self._futures or self._owner is not owner:
+            self._owner = None if self._futures else owner
+        self._futures[submit.request] = future
+        if kept is not None:
+            self._kept[submit.request] = kept
+        self._begin(submit)
+        return True
 
     def _begin(self, submit: c.Submit) -> None:
         self._feed(submit)
         if self._dialled.refusal is not None:
             self._redial()  # keys may have been put right
 
-    def _is_idle(self) -> bool:
-        return self._core.connected and not self._core.unanswered and not self._futures
+    def _is_idle(self, errand: Errand | None) -> bool:
+        if not self._core.connected:
+            return False
+        if not self._futures:
+            return not self._core.unanswered
+        if self._owner is None:
+            return False
+        return errand is None or getattr(errand, "owner", None) is self._owner
 
     def _renew(self) -> None:
         """A caller was interrupted while it drove: what it left is not to be trusted, and nobody waits for it."""
-        self._alone = None
+        self._alone = self._owner = None
         self._unsent.clear()
         self._core = self._made_core()
-        for future in self._futures.values():
-            future.cancel()
-        self._futures.clear()
+        self._futures.clear()  # all are its own, and their locks perhaps taken for ever: they are its to end
         with suppress(Exception):  # perhaps closed already
             self._dialled.close()
         if self._scout is not None:

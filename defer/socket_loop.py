@@ -42,8 +42,9 @@ WANTED = 2
 class Errand(Protocol):
     """What a thread drives the sockets for."""
 
-    done: bool
-    """Whether it has what it came for."""
+    @property
+    def done(self) -> bool:
+        """Whether it has what it came for."""
 
     def begin(self) -> None:
         """First, when the caller leads."""
@@ -74,7 +75,8 @@ class SocketLoop:
         closed: Called last, when every accepted command has run; what it leaves open is closed with the context.
         on_crash: Called when the thread ends by an error.
         security: How its sockets are protected.
-        idle: Whether nothing is under way, so that a caller may drive; nobody may where it is not given.
+        idle: Whether nothing is under way that others wait for, so that a caller may drive for an errand (None: for
+            any); nobody may where it is not given.
         renew: Called where a driver was interrupted: opens all sockets anew, and trusts nothing that it left.
     """
 
@@ -88,7 +90,7 @@ class SocketLoop:
         closed: Callable[[], None],
         on_crash: Callable[[BaseException], None] | None = None,
         security: Security = OPEN,
-        idle: Callable[[], bool] = lambda: False,
+        idle: Callable[[Errand | None], bool] = lambda _: False,
         renew: Callable[[], None] = lambda: None,
     ) -> None:
         self._name = name
@@ -179,7 +181,7 @@ class SocketLoop:
         lead = _Lead()
         try:
             with self._lock:
-                if self._lead is not None or self._commands or self._closing or not self._may_drive():
+                if self._lead is not None or self._commands or self._closing or not self._may_drive(errand):
                     return False
                 self._lead = lead
             self._torn = True
@@ -203,8 +205,8 @@ class SocketLoop:
                     self._bell.set()
         return True
 
-    def _may_drive(self) -> bool:
-        return not self._torn and self._broken is None and self._idle()
+    def _may_drive(self, errand: Errand) -> bool:
+        return not self._torn and self._broken is None and self._idle(errand)
 
     def rests_soon(self, alone: bool) -> None:
         """In the thread: an errand came that did not drive; whether nothing else was under way."""
@@ -243,7 +245,7 @@ class SocketLoop:
             started.set_result(None)
             while not self._closing:
                 self._turn()
-                if self._wanted >= WANTED and self._idle():
+                if self._wanted >= WANTED and self._idle(None):
                     self._rest()
         except Exception as error:
             if not started.done():

@@ -173,6 +173,89 @@ def test_a_connection_that_breaks_while_nobody_drives_comes_back(make_server: Ca
         assert all(doubled(client, value) for value in range(5))
 
 
+def values(results: Any) -> list[float]:
+    return [float(outputs["y"][0, 0]) for outputs in results]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_map_drives_the_connection_itself(server: Any, ordered: bool) -> None:
+    with driving(server) as client:
+        server.stages[0].hold = True
+        got: list[float] = []
+        caller = threading.Thread(
+            target=lambda: got.extend(
+                values(client.map([x(n) for n in range(20)], window=8, ordered=ordered))
+            )
+        )
+        caller.start()
+        until(lambda: len(server.stages[0].seen) == 5 + 8)
+        until(lambda: (lead := session_of(client)._loop._lead) is not None and lead.thread == caller.ident)
+        server.stages[0].hold = False
+        caller.join(10)
+        assert sorted(got) == [2 * n for n in range(20)]
+
+
+def test_a_map_among_other_requests(server: Any) -> None:
+    wrong: list[object] = []
+    with driving(server) as client:
+
+        def run(number: int) -> None:
+            for turn in range(6):
+                if number % 2:
+                    got = values(client.map((x(n) for n in range(30)), window=5, ordered=number == 1))
+                    if sorted(got) != [2.0 * n for n in range(30)]:
+                        wrong.append(got)
+                elif not all(doubled(client, turn * n) for n in range(10)):
+                    wrong.append(turn)
+
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert not any(thread.is_alive() for thread in threads)
+        for got in client.map((x(n) for n in range(10)), window=4):
+            assert doubled(client, float(got["y"][0, 0]))  # in the middle of a map of the same thread
+    assert not wrong
+
+
+def test_a_map_whose_results_are_not_taken_is_looked_after(server: Any) -> None:
+    with driving(server) as client:
+        server.stages[0].hold = True
+        results = client.map((x(n) for n in range(8)), window=4, timeout=0.5)
+        with pytest.raises(errors.DeadlineExceeded):
+            next(results)
+        server.stages[0].hold = False
+        results = client.map((x(n) for n in range(8)), window=4)
+        assert values([next(results)]) == [0]
+        time.sleep(0.6)  # longer than the thread leaves the connection alone
+        until(lambda: session_of(client)._futures == {})
+        assert values(results) == [2 * n for n in range(1, 8)]
+        results = client.map((x(n) for n in range(8)), window=4)
+        next(results)
+        results.close()
+        assert doubled(client, 3)
+
+
+def test_a_map_goes_on_after_a_restart_and_ends_with_its_client(make_server: Callable[..., Any]) -> None:
+    first = make_server()
+    first.serve(first.stage())
+    with driving(first) as client:
+        results = client.map((x(n) for n in range(40)), window=4)
+        assert values([next(results)]) == [0]
+        ports = int(first.address.rpartition(":")[2]), first.shell.data_port
+        first.stop()
+        first.stages.clear()
+        second = make_server(None, *ports, serving=True)
+        assert values(next(results) for _ in range(30)) == [2 * n for n in range(1, 31)]
+        second.stages[0].hold = True
+        closer = threading.Timer(0.2, client.close)
+        closer.start()
+        with pytest.raises(errors.Cancelled):
+            values(results)
+        closer.join()
+
+
 class Interrupted(BaseException):
     """Not one that anybody handles, as KeyboardInterrupt."""
 
@@ -202,6 +285,27 @@ def test_an_interrupt_anywhere_spoils_one_request_alone(server: Any, most: float
         after(0)
         assert doubled(client, 1)
         assert float(client.submit(x(2)).result(10)["y"][0, 0]) == 4
+    assert spoiled > 20
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_anywhere_in_a_map_ends_that_alone(server: Any) -> None:
+    spoiled = 0
+    with driving(server) as client, alarms(interrupt) as after:
+        for number, pause in enumerate(np.random.default_rng(1).uniform(0.00002, 0.006, 100)):
+            results = client.map((x(n) for n in range(12)), window=4, ordered=number % 2 == 0)
+            try:
+                after(float(pause))
+                for _ in results:
+                    pass
+                after(0)
+            except Interrupted:
+                spoiled += 1
+                results.close()
+            if number % 3 == 0:
+                assert doubled(client, number)
+        after(0)
+        assert sorted(values(client.map((x(n) for n in range(12)), window=4))) == [2 * n for n in range(12)]
     assert spoiled > 20
 
 
