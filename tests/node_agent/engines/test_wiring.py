@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from node_agent import agent as agent_module
 from node_agent import engines, probe
@@ -22,7 +23,7 @@ from node_agent.errors import EngineMissingError, LoadFailedError
 from node_agent.loader import Loader
 from node_agent.measure import BlockTimer
 from node_agent.store import FileStore
-from tests.node_agent.harness import AgentProcess, arrays_of, identity, ref, spec, spin
+from tests.node_agent.harness import AgentProcess, arrays_of, identity, model_bytes, ref, spec, spin, value
 
 FAKES = Path(__file__).parent / "fakes"
 CPU = m.EngineInfo("onnxruntime-cpu", "1")
@@ -170,10 +171,10 @@ def a_hop(driver, graph: bytes) -> m.HopSpec:
     )
 
 
-def served(driver, agent, **load) -> tuple[m.Loaded, m.AgentStatus]:
-    """Loads a partition, has one request run, and checks its result."""
+def served(driver, agent, graph: bytes | None = None, **load) -> tuple[m.Loaded, m.AgentStatus]:
+    """Loads a partition that gives back what is not negative, has one request run, and checks its result."""
     link = driver.control(agent)
-    graph = identity()
+    graph = graph or identity()
     link.ship(graph)
     loaded = link.load(1, a_hop(driver, graph), **load)
     assert isinstance(loaded, m.Loaded), loaded
@@ -237,7 +238,8 @@ def test_a_gpu_of_which_nothing_is_known_limits_nothing(fake_cuda, monkeypatch):
 
 
 @pytest.mark.integration
-def test_the_tensorrt_engine_inside_a_real_agent_on_stand_ins(driver, tmp_path, monkeypatch):
+@pytest.mark.parametrize("lacking", [False, True])
+def test_the_tensorrt_engine_inside_a_real_agent_on_stand_ins(driver, tmp_path, monkeypatch, lacking):
     """Child build, cache and buffers behind a real agent's sockets; NVIDIA's libraries are played."""
     program = textwrap.dedent(f"""
         import os, sys
@@ -251,15 +253,27 @@ def test_the_tensorrt_engine_inside_a_real_agent_on_stand_ins(driver, tmp_path, 
         main()
     """)
     monkeypatch.setenv("DEFER_ENGINE_CACHE", str(tmp_path / "engines"))
+    if lacking:
+        monkeypatch.setenv("FAKE_TENSORRT_LACKS", "Relu")
+    names = ["x", "a", "b", "y"]
+    nodes = [
+        helper.make_node(op, [source], [target])
+        for op, source, target in zip(("Abs", "Relu", "Abs"), names, names[1:], strict=False)
+    ]
+    graph = model_bytes(nodes, [value("x", "n")], [value("y", "n")], {})
     agent = AgentProcess(
         "one", tmp_path / "s", "--engine", "tensorrt", program=[sys.executable, "-c", program]
     )
     try:
-        loaded, status = served(driver, agent)
-        assert loaded.engine == "tensorrt"
-        assert loaded.notes == ()
-        assert status.hops[0].engine == "tensorrt"
-        assert len(list((tmp_path / "engines").glob("*.engine"))) == 1
+        loaded, status = served(driver, agent, graph)
+        engine = "tensorrt+onnxruntime-cpu" if lacking else "tensorrt"
+        assert loaded.engine == status.hops[0].engine == engine
+        assert status.hops[0].notes == loaded.notes
+        assert [note.startswith("3 parts, Relu on onnxruntime-cpu") for note in loaded.notes] == lacking * [
+            True
+        ]
+        assert len(list((tmp_path / "engines").glob("*.engine"))) == 1 + lacking
+        assert not list((tmp_path / "engines").glob(".*"))
     finally:
         code, stderr = agent.end()
     assert code == 0, stderr
