@@ -70,6 +70,7 @@ class Dispatcher:
         lines += [f'[[device]]\nname = "{agent.name}"\naddress = "{agent.address}"' for agent in agents]
         cluster.write_text("\n".join(lines))
         self._command = [sys.executable, "-m", "defer", "serve", "--cluster", cluster, "--json", *words]
+        self._command += ["--standby", "none"]  # what agents load is counted
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:

@@ -133,14 +133,14 @@ def slows(stand: Stand, seconds: float, each_s: float) -> Seen:
 def dispatcher_dies(stand: Stand, seconds: float) -> Seen:
     """SIGKILL of the dispatcher under durable requests, and the same command again."""
     seen = Seen()
-    with stand.serving(fresh=False):
+    with stand.serving(fresh=False, standby="none"):
         stand.stages()
         loads = {each["name"]: each["loads"] for each in stand.status()["devices"]}
         load = stand.load(seconds + BEFORE_S, rate=min(20.0, stand.rate), durable=True)
         time.sleep(BEFORE_S)
         at = time.monotonic()
         os.kill(stand.dispatcher, signal.SIGKILL)
-    with stand.serving(fresh=False):
+    with stand.serving(fresh=False, standby="none"):
         asked = load.asked()
         after = {each["name"]: each["loads"] for each in stand.status()["devices"]}
     seen.sent, seen.failed = len(asked), failed(asked)

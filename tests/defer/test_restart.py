@@ -78,7 +78,8 @@ class Dispatchers:
         self.address = f"127.0.0.1:{port}"
         self._folder = folder
         self._command = [sys.executable, "-m", "defer", "serve", "--cluster", cluster, "--json"]
-        self._command += ["--state", folder / "state", *words]
+        # What stands by would be loaded, sometime, and these tests count what is.
+        self._command += ["--state", folder / "state", "--standby", "none", *words]
         self._process: subprocess.Popen[str] | None = None
         self.steps: list[str] = []
         self.ready: dict[str, Any] = {}

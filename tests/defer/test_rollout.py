@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -204,29 +205,36 @@ def test_two_versions_on_a_cluster(daemon: Daemon, tmp_path: Path) -> None:
     assert deploy.exit_code == 0, deploy.exception
     made = json.loads(deploy.stdout)
     assert (made["model"]["version_of"], made["plan"]["objective"]) == ("m", "throughput")
-    with Client(address) as client:
+    with Client(address, timeout=60) as client:
+
+        def takes(count: int, versions: list[str]) -> None:
+            """On a busy machine a device may be taken for lost, and its version's requests take the other meanwhile."""
+            deadline = time.monotonic() + 60
+            while (seen := [which(client) for _ in range(count)]) != versions:
+                assert time.monotonic() < deadline, seen
+
         assert [(info.name, info.version_of) for info in client.models()] == [
             ("m", ""),
             ("m@1", "m"),
             ("m@2", "m"),
         ]
-        assert [which(client) for _ in range(8)] == ["1", "1", "1", "2"] * 2
+        takes(8, ["1", "1", "1", "2"] * 2)
         assert which(client, "") == "1", "versions of one model need no name"
         assert (which(client, "m@1"), which(client, "m@2")) == ("1", "2")
         told = json.loads(defer("rollout", "promote", "m", "--dispatcher", address, "--json").output)
         assert (told["stable"], told["before"], told["versions"]) == ("m@2", "m@1", ["m@1", "m@2"])
-        assert {which(client) for _ in range(4)} == {"2"}
+        takes(4, ["2"] * 4)
         refused = defer("undeploy", "m@2", "--dispatcher", address)
         assert isinstance(refused.exception, errors.UsageError)
         hidden = defer("deploy", files["1"], "--name", "m", "--dispatcher", address)
         assert isinstance(hidden.exception, errors.UsageError)
         shown = defer("rollout", "rollback", "m", "--dispatcher", address)
         assert "m@1                      1 of the requests" in shown.output
-        assert {which(client) for _ in range(4)} == {"1"}
+        takes(4, ["1"] * 4)
         again = defer("rollout", "rollback", "m", "--dispatcher", address)
         assert isinstance(again.exception, errors.UsageError), "it does not lead to what was rejected"
         assert defer("rollout", "canary", "m", "2", "--share", "0.5", "--dispatcher", address).exit_code == 0
-        assert [which(client) for _ in range(4)] == ["1", "2", "1", "2"]
+        takes(4, ["1", "2", "1", "2"])
         for words in (
             ("infer", "--random"),
             ("trace", "--requests", "4"),

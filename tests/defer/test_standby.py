@@ -12,11 +12,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -34,6 +34,8 @@ from tests.defer.test_restart import MODEL, loads, same, two_stages, until, writ
 from tests.ports import free_ports
 
 agents, expected, model = restart.agents, restart.expected, restart.model
+
+T = TypeVar("T")
 
 pytestmark = [pytest.mark.integration, needs_nats]
 
@@ -92,7 +94,7 @@ def dispatcher(
     port = free_ports()
     cluster = write_cluster(agents, home / "cluster.toml", port)
     # A lease that outlives the pauses of a machine that runs other tests beside.
-    state = f"{url}?lease=3s"
+    state = f"{url}?lease=6s"
     command = [
         sys.executable,
         "-m",
@@ -103,6 +105,8 @@ def dispatcher(
         "--json",
         "--state",
         state,
+        "--standby",
+        "none",  # these tests count what agents load
         *words,
     ]
     running = Dispatcher(command, home, port)
@@ -112,6 +116,18 @@ def dispatcher(
         if running.process.poll() is None:
             running.process.send_signal(signal.SIGCONT)
             running.end(signal.SIGKILL)
+
+
+def steadily(ask: Callable[[], T]) -> T:
+    """What is told by a dispatcher that leads; on a busy machine one may lose its lease, and lead again."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return ask()
+        except errors.DeferError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def both(*dispatchers: Dispatcher) -> str:
@@ -174,8 +190,8 @@ def test_the_leader_is_killed_under_load(
                 thread.join(90)
                 assert not thread.is_alive()
             with Client(addresses) as client:
-                assert loads(client) == before, "no agent has loaded anything"
-                assert client.models()[0].epoch > info.epoch
+                assert steadily(lambda: loads(client)) == before, "no agent has loaded anything"
+                assert steadily(client.models)[0].epoch > info.epoch
                 for seed, (name, future) in sent.items():
                     same(future.result(0), expected(seed))
                     same(client.recall(name), expected(seed))
@@ -207,15 +223,15 @@ def test_a_leader_that_stood_still_stands_by_and_a_stop_in_order_hands_over(
             same(client.infer(models.example_inputs(MODEL, seed=5)), expected(5))
             assert second.says("ready")["term"] > 1
             first.process.send_signal(signal.SIGCONT)
-            assert first.says("standby") == {"standby": second.address}
+            until(lambda: first.says("standby") == {"standby": second.address}, 60)
             assert first.process.poll() is None
             same(client.infer(models.example_inputs(MODEL, seed=2)), expected(2))
-            before = loads(client)
+            before = steadily(lambda: loads(client))
             said = len(first.said)
             assert second.end() == 0
-            until(lambda: any("ready" in line for line in first.said[said:]))
+            until(lambda: any("ready" in line for line in first.said[said:]), 60)
             same(client.infer(models.example_inputs(MODEL, seed=3)), expected(3))
-            assert loads(client) == before
+            assert steadily(lambda: loads(client)) == before
         assert first.end() == 0
 
 
