@@ -48,6 +48,9 @@ class Runtime:
     def InferenceSession(self, path, sess_options, providers, **more):
         assert more == ({"enable_fallback": 0} if sess_options.alone else {})
         ((name, options),) = providers
+        unknown = set(options) - {"user_compute_stream"}
+        if unknown:
+            raise RuntimeError(f"Invalid option {min(unknown)}")
         self.asked.append(options)
         if sess_options.alone and not self.all_on_the_gpu:
             raise RuntimeError("This session contains graph nodes that are assigned to the default CPU EP")

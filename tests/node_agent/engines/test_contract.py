@@ -13,10 +13,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from node_agent.engines import onnxruntime_providers
+from node_agent.engines import in_parts as in_parts_module
+from node_agent.engines import onnxruntime_providers, segments, tensorrt_native
+from node_agent.engines.in_parts import Named
 from node_agent.engines.onnxruntime_cpu import OnnxRuntimeCpu
+from node_agent.engines.onnxruntime_providers import OnnxRuntimeProvider
+from node_agent.engines.tensorrt_build import build
 from node_agent.engines.tensorrt_native import TensorRt
+from node_agent.engines.tensorrt_support import Support, ask
 from node_agent.errors import EngineError, LoadFailedError, RunFailedError
+from tests.node_agent.engines.test_bound import STAND_IN, Runtime
 
 REAL = {
     "onnxruntime-cpu": OnnxRuntimeCpu,
@@ -27,17 +33,79 @@ REAL = {
 }
 INSTALLED = [name for name, make in REAL.items() if not make().info().missing]
 STAND_INS = ["tensorrt (stand-in)", "tensorrt (stand-in, shared memory)"]
+IN_PARTS = ["tensorrt (stand-in, parts on the CPU)", "tensorrt (stand-in, parts on one device)"]
+BOUND = "onnxruntime-cuda (stand-in)"
+
+
+class Usual:
+    """An engine that is told what requests will be like."""
+
+    def __init__(self, engine):
+        self.info, self._engine = engine.info, engine
+
+    def load(self, partition):
+        usual = {
+            spec.name: tuple(size if isinstance(size, int) else 2 for size in spec.shape)
+            for spec in partition.inputs
+        }
+        return self._engine.load(replace(partition, usual=usual))
+
+
+def in_parts(where: str, monkeypatch) -> TensorRt:
+    """TensorRT without the ops in the middle of the partitions here; all of it in this process, which is quick."""
+    import tensorrt
+    from google.protobuf.message import DecodeError
+
+    def build_here(job, *, deadline_s, progress):
+        try:
+            build(job, tensorrt, lambda line: None)
+        except DecodeError as error:
+            raise LoadFailedError(f"{type(error).__name__}: {error}") from None
+
+    def cut_here(partition, refused, folder):
+        outputs = tuple(spec.name for spec in partition.outputs)
+        answer = segments.cut(segments.Job(str(partition.graph), tuple(refused), outputs, str(folder)))
+        return answer.segments, answer.outputs
+
+    monkeypatch.setenv("FAKE_TENSORRT_LACKS", "Relu,Not")
+
+    def ask_here(graph):
+        try:
+            return ask(tensorrt, graph)
+        except DecodeError as error:
+            return Support(False, reason=str(error))
+
+    monkeypatch.setattr(tensorrt_native, "ask_aside", ask_here)
+    monkeypatch.setattr(in_parts_module, "cut_aside", cut_here)
+    others = [Named("onnxruntime-cpu", OnnxRuntimeCpu())]
+    if where == IN_PARTS[1]:
+        others.insert(0, Named("onnxruntime-cuda", OnnxRuntimeProvider(STAND_IN)))
+    return TensorRt(build=build_here, others=lambda: others)
 
 
 # The stand-ins' builds are child processes all the same.
 @pytest.fixture(
-    params=[*INSTALLED, *(pytest.param(name, marks=pytest.mark.integration) for name in STAND_INS)]
+    params=[
+        *INSTALLED,
+        *(pytest.param(name, marks=pytest.mark.integration) for name in STAND_INS),
+        *IN_PARTS,
+        BOUND,
+    ]
 )
-def engine(request):
+def engine(request, monkeypatch):
+    if request.param in (*IN_PARTS, BOUND):
+        runtime = Runtime()
+        monkeypatch.setattr(onnxruntime_providers, "import_runtime", lambda: runtime)
+        request.getfixturevalue("fake_tensorrt")
+        driver = request.getfixturevalue("fake_cuda")()
+        bound = request.param == BOUND
+        yield Usual(OnnxRuntimeProvider(STAND_IN) if bound else in_parts(request.param, monkeypatch))
+        assert driver.left == (0, 0, 0)
+        return
     if request.param in STAND_INS:
         request.getfixturevalue("fake_tensorrt")
         request.getfixturevalue("fake_cuda")(integrated="shared" in request.param)
-    return REAL[request.param.split(" ")[0]]()
+    yield REAL[request.param.split(" ")[0]]()
 
 
 @pytest.fixture
