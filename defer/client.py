@@ -22,8 +22,9 @@ from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.async_client import AsyncClient
 from defer.client_core import GRACE_S, Array, Inputs, fill
+from defer.client_errands import Awaited
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
-from defer.client_session import Awaited, Outputs
+from defer.client_session import Outputs
 from defer.documents.address import parse_addresses
 from defer.errors import DeadlineExceeded, UsageError
 

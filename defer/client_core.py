@@ -30,6 +30,9 @@ Array = npt.NDArray[np.generic]
 Inputs = Mapping[str, npt.ArrayLike] | npt.ArrayLike
 """Arrays by input name, or one array for a model with one input."""
 
+Outputs = dict[str, Array]
+"""Arrays by output name."""
+
 CLIENT = "@client"
 """What a client calls itself in its greeting; no device may be called so."""
 

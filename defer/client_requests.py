@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -16,13 +13,14 @@ from functools import partial
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from defer import api
 from defer.access import client_security
 from defer.admin import Admin
-from defer.client_core import BRIEF_S, Array, Inputs, Submit, as_arrays, check_outputs
-from defer.client_session import Awaited, Outputs, Owned, Session
+from defer.client_core import BRIEF_S, Inputs, Submit, as_arrays, check_outputs
+from defer.client_errands import Awaited, Owned
+from defer.client_room import ID_BYTES, Room, kind_of, new_id, plain
+from defer.client_session import Outputs, Session
 from defer.documents.address import Address, parse_addresses
 from defer.errors import (
     Cancelled,
@@ -56,12 +54,6 @@ MOST_REQUESTS = 1024
 MOST_BYTES = 512 << 20
 """Requests of one client under way, and their input bytes."""
 
-
-ID_BYTES = 16
-"""Length of a request's id."""
-
-IDS = 256
-"""Ids made at a time."""
 
 REMEMBERED = 64
 """Combinations of inputs' types and shapes that a client knows to fit."""
@@ -98,45 +90,6 @@ def wished(submit: Submit, *, durable: bool, request: bytes | None, priority: in
         )
     name = submit.request if request is None else request
     return msgspec.structs.replace(submit, durable=durable, request=name, priority=priority, trace=trace)
-
-
-class Room:
-    """How much may be under way; whoever wants more waits. A single request larger than all passes alone."""
-
-    def __init__(self, requests: int, nbytes: int) -> None:
-        self._requests, self._nbytes = requests, nbytes
-        self._used, self._bytes = 0, 0
-        # A plain lock: a signal's handler that raises inside `threading.Condition` may leave that locked for ever.
-        self._lock = threading.Lock()
-        self._waiting: deque[threading.Event] = deque()
-
-    def take(self, nbytes: int, timeout: float) -> bool:
-        """Take room for one request; False when there was none for `timeout` seconds."""
-        until = math.inf
-        while True:
-            with self._lock:
-                if self._fits(nbytes):
-                    self._used += 1
-                    self._bytes += nbytes
-                    return True
-                changed = threading.Event()
-                self._waiting.append(changed)
-            now = time.monotonic()
-            until = min(until, now + timeout)
-            if now >= until or not changed.wait(min(until - now, threading.TIMEOUT_MAX)):
-                return False
-
-    def give(self, nbytes: int) -> None:
-        """Give the room of one request back."""
-        with self._lock:
-            self._used -= 1
-            self._bytes -= nbytes
-            waiting, self._waiting = self._waiting, deque()
-        for changed in waiting:
-            changed.set()
-
-    def _fits(self, nbytes: int) -> bool:
-        return self._used == 0 or (self._used < self._requests and self._bytes + nbytes <= self._nbytes)
 
 
 class Requests:
@@ -343,8 +296,8 @@ class Requests:
     ) -> Submit:
         """Check a request against a signature and encode it; asks nobody."""
         if not outputs:
-            given = _plain(inputs, info)
-            told = None if given is None else self._seen.get(_kind(info, given))
+            given = plain(inputs, info)
+            told = None if given is None else self._seen.get(kind_of(info, given))
             if given is not None and told is not None:
                 frames = [byte_view(array.copy() if copy else array) for array in given]
                 return Submit(new_id(), info.name, (), told[1], frames, deadline, patient)
@@ -363,13 +316,13 @@ class Requests:
 
     def _remember(self, info: api.ModelInfo, inputs: Inputs, headers: tuple[TensorHeader, ...]) -> None:
         """Inputs of these types and shapes fit, and travel under these headers."""
-        given = _plain(inputs, info)
+        given = plain(inputs, info)
         if given is None:
             return
         if len(self._seen) >= REMEMBERED:
             self._seen.clear()
         # The signature is held, so that nothing else gets its identity.
-        self._seen[_kind(info, given)] = (info, headers)
+        self._seen[kind_of(info, given)] = (info, headers)
 
     def _codec(self, info: api.ModelInfo) -> str:
         if self.codec != AUTO:
@@ -495,42 +448,6 @@ class Requests:
 def without_versions(models: Mapping[str, api.ModelInfo]) -> list[api.ModelInfo]:
     """The models that a request without a name may mean: a version is meant by its own name alone."""
     return [info for info in models.values() if info.version_of not in models or not info.version_of]
-
-
-def _plain(inputs: Inputs, info: api.ModelInfo) -> list[Array] | None:
-    """The inputs in the model's order where each is an array as it is sent; None where something must be looked at."""
-    specs = info.inputs
-    if type(inputs) is np.ndarray:
-        given: list[Any] = [inputs] if len(specs) == 1 else []
-    elif type(inputs) is dict and len(inputs) == len(specs):
-        given = [inputs.get(spec.name) for spec in specs]
-    else:
-        return None
-    for array in given:
-        if type(array) is not np.ndarray or not array.flags.c_contiguous or array.dtype.hasobject:
-            return None
-    return given or None
-
-
-def _kind(info: api.ModelInfo, given: list[Array]) -> tuple[Any, ...]:
-    """By what inputs are known to fit a signature."""
-    if len(given) == 1:
-        return id(info), given[0].dtype, given[0].shape
-    return id(info), *[(array.dtype, array.shape) for array in given]
-
-
-_ids: list[bytes] = []
-os.register_at_fork(after_in_child=_ids.clear)
-
-
-def new_id() -> bytes:
-    """A random id for a request; the kernel is asked for many at once."""
-    try:
-        return _ids.pop()
-    except IndexError:
-        many = secrets.token_bytes(ID_BYTES * IDS)
-        _ids.extend(many[at : at + ID_BYTES] for at in range(ID_BYTES, len(many), ID_BYTES))
-        return many[:ID_BYTES]
 
 
 _NOTHING = api.ModelInfo("", "")

@@ -6,7 +6,6 @@ A thread of its own drives it. Who waits for a request that is the only one driv
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from defer import client_core as c
+from defer.client_errands import Alone, Awaited, Owned, Sending, Waiting
 from defer.client_scout import Scout
 from defer.dialled import Dialled
 from defer.errors import Cancelled, DeferError, UsageError, from_code, translate
@@ -37,7 +37,7 @@ from node_agent.messages import (
 )
 from node_agent.security import DISPATCHER, OPEN, Security
 
-Outputs = dict[str, c.Array]
+Outputs = c.Outputs
 
 BURST = 64
 DIAL_S = 0.25
@@ -47,93 +47,6 @@ DIAL_LIMIT_S = 3.0
 
 RETRY_S = 0.002
 """How often a request that the connection's full queue did not take is tried again."""
-
-
-class Awaited(Future[Outputs]):
-    """A future that one thread waits for; an interrupt of that thread harms nobody else.
-
-    A signal's handler that raises inside `Future.result` may leave the future's lock taken, and who has the result would
-    wait for that for ever.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._gate = threading.Lock()
-        self._gate.acquire()
-        self.add_done_callback(lambda _: self._gate.release())
-
-    def wait(self, seconds: float) -> bool:
-        """Wait until it has ended, for so long at most, or without end where that is negative; whether it has."""
-        return self._gate.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
-
-
-class Owned(Future[Outputs]):
-    """A future of one of many requests, which one thread sends and waits for.
-
-    Args:
-        owner: Stands for that thread's many.
-    """
-
-    def __init__(self, owner: object) -> None:
-        super().__init__()
-        self.owner = owner
-
-
-class _Sending:
-    """One of many requests is sent by the thread that will wait for it; see `socket_loop.Errand`."""
-
-    __slots__ = ("done", "future", "owner", "session", "submit")
-
-    def __init__(self, session: Session, submit: c.Submit, future: Owned) -> None:
-        self.session, self.submit, self.future = session, submit, future
-        self.owner = future.owner
-        self.done = False
-
-    def begin(self) -> None:
-        self.session._take(self.submit, self.future)
-        self.done = True
-
-    def leave(self) -> None:
-        self.session._futures[self.submit.request] = self.future  # it ends with the loop that has failed
-
-
-class _Waiting:
-    """The thread with many requests under way waits for one of them."""
-
-    __slots__ = ("ended", "owner")
-
-    def __init__(self, owner: object, ended: Callable[[], bool]) -> None:
-        self.owner, self.ended = owner, ended
-
-    @property
-    def done(self) -> bool:
-        return self.ended()
-
-    def begin(self) -> None:
-        pass
-
-    def leave(self) -> None:
-        pass
-
-
-class _Alone:
-    """A request whose caller drives the connection; see `socket_loop.Errand`."""
-
-    __slots__ = ("done", "future", "outcome", "session", "submit")
-
-    def __init__(self, session: Session, submit: c.Submit) -> None:
-        self.session, self.submit = session, submit
-        self.done = False
-        self.outcome: Callable[[], Outputs] | None = None
-        self.future: Awaited | None = None
-
-    def begin(self) -> None:
-        self.session._alone = self
-        self.session._begin(self.submit)
-
-    def leave(self) -> None:
-        self.future = self.session._futures[self.submit.request] = Awaited()
-        self.session._alone = None
 
 
 class Session:
@@ -161,10 +74,10 @@ class Session:
         self._give_up = math.inf
         self._made_core = partial(c.ClientCore, address, absence_s)
         self._core = self._made_core()
-        self._alone: _Alone | None = None
+        self.alone: Alone | None = None
         self._owner: object = None
         """Whose all requests under way are, where they are one thread's."""
-        self._futures: dict[bytes, Future[Outputs]] = {}
+        self.futures: dict[bytes, Future[Outputs]] = {}
         self._unsent: deque[tuple[Infer | Recall, Sequence[Any]]] = deque()
         self._kept: dict[bytes, Future[None]] = {}
         self._crash: DeferError | None = None
@@ -201,7 +114,7 @@ class Session:
             DeferError: The request failed.
             UsageError: A signal's handler called this in the middle of another such call of its thread.
         """
-        alone = _Alone(self, submit)
+        alone = Alone(self, submit)
         if not self._loop.drive(alone):
             if self._loop.driving:
                 raise UsageError("this thread is in the middle of another request of this client")
@@ -229,12 +142,12 @@ class Session:
         future = Future() if future is None else future
         if kept is not None:
             future.add_done_callback(lambda _: _end(kept))
-        if isinstance(future, Owned) and self._loop.drive(_Sending(self, submit, future)):
+        if isinstance(future, Owned) and self._loop.drive(Sending(self, submit, future)):
             return future
 
         def run() -> None:
-            others = bool(self._futures)
-            if self._take(submit, future, kept) and isinstance(future, Awaited | Owned):
+            others = bool(self.futures)
+            if self.take(submit, future, kept) and isinstance(future, Awaited | Owned):
                 self._loop.rests_soon(not others or self._owner is not None)
 
         if not self._loop.enqueue(run):
@@ -244,25 +157,26 @@ class Session:
     def wait(self, owner: object, ended: Callable[[], bool]) -> None:
         """Drive the connection until `ended` where all that is under way is the caller's; else return at once."""
         if not ended():
-            self._loop.drive(_Waiting(owner, ended))
+            self._loop.drive(Waiting(owner, ended))
 
     # ------------------------------------------------------------------------------------------ in the thread
 
-    def _take(self, submit: c.Submit, future: Future[Outputs], kept: Future[None] | None = None) -> bool:
+    def take(self, submit: c.Submit, future: Future[Outputs], kept: Future[None] | None = None) -> bool:
         """Send a request that somebody waits for; False where it is under way already."""
-        if submit.request in self._futures:
+        if submit.request in self.futures:
             future.set_exception(UsageError("this client waits for the answer to this request already"))
             return False
         owner = future.owner if isinstance(future, Owned) else None
-        if not self._futures or self._owner is not owner:
-            self._owner = None if self._futures else owner
-        self._futures[submit.request] = future
+        if not self.futures or self._owner is not owner:
+            self._owner = None if self.futures else owner
+        self.futures[submit.request] = future
         if kept is not None:
             self._kept[submit.request] = kept
-        self._begin(submit)
+        self.begin(submit)
         return True
 
-    def _begin(self, submit: c.Submit) -> None:
+    def begin(self, submit: c.Submit) -> None:
+        """Send a request, of which somebody else keeps account."""
         self._feed(submit)
         if self._dialled.refusal is not None:
             self._redial()  # keys may have been put right
@@ -270,7 +184,7 @@ class Session:
     def _is_idle(self, errand: Errand | None) -> bool:
         if not self._core.connected:
             return False
-        if not self._futures:
+        if not self.futures:
             return not self._core.unanswered
         if self._owner is None:
             return False
@@ -278,10 +192,10 @@ class Session:
 
     def _renew(self) -> None:
         """A caller was interrupted while it drove: what it left is not to be trusted, and nobody waits for it."""
-        self._alone = self._owner = None
+        self.alone = self._owner = None
         self._unsent.clear()
         self._core = self._made_core()
-        self._futures.clear()  # all are its own, and their locks perhaps taken for ever: they are its to end
+        self.futures.clear()  # all are its own, and their locks perhaps taken for ever: they are its to end
         with suppress(Exception):  # perhaps closed already
             self._dialled.close()
         if self._scout is not None:
@@ -349,7 +263,7 @@ class Session:
                 self._feed(c.Closed())
         finally:
             # After a crash the core may know less than it was given: no future is left to wait for ever.
-            for request in list(self._futures):
+            for request in list(self.futures):
                 self._settle(request, partial(_raise, self._crash or Cancelled("the client is closed")))
             if self._scout is not None:
                 self._scout.close()
@@ -390,7 +304,7 @@ class Session:
         if self._scout is not None:
             self._heard = time.monotonic()
         # Whoever is alone comes for one message: whether there are more is asked with the next turn anyway.
-        most = BURST if self._alone is None else 1
+        most = BURST if self.alone is None else 1
         for _, header, frames in incoming(self._dialled.socket, routed=False, most=most):
             if type(header) is Result:
                 self._feed(c.ResultArrived(header, frames))
@@ -433,12 +347,12 @@ class Session:
             self._unsent.append((infer, frames))
 
     def _settle(self, request: bytes, outcome: Any) -> None:
-        alone = self._alone
+        alone = self.alone
         if alone is not None and alone.submit.request == request:
-            self._alone = None
+            self.alone = None
             alone.outcome, alone.done = outcome, True
             return
-        future = self._futures.pop(request)
+        future = self.futures.pop(request)
         self._kept.pop(request, None)
         if not future.set_running_or_notify_cancel():
             return  # the caller has cancelled it

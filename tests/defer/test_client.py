@@ -543,7 +543,7 @@ def test_inputs_known_to_fit_are_told_from_others(server: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads: the child touches none
 def test_ids_are_never_the_same() -> None:
-    from defer.client_requests import IDS, new_id
+    from defer.client_room import IDS, new_id
 
     assert len({new_id() for _ in range(3 * IDS)}) == 3 * IDS
     read, write = os.pipe()

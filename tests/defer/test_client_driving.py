@@ -229,7 +229,7 @@ def test_a_map_whose_results_are_not_taken_is_looked_after(server: Any) -> None:
         results = client.map((x(n) for n in range(8)), window=4)
         assert values([next(results)]) == [0]
         time.sleep(0.6)  # longer than the thread leaves the connection alone
-        until(lambda: session_of(client)._futures == {})
+        until(lambda: session_of(client).futures == {})
         assert values(results) == [2 * n for n in range(1, 8)]
         results = client.map((x(n) for n in range(8)), window=4)
         next(results)

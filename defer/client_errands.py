@@ -1,0 +1,105 @@
+"""What a thread drives a client's connection for, and the futures of those that may; see `defer.socket_loop`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from defer.client_core import Outputs, Submit
+
+if TYPE_CHECKING:
+    from defer.client_session import Session
+
+
+class Awaited(Future[Outputs]):
+    """A future that one thread waits for; an interrupt of that thread harms nobody else.
+
+    A signal's handler that raises inside `Future.result` may leave the future's lock taken, and who has the result would
+    wait for that for ever.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gate = threading.Lock()
+        self._gate.acquire()
+        self.add_done_callback(lambda _: self._gate.release())
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it has ended, for so long at most, or without end where that is negative; whether it has."""
+        return self._gate.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+
+
+class Owned(Future[Outputs]):
+    """A future of one of many requests, which one thread sends and waits for.
+
+    Args:
+        owner: Stands for that thread's many.
+    """
+
+    def __init__(self, owner: object) -> None:
+        super().__init__()
+        self.owner = owner
+
+
+class Sending:
+    """One of many requests is sent by the thread that will wait for it; see `socket_loop.Errand`."""
+
+    __slots__ = ("done", "future", "owner", "session", "submit")
+
+    def __init__(self, session: Session, submit: Submit, future: Owned) -> None:
+        self.session, self.submit, self.future = session, submit, future
+        self.owner = future.owner
+        self.done = False
+
+    def begin(self) -> None:
+        """See `Errand`."""
+        self.session.take(self.submit, self.future)
+        self.done = True
+
+    def leave(self) -> None:
+        """See `Errand`."""
+        self.session.futures[self.submit.request] = self.future  # it ends with the loop that has failed
+
+
+class Waiting:
+    """The thread with many requests under way waits for one of them."""
+
+    __slots__ = ("ended", "owner")
+
+    def __init__(self, owner: object, ended: Callable[[], bool]) -> None:
+        self.owner, self.ended = owner, ended
+
+    @property
+    def done(self) -> bool:
+        """See `Errand`."""
+        return self.ended()
+
+    def begin(self) -> None:
+        """See `Errand`."""
+
+    def leave(self) -> None:
+        """See `Errand`."""
+
+
+class Alone:
+    """A request whose caller drives the connection; see `socket_loop.Errand`."""
+
+    __slots__ = ("done", "future", "outcome", "session", "submit")
+
+    def __init__(self, session: Session, submit: Submit) -> None:
+        self.session, self.submit = session, submit
+        self.done = False
+        self.outcome: Callable[[], Outputs] | None = None
+        self.future: Awaited | None = None
+
+    def begin(self) -> None:
+        """See `Errand`."""
+        self.session.alone = self
+        self.session.begin(self.submit)
+
+    def leave(self) -> None:
+        """See `Errand`."""
+        self.future = self.session.futures[self.submit.request] = Awaited()
+        self.session.alone = None

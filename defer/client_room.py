@@ -1,0 +1,97 @@
+"""What a client's requests share: room for those under way, their ids, and which inputs need no second look."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from defer import api
+from defer.client_core import Array, Inputs
+
+ID_BYTES = 16
+"""Length of a request's id."""
+
+IDS = 256
+"""Ids made at a time."""
+
+
+class Room:
+    """How much may be under way; whoever wants more waits. A single request larger than all passes alone."""
+
+    def __init__(self, requests: int, nbytes: int) -> None:
+        self._requests, self._nbytes = requests, nbytes
+        self._used, self._bytes = 0, 0
+        # A plain lock: a signal's handler that raises inside `threading.Condition` may leave that locked for ever.
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Event] = deque()
+
+    def take(self, nbytes: int, timeout: float) -> bool:
+        """Take room for one request; False when there was none for `timeout` seconds."""
+        until = math.inf
+        while True:
+            with self._lock:
+                if self._fits(nbytes):
+                    self._used += 1
+                    self._bytes += nbytes
+                    return True
+                changed = threading.Event()
+                self._waiting.append(changed)
+            now = time.monotonic()
+            until = min(until, now + timeout)
+            if now >= until or not changed.wait(min(until - now, threading.TIMEOUT_MAX)):
+                return False
+
+    def give(self, nbytes: int) -> None:
+        """Give the room of one request back."""
+        with self._lock:
+            self._used -= 1
+            self._bytes -= nbytes
+            waiting, self._waiting = self._waiting, deque()
+        for changed in waiting:
+            changed.set()
+
+    def _fits(self, nbytes: int) -> bool:
+        return self._used == 0 or (self._used < self._requests and self._bytes + nbytes <= self._nbytes)
+
+
+def plain(inputs: Inputs, info: api.ModelInfo) -> list[Array] | None:
+    """The inputs in the model's order where each is an array as it is sent; None where something must be looked at."""
+    specs = info.inputs
+    if type(inputs) is np.ndarray:
+        given: list[Any] = [inputs] if len(specs) == 1 else []
+    elif type(inputs) is dict and len(inputs) == len(specs):
+        given = [inputs.get(spec.name) for spec in specs]
+    else:
+        return None
+    for array in given:
+        if type(array) is not np.ndarray or not array.flags.c_contiguous or array.dtype.hasobject:
+            return None
+    return given or None
+
+
+def kind_of(info: api.ModelInfo, given: list[Array]) -> tuple[Any, ...]:
+    """By what inputs are known to fit a signature."""
+    if len(given) == 1:
+        return id(info), given[0].dtype, given[0].shape
+    return id(info), *[(array.dtype, array.shape) for array in given]
+
+
+_ids: list[bytes] = []
+os.register_at_fork(after_in_child=_ids.clear)
+
+
+def new_id() -> bytes:
+    """A random id for a request; the kernel is asked for many at once."""
+    try:
+        return _ids.pop()
+    except IndexError:
+        many = secrets.token_bytes(ID_BYTES * IDS)
+        _ids.extend(many[at : at + ID_BYTES] for at in range(ID_BYTES, len(many), ID_BYTES))
+        return many[:ID_BYTES]
