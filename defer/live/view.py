@@ -36,7 +36,12 @@ def snapshot(
         more: Further top-level values.
     """
     by_stage = {(load.epoch, load.number): load for load in loads}
-    live = [info for info in status.deployments if info.state != "retired"]
+    # What only stands by has no part in what the page draws.
+    live = [
+        info
+        for info in status.deployments
+        if info.state != "retired" and (info.state != "loaded" or info.epoch in plans)
+    ]
     return {
         "version": status.version,
         "uptime_s": status.uptime_s,

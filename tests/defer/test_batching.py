@@ -138,7 +138,7 @@ def test_batched_results_are_those_of_single_runs(daemon: Daemon, tmp_path: Path
     plan = make_plan(chain, daemon.cluster, placement=placement)
     wanted = PlanBatching(sizes=(4, 8), delay_s=0.02)
     made = daemon.deployments.bring_up(
-        Order("m", path, plan=plan, batching=wanted), lambda _what, _fraction: None
+        Order("m", path, plan=plan, batching=wanted, standby="none"), lambda _what, _fraction: None
     )
     assert made.deployment.plan.batching == wanted
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -165,5 +165,5 @@ def test_a_model_with_a_fixed_batch_is_refused_before_anything_is_loaded(
     path = save_model(tmp_path / "fixed.onnx", batch=1)
     with pytest.raises(UsageError, match="cannot be batched"):
         daemon.deployments.bring_up(
-            Order("m", path, batching=PlanBatching(sizes=(4,))), lambda _what, _fraction: None
+            Order("m", path, batching=PlanBatching(sizes=(4,)), standby="none"), lambda _what, _fraction: None
         )

@@ -119,7 +119,7 @@ def test_samples_are_compared_with_the_lossless_pipeline(
 ) -> None:
     plan = two_stages(model, cluster, "int4")
     assert [transfer.codec for transfer in plan.transfers] == ["raw", "int4", "raw"]
-    daemon.deployments.bring_up(Order(MODEL, model, plan=plan, sample=0.5), quiet)
+    daemon.deployments.bring_up(Order(MODEL, model, plan=plan, sample=0.5, standby="none"), quiet)
     requests = [models.example_inputs(MODEL, seed=seed) for seed in range(8)]
     with Client(str(daemon.address)) as client:
         off = []
@@ -154,7 +154,7 @@ def test_every_route_of_a_plan_with_replicas_is_compared_with_its_own_reference(
     ]
     shares = tuple(PlanShare(fraction=0.5, stages=leg.stages, transfers=leg.transfers) for leg in legs)
     plan = msgspec.structs.replace(legs[0], shares=shares)
-    daemon.deployments.bring_up(Order(MODEL, model, plan=plan, sample=1.0), quiet)
+    daemon.deployments.bring_up(Order(MODEL, model, plan=plan, sample=1.0, standby="none"), quiet)
     with Client(str(daemon.address)) as client:
         list(client.map([models.example_inputs(MODEL, seed=seed) for seed in range(12)], window=6))
         until(lambda: sum(each.compared for each in client.status().deployments) >= 2)
@@ -168,7 +168,7 @@ def test_a_plan_without_lossy_codecs_needs_no_reference(
     daemon: Daemon, model: Path, cluster: Cluster
 ) -> None:
     daemon.deployments.bring_up(
-        Order(MODEL, model, plan=two_stages(model, cluster, "lz4"), sample=1.0), quiet
+        Order(MODEL, model, plan=two_stages(model, cluster, "lz4"), sample=1.0, standby="none"), quiet
     )
     assert len(daemon.deployments.served) == 1
     assert not daemon.deployments.sampler.tallies

@@ -94,7 +94,9 @@ def test_replicas_share_the_requests_and_stand_in_for_one_another(
     with Daemon(cluster, tmp_path / "state") as daemon:
         daemon.connect(20)
         plan = replicated(model, cluster)
-        outcome = daemon.deployments.bring_up(Order(MODEL, model, plan=plan), lambda _what, _fraction: None)
+        outcome = daemon.deployments.bring_up(
+            Order(MODEL, model, plan=plan, standby="none"), lambda _what, _fraction: None
+        )
         assert outcome.deployment.plan == plan
         with Client(str(daemon.address), timeout=30) as client:
             check(list(client.map(requests, window=12)))
@@ -141,14 +143,18 @@ def test_a_planned_mix_is_served_and_replaced_without_a_gap(cluster: Cluster, tm
     assert len(mix.shares) > 1
     with Daemon(cluster, tmp_path / "state") as daemon:
         daemon.connect(20)
-        daemon.deployments.bring_up(Order(MODEL, model, plan=mix), lambda _what, _fraction: None)
+        daemon.deployments.bring_up(
+            Order(MODEL, model, plan=mix, standby="none"), lambda _what, _fraction: None
+        )
         with Client(str(daemon.address), timeout=30) as client:
             results = client.map(requests, window=16)
             found = [next(results) for _ in range(40)]
             assert len([each for each in client.status().deployments if each.state == "ready"]) == len(
                 mix.shares
             )
-            daemon.deployments.bring_up(Order(MODEL, model, plan=single), lambda _what, _fraction: None)
+            daemon.deployments.bring_up(
+                Order(MODEL, model, plan=single, standby="none"), lambda _what, _fraction: None
+            )
             found += list(results)
             for each, wanted in zip(found, expected, strict=True):
                 np.testing.assert_allclose(each[name], wanted, rtol=1e-4, atol=1e-5)

@@ -91,7 +91,7 @@ def daemon(cluster: Cluster, tmp_path: Path) -> Iterator[Daemon]:
 
 @pytest.fixture
 def order(model: Path, cluster: Cluster) -> Order:
-    return Order(MODEL, model, plan=two_stages(model, cluster))
+    return Order(MODEL, model, plan=two_stages(model, cluster), standby="none")
 
 
 def check(client: Client, expected: Any, seeds: range, **more: Any) -> None:

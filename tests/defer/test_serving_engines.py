@@ -51,7 +51,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., tuple[str, Path]]]:
             plan = make_plan(chain, cluster, None, placement=placement)
             daemon = stack.enter_context(Daemon(cluster, tmp_path / f"state-{next(count)}"))
             daemon.connect(20)
-            daemon.deployments.bring_up(Order(MODEL, model, plan=plan), lambda *_: None)
+            daemon.deployments.bring_up(Order(MODEL, model, plan=plan, standby="none"), lambda *_: None)
             return str(daemon.address), model
 
         with ExitStack() as stack:
@@ -142,7 +142,7 @@ def test_a_profile_names_the_engine_that_really_ran(tmp_path):
         model = models.save(MODEL, tmp_path / "m.onnx")
         with Daemon(cluster, tmp_path / "state") as daemon:
             daemon.connect(20)
-            outcome = daemon.deployments.bring_up(Order(MODEL, model), lambda *_: None)
+            outcome = daemon.deployments.bring_up(Order(MODEL, model, standby="none"), lambda *_: None)
         profile = outcome.profile
     assert profile is not None
     assert profile.devices["c"].engine == "onnxruntime-cpu"
