@@ -96,9 +96,12 @@ def test_two_narrow_devices_exchange_narrow_tensors(serve):
                 got, expected = client.infer(feeds), whole(model, feeds)
                 assert {array.dtype.name for array in got.values()} == {"float32"}
                 assert error(got, expected) < 0.01
-            second = client.status().deployments[0].stages[1]
-            crossed[kind] = second.bytes_in / second.items
-    assert crossed["fp16"] == crossed["fp32"] / 2
+            crossed[kind] = client.status().deployments[0].stages[1].bytes_in
+    chain = partitioner.analyze(model)
+    wide = chain.boundaries[len(chain.blocks) // 2].nbytes
+    # Three requests, and perhaps one of the dispatcher's own.
+    assert crossed["fp32"] in (3 * wide, 4 * wide)
+    assert crossed["fp16"] in (3 * wide / 2, 4 * wide / 2)
 
 
 def test_an_engine_that_a_device_lacks_falls_back_and_status_says_why(serve):
