@@ -31,7 +31,7 @@ from node_agent.errors import (
     code_of,
 )
 from node_agent.json_log import FORMATS, log_to_stderr
-from node_agent.machine import keep_buffers
+from node_agent.machine import keep_buffers, settle_collector
 from node_agent.messages import AUTO_ENGINE, PROTOCOL_VERSION
 from node_agent.observed import observing
 from node_agent.quantities import is_name, parse_address, parse_endpoint, parse_name, parse_size
@@ -323,6 +323,7 @@ def serve(agent: Agent, drain_timeout: float, as_json: bool, metrics: Where | No
             agent.close()
             raise
         stack.enter_context(ending_on_signals(agent, drain_timeout))
+        settle_collector()
         click.echo(ready_line(agent, as_json, where))
         agent.notifier.ready(ready_line(agent, as_json=False))
         agent.wait()
