@@ -304,7 +304,9 @@ def receive(
         if len(frames) < most:
             frames.append(frame.bytes if len(frame) < COPY_BELOW else frame)
         elif problem is None:
-            problem = FrameError(f"A message came with more frames after its header than the {most} announced.")
+            problem = FrameError(
+                f"A message came with more frames after its header than the {most} announced."
+            )
     borrowing: Borrowing | None = getattr(socket, "borrowing", None)
     if problem is None and routed and type(header) is Greeting:
         header = borrowing.greeted(identity, header) if borrowing is not None else unlent(header)
