@@ -28,7 +28,7 @@ from defer.local_agents import local_agents
 from defer.planning import make_plan, parse_placement
 from defer.ways import ALIKE, Way, at, best, with_fastest
 from node_agent.security import OPEN
-from tests.defer.test_topologies import free_base_port
+from tests.ports import free_ports
 
 MODEL = "tiny_residual"
 
@@ -92,7 +92,7 @@ class Cable:
 
 @pytest.fixture
 def port() -> int:
-    return free_base_port()
+    return free_ports()
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_what_does_not_answer_is_not_used_and_what_is_stated_is_believed(
 
 
 def test_nobody_there_changes_nothing() -> None:
-    free = free_base_port()
+    free = free_ports()
     assert with_fastest(file(free), security=OPEN) == file(free)
 
 
