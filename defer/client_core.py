@@ -122,7 +122,16 @@ class Tick:
     """Time has passed."""
 
 
-Event = Submit | Connected | Disconnected | ResultArrived | RejectionArrived | Refused | Closed | Tick
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """Nobody waits for a request any more."""
+
+    request: bytes
+
+
+Event = (
+    Submit | GivenUp | Connected | Disconnected | ResultArrived | RejectionArrived | Refused | Closed | Tick
+)
 
 
 class SendInfer(msgspec.Struct, frozen=True, gc=False):
@@ -150,7 +159,14 @@ class Fail:
     hint: str = ""
 
 
-Instruction = SendInfer | Resolve | Fail
+@dataclass(frozen=True, slots=True)
+class SendGiveUp:
+    """Tell the dispatcher that a request need not be answered."""
+
+    request: bytes
+
+
+Instruction = SendInfer | SendGiveUp | Resolve | Fail
 
 
 class _Pending(msgspec.Struct, gc=False):
@@ -204,6 +220,8 @@ class ClientCore:
                 return [self._send(pending, now)] if self.connected else []
             case RejectionArrived(rejection):
                 return self._rejected(rejection, now)
+            case GivenUp(request):
+                return self._given_up(request, now)
             case Connected():
                 self.connected = self._ever = True
                 return [self._send(pending, now) for pending in self._pending.values()]
@@ -268,6 +286,16 @@ class ClientCore:
             return []
         del self._pending[rejection.request]
         return [Fail(rejection.request, rejection.code, rejection.message)]
+
+    def _given_up(self, request: bytes, now: float) -> list[Instruction]:
+        pending = self._pending.pop(request, None)
+        if pending is None:
+            return []
+        self._paused.pop(request, None)
+        # What is to be kept until somebody asks for it, by this client or another, is not for this caller to end.
+        kept = pending.submit.durable or pending.submit.recall
+        told: list[Instruction] = [SendGiveUp(request)] if self.connected and not kept else []
+        return [*told, *self._resume(now)]
 
     def _tick(self, now: float) -> list[Instruction]:
         out: list[Instruction] = []

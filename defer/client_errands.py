@@ -13,7 +13,23 @@ if TYPE_CHECKING:
     from defer.client_session import Session
 
 
-class Awaited(Future[Outputs]):
+class Answer(Future[Outputs]):
+    """A future that tells the dispatcher when it is cancelled, so that no stage works for it any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.give_up: Callable[[], object] | None = None
+
+    def cancel(self) -> bool:
+        """See `concurrent.futures.Future`."""
+        cancelled = super().cancel()
+        give_up, self.give_up = self.give_up, None
+        if cancelled and give_up is not None:
+            give_up()
+        return cancelled
+
+
+class Awaited(Answer):
     """A future that one thread waits for; an interrupt of that thread harms nobody else.
 
     A signal's handler that raises inside `Future.result` may leave the future's lock taken, and who has the result would
@@ -31,7 +47,7 @@ class Awaited(Future[Outputs]):
         return self._gate.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
 
 
-class Owned(Future[Outputs]):
+class Owned(Answer):
     """A future of one of many requests, which one thread sends and waits for.
 
     Args:

@@ -18,7 +18,7 @@ from defer import api
 from defer.access import client_security
 from defer.admin import Admin
 from defer.client_core import BRIEF_S, Inputs, Submit, as_arrays, check_outputs
-from defer.client_errands import Awaited, Owned
+from defer.client_errands import Answer, Awaited, Owned
 from defer.client_room import ID_BYTES, Room, kind_of, new_id, plain
 from defer.client_session import Outputs, Session
 from defer.documents.address import Address, parse_addresses
@@ -389,7 +389,7 @@ class Requests:
         if not self._room.take(nbytes, wait):
             return None
         submit, span = calling(submit)
-        future: Future[Outputs] = Awaited() if waits else Future() if owner is None else Owned(owner)
+        future: Future[Outputs] = Awaited() if waits else Answer() if owner is None else Owned(owner)
         # All of this before anybody else knows the future, whose lock a signal's handler that raises may leave taken.
         if span is not None:
             future.add_done_callback(partial(ended, span))

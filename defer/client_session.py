@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from defer import client_core as c
-from defer.client_errands import Alone, Awaited, Owned, Sending, Waiting
+from defer.client_errands import Alone, Answer, Awaited, Owned, Sending, Waiting
 from defer.client_scout import Scout
 from defer.dialled import Dialled
 from defer.errors import Cancelled, DeferError, UsageError, from_code, translate
@@ -26,6 +26,7 @@ from node_agent.frames import encode_header, unpack_tensor
 from node_agent.link import Sent, incoming, send
 from node_agent.messages import (
     Accepted,
+    GiveUp,
     Greeting,
     Infer,
     PeerRef,
@@ -78,7 +79,7 @@ class Session:
         self._owner: object = None
         """Whose all requests under way are, where they are one thread's."""
         self.futures: dict[bytes, Future[Outputs]] = {}
-        self._unsent: deque[tuple[Infer | Recall, Sequence[Any]]] = deque()
+        self._unsent: deque[tuple[Infer | Recall | GiveUp, Sequence[Any]]] = deque()
         self._kept: dict[bytes, Future[None]] = {}
         self._crash: DeferError | None = None
         self._loop = SocketLoop(
@@ -139,7 +140,7 @@ class Session:
         Returns:
             The future; one of its own where none was given.
         """
-        future = Future() if future is None else future
+        future = Answer() if future is None else future
         if kept is not None:
             future.add_done_callback(lambda _: _end(kept))
         if isinstance(future, Owned) and self._loop.drive(Sending(self, submit, future)):
@@ -163,6 +164,8 @@ class Session:
 
     def take(self, submit: c.Submit, future: Future[Outputs], kept: Future[None] | None = None) -> bool:
         """Send a request that somebody waits for; False where it is under way already."""
+        if future.cancelled():
+            return False
         if submit.request in self.futures:
             future.set_exception(UsageError("this client waits for the answer to this request already"))
             return False
@@ -170,10 +173,23 @@ class Session:
         if not self.futures or self._owner is not owner:
             self._owner = None if self.futures else owner
         self.futures[submit.request] = future
+        if isinstance(future, Answer):
+            future.give_up = partial(self._abandon, submit.request, future)
         if kept is not None:
             self._kept[submit.request] = kept
         self.begin(submit)
         return True
+
+    def _abandon(self, request: bytes, future: Future[Outputs]) -> None:
+        """The caller has cancelled; from any thread."""
+
+        def run() -> None:
+            if self.futures.get(request) is future:
+                del self.futures[request]
+                self._kept.pop(request, None)
+                self._feed(c.GivenUp(request))
+
+        self._loop.enqueue(run)
 
     def begin(self, submit: c.Submit) -> None:
         """Send a request, of which somebody else keeps account."""
@@ -339,10 +355,12 @@ class Session:
             match instruction:
                 case c.Resolve(request, tensors, frames):
                     self._settle(request, partial(_decode, tensors, frames))
+                case c.SendGiveUp(request):
+                    self._send(GiveUp(request), ())
                 case c.Fail(request, code, message, hint):
                     self._settle(request, partial(_raise, from_code(code, message, hint)))
 
-    def _send(self, infer: Infer | Recall, frames: Sequence[Any]) -> None:
+    def _send(self, infer: Infer | Recall | GiveUp, frames: Sequence[Any]) -> None:
         if self._unsent or send(self._dialled.socket, encode_header(infer), frames) is not Sent.YES:
             self._unsent.append((infer, frames))
 

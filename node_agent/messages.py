@@ -122,6 +122,23 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, tag="fail"):
     where: str
 
 
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
+    """Nobody waits for a request any more: follows its `Item` from hop to hop, takes no credit, is never answered.
+
+    Where the item still is it ends as `Failure` before its next step; where it is not this is handed on to the next
+    hop. One that comes too late, or never, costs work and nothing else.
+
+    Attributes:
+        epoch: As in the `Item`.
+        request: As in the `Item`.
+        hop: Index of the hop that it is said to.
+    """
+
+    epoch: int
+    request: int
+    hop: int
+
+
 class Credit(msgspec.Struct, frozen=True, array_like=True, tag="credit"):
     """Permission to send `items` more items and `nbytes` more tensor bytes on this connection; both add up.
 
@@ -187,6 +204,12 @@ class Recall(msgspec.Struct, frozen=True, array_like=True, tag="recall"):
     request: bytes
 
 
+class GiveUp(msgspec.Struct, frozen=True, array_like=True, tag="give-up"):
+    """A client does not want the answer to a request of its own any more; answered by `Rejection`, if by anything."""
+
+    request: bytes
+
+
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accept"):
     """A durable request is in the dispatcher's store: it will be answered, whether or not it is sent again."""
 
@@ -222,6 +245,8 @@ DataHeader = (
     | Rejection
     | Recall
     | Accepted
+    | Cancel
+    | GiveUp
 )
 
 

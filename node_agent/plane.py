@@ -63,6 +63,7 @@ class DataPlane:
             window=self._window,
         )
         self._receiver.short_way = ShortWay(self._worker, self._sender, self._receiver.release).take
+        self._receiver.tell = self._sender.tell
         loop.parts = (self._sender, self._receiver)
         loop.submit = self._sender.submit
         self._decoder = Coder("decode", lambda work: decode(work, name), self._decoded)

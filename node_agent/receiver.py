@@ -23,6 +23,7 @@ from node_agent.frames import encode_header
 from node_agent.limits import CONNECTIONS, DEFAULT, Limits
 from node_agent.link import Context, Monitor, Socket, bind, borrow, dial, incoming, open_socket, receive, send
 from node_agent.messages import (
+    Cancel,
     DataHeader,
     Failure,
     Greeting,
@@ -85,6 +86,8 @@ class Receiver:
         self.port = 0
         self.short_way: Callable[[LoadedRoute, Known, Item, list[Any], Origin, int], bool] = _closed
         """Takes items that are like the one before, if it can; see `node_agent.short_way`."""
+        self.tell: Callable[[PeerRef, DataHeader], object] = _closed
+        """Says what takes no credit to the next hop; see `Sender.tell`."""
         self._loop = loop
         self._context = context
         self._name = name
@@ -148,6 +151,10 @@ class Receiver:
             self._refuse(self._router, identity, header.code, str(header))
             return
         origin = self._origins.get(identity)
+        if isinstance(header, Cancel):
+            if origin is not None:
+                self._cancel(header)
+            return
         if not isinstance(header, Greeting):
             if origin is not None:
                 self._answer(origin, header)
@@ -240,6 +247,13 @@ class Receiver:
             self._admit(work)
         return True
 
+    def _cancel(self, header: Cancel) -> None:
+        """Ends a request here, or wherever it has gone."""
+        loaded = self.routes.get((header.epoch, header.hop))
+        if loaded is not None:
+            loaded.cancel(header.request)
+            self.tell(loaded.route.spec.next, Cancel(header.epoch, header.request, header.hop + 1))
+
     def _complain(self, text: str, *about: object) -> None:
         more = self._noise.told(time.monotonic())
         if more is not None:
@@ -318,7 +332,9 @@ class Receiver:
                 self._complain("A message from %s was refused: %s", peer.name, got)
                 self._spoil(peer)
                 return
-            if not isinstance(got, Item | Failure):
+            if isinstance(got, Cancel):
+                self._cancel(got)
+            elif not isinstance(got, Item | Failure):
                 self._answer(origin, got)
             elif origin.end.ready and not self._take(origin, got, frames):
                 self._spoil(peer)

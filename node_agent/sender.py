@@ -128,6 +128,12 @@ class Sender:
         ready = end.handshake.state == "ready" and window.items > 0 and window.nbytes > 0
         return downstream if ready else None
 
+    def tell(self, peer: PeerRef, header: DataHeader) -> None:
+        """Says what takes no credit to a peer, if it can be said at once."""
+        downstream = self._peers.get(peer)
+        if downstream is not None and downstream.end.handshake.state == "ready":
+            send(downstream.socket, encode_header(header), identity=downstream.identity)
+
     def _flush(self, downstream: _Downstream) -> None:
         pending = downstream.pending
         while pending and downstream.end.ready:

@@ -17,6 +17,12 @@ from node_agent.messages import NO_DEADLINE, USUAL_PRIORITY, Failure, HopStatus,
 from node_agent.routing import Route
 from node_agent.tracing import Marks
 
+LONG_NS = 20_000_000
+"""A run above this is no short one that something interrupted, and if it is, little is lost."""
+
+CANCELLED = 256
+"""Requests of a hop that are remembered as cancelled; more than are here at a time by the usual credit."""
+
 
 @dataclass(slots=True)
 class HopCounters:
@@ -87,6 +93,7 @@ class LoadedRoute:
         batching: How its requests run as batches; None where each runs alone.
         batch_note: What was found about that, one sentence.
         known: What the latest items that took the short way had in common.
+        cancelled: Latest requests that nobody waits for, the oldest first; most have gone on already.
         overlapping: The session, where several of its runs may be in flight.
     """
 
@@ -102,10 +109,17 @@ class LoadedRoute:
     batch_note: str = ""
     sent: dict[str, TensorHeader] = field(default_factory=dict)
     known: Known | None = None
+    cancelled: dict[int, None] = field(default_factory=dict)
     overlapping: OverlappingSession | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.overlapping = overlapping(self.session)
+
+    def cancel(self, request: int) -> None:
+        """Nobody waits for a request any more: it ends before its next step, if it is here. In the data thread."""
+        if len(self.cancelled) >= CANCELLED:
+            del self.cancelled[next(iter(self.cancelled))]
+        self.cancelled[request] = None
 
     def ran(self, took_ns: int) -> None:
         """Notes a run and how long it took."""
@@ -114,6 +128,9 @@ class LoadedRoute:
         # Moves by an eighth towards what was measured, so that one interrupted run counts no more than another.
         step = self.run_ns >> 3
         self.run_ns = (self.run_ns + (step if took_ns > self.run_ns else -step)) or took_ns
+        if took_ns > LONG_NS:
+            # That long no other thread may be kept by it: the next one is not taken for short.
+            self.run_ns = max(self.run_ns, took_ns >> 3)
 
     def status(self) -> HopStatus:
         """The counters as other processes see them."""
@@ -214,7 +231,9 @@ class Work:
         self.inputs = self.outputs = self.encoded = None
 
     def fail_if_expired(self, device: str) -> bool:
-        """Whether the deadline has passed; if so the request has failed."""
+        """Whether the deadline has passed, or nobody waits any more; if so the request has failed."""
+        if self.failure is None and self.item.request in self.loaded.cancelled:
+            self.fail("cancelled", f"The request was cancelled while {device} had it.", device)
         if self.failure is None and self.remaining_ns() == 0:
             self.fail(DEADLINE_EXCEEDED, f"The deadline passed at {device}.", device)
         return self.failure is not None

@@ -266,7 +266,7 @@ class DispatcherCore(Conveyor):
     def _give_up(self, request: Request, code: str, text: str) -> list[e.Instruction]:
         """End a request that may be under way, and have what is left of it dropped there."""
         route = self.routes[request.epoch].route
-        told = [e.CancelItems(route.epoch, route.devices, (request.number,))] if request.sent else []
+        told = [e.CancelItems(route.link, route.epoch, (request.number,))] if request.sent else []
         return [*self._end(request, code, text), *told]
 
     def _late(self, request: Request, now: float) -> str:

@@ -401,10 +401,10 @@ class Drained:
 
 @dataclass(frozen=True, slots=True)
 class CancelItems:
-    """Nobody waits for these requests any more: tell the devices of their route to drop them."""
+    """Nobody waits for these requests any more, which were sent over `link`: the first hop is told."""
 
+    link: str
     epoch: int
-    devices: tuple[str, ...]
     numbers: tuple[int, ...]
 
 

@@ -24,6 +24,7 @@ from node_agent.frames import encode_header
 from node_agent.lending import Lender
 from node_agent.link import Sent, Socket, incoming, send
 from node_agent.messages import (
+    Cancel,
     Credit,
     DataHeader,
     Failure,
@@ -143,6 +144,14 @@ class Neighbours:
         if sent is not Sent.YES:  # credits keep us below the queue's bound, so the connection is gone
             self.redial(link)
             self._feed(e.LinkDown(link))
+
+    def cancel(self, link: str, cancel: Cancel) -> None:
+        """Tell a first stage that nobody waits for an item any more, if that can be said at once."""
+        dialled, fetcher = self._dialled.get(link), self._fetchers.at(link)
+        if dialled is not None and dialled.handshake.state == "ready":
+            send(dialled.socket, encode_header(cancel))
+        elif fetcher is not None:
+            send(self._fetch, encode_header(cancel), (), fetcher)
 
     def redial(self, key: str) -> None:
         """Drop a connection with all that is queued on it, and open it anew."""

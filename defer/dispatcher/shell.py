@@ -35,8 +35,10 @@ from node_agent.frames import encode_header
 from node_agent.link import Socket, bind, borrow, open_socket, send
 from node_agent.messages import (
     Accepted,
+    Cancel,
     DataHeader,
     Failure,
+    GiveUp,
     Greeting,
     Infer,
     Item,
@@ -330,6 +332,9 @@ class DataShell:
                         self._chronicle.happened(event, self._core.routes)
                     if self._on_drained is not None:
                         self._on_drained(epoch)
+                case e.CancelItems(link, epoch, numbers):
+                    for number in numbers:
+                        neighbours.cancel(link, Cancel(epoch, number, 0))
                 case e.CutLink(link, _):
                     neighbours.redial(link)
                 case e.TookOver(model, epoch) if self._on_took_over is not None:
@@ -384,6 +389,10 @@ class DataShell:
                 refuse(self._data, identity, "bad-frame", f"a request id has {ID_BYTES} bytes")
             case Failure():
                 self._on_item(identity, header, frames)
+            case GiveUp():
+                self._feed(e.CancelArrived(identity, header.request))
+            case Cancel():
+                pass  # the last hop hands it on like the others
             case Probe():
                 send(self._data, encode_header(ProbeEcho(header.id)), (), identity)
             case Greeting():

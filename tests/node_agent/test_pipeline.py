@@ -216,6 +216,36 @@ def test_a_hang_shows_in_the_heartbeats_and_does_not_stop_them(driver: Driver, s
     assert code == 128 + signal.SIGINT
 
 
+def test_a_cancelled_item_is_not_run_and_whoever_is_next_is_told(driver: Driver, start_agent: Start) -> None:
+    _, link, socket = one_stage(
+        driver,
+        start_agent,
+        spin(),
+        inputs=(spec("n", dtype="int64"),),
+        outputs=(spec("y", 64, 64),),
+        send=("y",),
+    )
+    driver.send(socket, 1, 0, 0, {"n": np.array(5_000)})
+    assert driver.result()[0].request == 0  # so that the connection stands, and runs are known to be long
+    driver.send(socket, 1, 1, 0, {"n": np.array(200_000)})
+    driver.send(socket, 1, 2, 0, {"n": np.array(1 << 40)})  # would run for ever
+    driver.send(socket, 1, 3, 0, {"n": np.array(1)})
+    link.beat(lambda beat: beat.queued == 3)
+    for request in (2, 9):  # 9 was never here
+        socket.send(ENCODER.encode(m.Cancel(1, request, 0)))
+    socket.send(ENCODER.encode(m.Cancel(7, 2, 0)))  # of an epoch that is not loaded: heard by nobody
+    heard = [driver.result()[0] for _ in range(5)]
+    assert {header for header in heard if isinstance(header, m.Cancel)} == {
+        m.Cancel(1, 2, 1),
+        m.Cancel(1, 9, 1),
+    }
+    first, second, third = (header for header in heard if not isinstance(header, m.Cancel))
+    assert (type(first), first.request) == (m.Item, 1)
+    assert (type(second), second.request, second.code) == (m.Failure, 2, "cancelled")
+    assert (type(third), third.request) == (m.Item, 3)
+    link.beat(lambda beat: beat.queued == 0)
+
+
 def test_a_peer_that_comes_back_gets_what_waited(driver: Driver, start_agent: Start) -> None:
     _, link, socket = one_stage(
         driver, start_agent, identity(), inputs=(spec("x", "n"),), outputs=(spec("y", "n"),), send=("y",)

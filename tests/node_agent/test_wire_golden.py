@@ -59,6 +59,8 @@ MESSAGES: list[Any] = [
     ),
     m.Recall(b"0123456789abcdef"),
     m.Accepted(b"0123456789abcdef"),
+    m.Cancel(1, 2, 3),
+    m.GiveUp(b"0123456789abcdef"),
 ]
 
 
