@@ -117,5 +117,4 @@ class Alone:
 
     def leave(self) -> None:
         """See `Errand`."""
-        self.future = self.session.futures[self.submit.request] = Awaited()
-        self.session.alone = None
+        self.future = self.session.goes_on(self.submit)

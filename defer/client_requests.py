@@ -410,7 +410,7 @@ class Requests:
             DeferError: As `launch`; where this thread drives the connection, as its request fails.
         """
         session = self._session
-        if session is not None and telemetry() is None:
+        if session is not None and not session.forked and telemetry() is None:
             found = session.drive(submit)  # alone, so there is room
             if found is not None:
                 return found
@@ -423,12 +423,12 @@ class Requests:
 
     def _running(self) -> Session:
         session = self._session
-        if session is not None:
+        if session is not None and not session.forked:
             return session
         with self._lock:
             if self._closed:
                 raise Cancelled("the client is closed")
-            if self._session is None:
+            if self._session is None or self._session.forked:
                 assert self._data is not None  # whoever knows a signature has asked
                 where = [self._data.endpoint(), *(each.endpoint(1) for each in self.addresses[1:])]
                 session = Session(where, self.address, self.security, absence_s=self._absence_s)

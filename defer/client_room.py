@@ -61,6 +61,10 @@ class Room:
         return self._used == 0 or (self._used < self._requests and self._bytes + nbytes <= self._nbytes)
 
 
+LOOKED_AT = frozenset("OUS")
+"""Kinds of element whose bytes on the wire differ from one array to the next of its shape: objects, text."""
+
+
 def plain(inputs: Inputs, info: api.ModelInfo) -> list[Array] | None:
     """The inputs in the model's order where each is an array as it is sent; None where something must be looked at."""
     specs = info.inputs
@@ -71,7 +75,7 @@ def plain(inputs: Inputs, info: api.ModelInfo) -> list[Array] | None:
     else:
         return None
     for array in given:
-        if type(array) is not np.ndarray or not array.flags.c_contiguous or array.dtype.hasobject:
+        if type(array) is not np.ndarray or not array.flags.c_contiguous or array.dtype.kind in LOOKED_AT:
             return None
     return given or None
 

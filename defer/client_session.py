@@ -100,6 +100,11 @@ class Session:
         """Start the thread; it connects by itself."""
         self._loop.start()
 
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a child of the one that made the session, and needs one of its own."""
+        return self._loop.forked
+
     def close(self) -> None:
         """End the thread; requests that have no answer yet end as cancelled."""
         self._loop.close()
@@ -191,6 +196,14 @@ class Session:
 
         self._loop.enqueue(run)
 
+    def goes_on(self, submit: c.Submit) -> Awaited:
+        """The thread goes on with a request that its caller drove alone; it is nobody's of many."""
+        future = Awaited()
+        future.give_up = partial(self._abandon, submit.request, future)
+        self.futures[submit.request] = future
+        self.alone = self._owner = None
+        return future
+
     def begin(self, submit: c.Submit) -> None:
         """Send a request, of which somebody else keeps account."""
         self._feed(submit)
@@ -202,9 +215,10 @@ class Session:
             return False
         if not self.futures:
             return not self._core.unanswered
-        if self._owner is None:
+        # For no errand in particular the thread must not rest: who waits for one of these may be blocked already.
+        if errand is None or self._owner is None:
             return False
-        return errand is None or getattr(errand, "owner", None) is self._owner
+        return getattr(errand, "owner", None) is self._owner
 
     def _renew(self) -> None:
         """A caller was interrupted while it drove: what it left is not to be trusted, and nobody waits for it."""

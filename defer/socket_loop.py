@@ -16,9 +16,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import socket as sockets
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -62,6 +64,17 @@ class _Lead:
         self.thread = threading.get_ident()
 
 
+_LOOPS: weakref.WeakSet[SocketLoop] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for loop in list(_LOOPS):
+        loop._in_child()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 class SocketLoop:
     """The thread, its ZeroMQ context, and what wakes it.
 
@@ -103,7 +116,8 @@ class SocketLoop:
         self._closing = False
         self._ended = False
         self._signalled = False
-        self._lock = threading.Lock()
+        # A signal's handler may call from within.
+        self._lock = threading.RLock()
         self._lead: _Lead | None = None
         self._bell = threading.Event()
         """Rung where nobody leads and the thread should."""
@@ -111,6 +125,16 @@ class SocketLoop:
         self._driven = -math.inf
         self._torn = False
         self._broken: Exception | None = None
+        self.forked = False
+        """Whether this process is a child of the one whose thread it was: its sockets are not for this one."""
+        _LOOPS.add(self)
+
+    def _in_child(self) -> None:
+        self._lock = threading.RLock()
+        self._ended = self.forked = True
+        self._lead = _Lead()
+        self._lead.thread = 0  # nobody here
+        self._thread = None
 
     # ------------------------------------------------------------------------------------------- any thread's
 

@@ -17,6 +17,7 @@ import contextlib
 import mmap
 import os
 import secrets
+import select
 import struct
 import weakref
 from bisect import insort
@@ -44,6 +45,9 @@ CELLS = 1024
 
 REFERENCE_BYTES = 16
 """Of what travels in a lent frame's place: cell, zero, offset. No tensor frame so long is lent."""
+
+ENDED = 16
+"""Memories borrowed, above which those that have ended are let go of whatever is left in them."""
 
 _REFERENCE = struct.Struct("<IIQ")
 _NONCE_BYTES = 16
@@ -198,6 +202,12 @@ class Lender:
             self._fd = -1
 
 
+def _readable(fd: int) -> bool:
+    asked = select.poll()
+    asked.register(fd, select.POLLIN)
+    return bool(asked.poll(0))
+
+
 def _seal(fd: int) -> None:
     """Fixes the memory's size for good: a peer that reads it cannot be killed by a page that is gone."""
     import fcntl
@@ -311,7 +321,8 @@ class Borrowing:
         offered = greeting.lends
         self.drop(identity)
         for other, opened in list(self._open.items()):
-            if opened.memory.ended or opened.pidfd < 0:
+            # What its last items lie in stays until they are read; a peer that lost some must not fill memory.
+            if (opened.memory.ended or opened.pidfd < 0) and (opened.memory.idle or len(self._open) > ENDED):
                 self.drop(other)
         if offered is None:
             return greeting
@@ -334,6 +345,8 @@ class Borrowing:
     def _gone(self, identity: bytes) -> None:
         """A lender's process has ended; its last items may still be on their way through this one's queues."""
         opened = self._open[identity]
+        if not _readable(opened.pidfd):
+            return  # the event was of a descriptor that had this number before
         self._unwatch(opened.pidfd)
         os.close(opened.pidfd)
         opened.pidfd = -1

@@ -27,7 +27,7 @@ from node_agent.frames import check_lengths, decode_header
 from node_agent.gate import Context as SecureContext
 from node_agent.lending import Borrowing, Lender, unlent
 from node_agent.limits import CONTROL_BYTES, COPY_BELOW, DEFAULT, Limits
-from node_agent.messages import DataHeader, Greeting, Item
+from node_agent.messages import DataHeader, Greeting, Probe
 from node_agent.monitor import Monitor
 from node_agent.security import OPEN, Door, Security, host_of, security_of
 from node_agent.sockets import MORE_NOW, NOW, fetch, post, readable, used
@@ -296,7 +296,7 @@ def receive(
     more = first.more
     tensors: Sequence[Any] = getattr(header, "tensors", ())
     # A probe alone brings a frame that no tensor header announces.
-    most = len(tensors) if tensors or type(header) is Item else 1
+    most = 1 if type(header) is Probe else len(tensors)
     frames: list[Any] = []
     while more:
         frame = fetch(socket, NOW, False)

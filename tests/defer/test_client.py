@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 import defer
-from defer import errors
+from defer import api, errors
 from defer.client import AsyncClient, Client
+from defer.client_room import plain
 from defer.dispatcher import events as e
 from defer.dispatcher.neighbours import link_of
 from node_agent.messages import Credit, TensorSpec
@@ -556,3 +557,11 @@ def test_ids_are_never_the_same() -> None:
     os.close(read)
     os.close(write)
     assert not {new_id() for _ in range(IDS)} & {theirs[at : at + 16] for at in range(0, len(theirs), 16)}
+
+
+def test_text_takes_other_bytes_each_time_and_is_never_known_to_fit() -> None:
+    info = api.ModelInfo("m", "ready", inputs=(TensorSpec("t", "string", (2,)),))
+    for array in (np.array(["ab", "cde"]), np.array([b"ab", b"c"]), np.array(["a", "b"], object)):
+        assert plain({"t": array}, info) is None
+        assert plain(array, info) is None
+    assert plain(np.zeros(2, np.float32), info) is not None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ import pytest
 from defer import errors
 from defer.client import Client
 from defer.client_session import Session
+from defer.socket_loop import SocketLoop
 
 pytestmark = pytest.mark.integration
 
@@ -193,6 +196,46 @@ def test_a_map_drives_the_connection_itself(server: Any, ordered: bool) -> None:
         server.stages[0].hold = False
         caller.join(10)
         assert sorted(got) == [2 * n for n in range(20)]
+
+
+def test_the_connection_is_never_left_alone_while_a_map_waits(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    rest = SocketLoop._rest
+    with Client(server.address, timeout=20) as client:
+        assert doubled(client, 1)
+
+        def watched(loop: SocketLoop) -> None:
+            left.append(len(session_of(client).futures))
+            rest(loop)
+
+        monkeypatch.setattr(SocketLoop, "_rest", watched)
+        for _ in range(3):
+            values = client.map((x(value) for value in range(30)), window=4)
+            assert [float(answer["y"][0, 0]) for answer in values] == [2.0 * value for value in range(30)]
+        until(lambda: doubled(client, 1) and left)
+    assert not any(left)
+
+
+CHILD = """
+import os, sys, warnings
+import numpy as np
+from defer.client import Client
+warnings.simplefilter("ignore")  # later Pythons warn of a fork beside threads
+x = np.ones((1, 4), np.float32)
+with Client(sys.argv[1], timeout=20) as client:
+    for _ in range(5):
+        client.infer(x)
+    if (child := os.fork()) == 0:
+        os._exit(0 if client.infer(x, timeout=10)["y"][0, 0] == 2 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert client.infer(x)["y"][0, 0] == 2
+"""
+
+
+def test_a_child_of_a_fork_has_a_connection_of_its_own(server: Any) -> None:
+    subprocess.run([sys.executable, "-c", CHILD, server.address], check=True, timeout=60)
 
 
 def test_a_map_among_other_requests(server: Any) -> None:

@@ -198,9 +198,12 @@ def test_what_is_held_stays_readable_when_the_lender_ends_it_and_the_next_greeti
     frame = taken(borrowing, reference, len(data))
     lender.end()
     borrowing.greeted(b"another", greeting(None))
+    assert len(borrowing) == 1, "another of its items may be waiting"
+    assert bytes(frame) == data
+    del frame
+    borrowing.greeted(b"another", greeting(None))
     assert len(borrowing) == 0
     assert not watched.calls
-    assert bytes(frame) == data
 
 
 LENDS = """
