@@ -374,6 +374,12 @@ class DispatcherCore(Conveyor):
 
     # ------------------------------------------------------------------------------------------------- routes
 
+    def _drop(self, epoch: int, reason: str) -> list[e.Instruction]:
+        state = self.routes.retire(epoch)
+        # The last request that ends on a retired route removes it.
+        ended = [] if state is None else self._end_all(state, "request-failed", reason)
+        return [*ended, *self._retire(epoch)]
+
     def _route_event(self, event: e.Event, now: float) -> list[e.Instruction]:
         match event:
             case e.ModelStuck(model, reason) if model in self.routes.serving:
@@ -403,10 +409,10 @@ class DispatcherCore(Conveyor):
             case e.RouteRetired(epoch):
                 return self._retire(epoch)
             case e.RouteDropped(epoch, reason):
-                state = self.routes.retire(epoch)
-                # The last request that ends on a retired route removes it.
-                ended = [] if state is None else self._end_all(state, "request-failed", reason)
-                return [*ended, *self._retire(epoch)]
+                return self._drop(epoch, reason)
+            case e.RouteStandsDown(epoch, beside, reason) if self.routes.idles(epoch):
+                # Whoever asks for it learns of a takeover later than it happens.
+                return [said for each in (epoch, *beside) for said in self._drop(each, reason)]
             case e.Closing():
                 self._closing = True
             case e.Stopped():

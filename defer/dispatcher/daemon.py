@@ -175,6 +175,7 @@ class Daemon:
             self._keeper.close()
             raise translate(error) from error
         self._background = ThreadPoolExecutor(2, thread_name_prefix="defer-background")
+        self._takeovers = ThreadPoolExecutor(1, thread_name_prefix="defer-takeovers")
         self._api = ApiServer(DISPATCHER, self._boot, self, self.pool.reply)
         try:
             self.shell.start()
@@ -201,6 +202,7 @@ class Daemon:
         self.adapting.stop()
         self.canaries.stop()
         self._background.shutdown(wait=False, cancel_futures=True)
+        self._takeovers.shutdown(wait=False, cancel_futures=True)
         for epoch in list(self.deployments.served) if self._shared is None else ():
             self.deployments.forget(epoch)
         # A deployment that is being made now fails with the connections that it needs.
@@ -211,6 +213,7 @@ class Daemon:
         self.canaries.close()
         self._detours.close()
         self._background.shutdown(wait=True)
+        self._takeovers.shutdown(wait=True)
         self.shell.close()
         for name, order in self.deployments.orders.items():
             # What the command line asks for, the next command line says.
@@ -370,9 +373,13 @@ class Daemon:
 
     def _took_over(self, model: str, epoch: int) -> None:
         """From the data thread: what stood by serves."""
-        self._background_do(lambda: self.recovery.standbys.took_over(model, epoch))
+        # Unloading takes long where a device does not answer, as is usual at a takeover: this does not wait for it.
+        self._do(self._takeovers, lambda: self.recovery.standbys.took_over(model, epoch))
 
     def _background_do(self, action: Callable[[], None]) -> None:
+        self._do(self._background, action)
+
+    def _do(self, where: ThreadPoolExecutor, action: Callable[[], None]) -> None:
         def run() -> None:
             try:
                 action()
@@ -380,7 +387,7 @@ class Daemon:
                 logger.exception("background work failed")
 
         try:
-            self._background.submit(run)
+            where.submit(run)
         except RuntimeError:
             logger.debug("not done any more: the dispatcher is closing")
 

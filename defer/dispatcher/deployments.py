@@ -362,9 +362,10 @@ class Deployments:
 
     def _take_down(self, name: str, drain_s: float) -> None:
         with self._lock:
-            del self.orders[name]
+            with self._switching:  # what has taken over is not kept after this
+                del self.orders[name]
+                self.kept.drop(name)
             self.log.note("undeployed", f"{name} is no longer served", model=name)
-            self.kept.drop(name)
             mine = [epoch for epoch, served in list(self.served.items()) if served.deployment.model == name]
             self._shell.post(e.ModelForgotten(name))
             for epoch in mine:
@@ -458,13 +459,20 @@ class Deployments:
         finally:
             self._changing -= 1
 
-    def stand(self, order: Order, foreseen: Foreseen, wanted: Callable[[], bool]) -> list[Deployment] | None:
+    def stand(
+        self,
+        order: Order,
+        foreseen: Foreseen,
+        wanted: Callable[[], bool],
+        about_to: Callable[[Sequence[Deployment]], None],
+    ) -> list[Deployment] | None:
         """Load another plan of a model that is served, slowly, and have it stand by.
 
         Args:
             order: What is served; where that is not so any more, nothing stands by.
             foreseen: The plan, and its partitions.
             wanted: Asked when all is loaded.
+            about_to: Told the routes just before they can take over.
 
         Returns:
             Its routes, or None where they are not wanted any more.
@@ -481,6 +489,7 @@ class Deployments:
             first, *beside = opened
             with self._switching:
                 if self.orders.get(order.name) is order and wanted():
+                    about_to(opened)
                     self._shell.post(
                         e.RouteStands(first.epoch, tuple(made.epoch for made in beside), plan.value)
                     )
@@ -491,12 +500,16 @@ class Deployments:
         finally:
             self._changing -= 1
 
-    def keep_served(self, name: str, plan: Plan, opened: Sequence[Deployment]) -> None:
-        """What stood by serves a model now; the next process is to know."""
+    def keep_served(self, made_for: Order, plan: Plan, opened: Sequence[Deployment]) -> None:
+        """What stood by serves a model now; the next process is to know, unless something else serves it by then."""
         self.standing.difference_update(made.epoch for made in opened)
+        name = made_for.name
         with self._switching:
             order = self.orders.get(name)
-            if order is not None:
+            if order is None or (order.digest, order.model) != (made_for.digest, made_for.model):
+                return
+            serving = self._shell.call(lambda core, _: core.routes.serving.get(name, ())).result(5)
+            if opened[0].epoch in serving:
                 self.kept.put(order, plan, order.profile, opened)
 
     def _make_room(self, name: str) -> bool:

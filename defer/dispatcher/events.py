@@ -241,6 +241,15 @@ class RouteStands:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteStandsDown:
+    """A route that stands by, and those `beside` it, are not needed any more; ignored where it has taken over."""
+
+    epoch: int
+    beside: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RouteVoid:
     """The agents do not hold this route any more: it is not ready again, whichever device comes back."""
 
@@ -350,6 +359,7 @@ Event = (
     | RouteLoaded
     | RouteReady
     | RouteStands
+    | RouteStandsDown
     | RouteVoid
     | RouteRetired
     | RouteDropped

@@ -239,6 +239,11 @@ class Routes:
         best = min(able, key=lambda epoch: self.by_epoch[epoch].value)
         return best, *self.by_epoch[best].beside
 
+    def idles(self, epoch: int) -> bool:
+        """Whether a route is there that has never served its model."""
+        state = self.by_epoch.get(epoch)
+        return state is not None and state.state == "loaded"
+
     def able(self, epoch: int) -> bool:
         """Whether a route that stands by, and those beside it, could serve now."""
         legs = [self.by_epoch.get(each) for each in (epoch, *self.by_epoch[epoch].beside)]

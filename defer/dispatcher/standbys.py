@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,11 +33,16 @@ CLEAR_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Stood:
-    """What stands by: the plan, and its routes."""
+    """What stands by: the order that it was made for, its plan, and its routes."""
 
-    model: str
+    order: Order
     plan: Plan
     opened: tuple[Deployment, ...]
+
+    @property
+    def model(self) -> str:
+        """What it would serve."""
+        return self.order.name
 
     @property
     def epochs(self) -> tuple[int, ...]:
@@ -92,9 +97,8 @@ class Standbys:
             reasons: dict[frozenset[str], str] = {}
             candidates = self._candidates(order, made, reasons)
             choice = choose(candidates, self._shapes(order.name), self._held())
-            self._drop(choice.drop)
-            # What was dropped frees its memory first.
-            self._deployments.gone(list(choice.drop), CLEAR_S)
+            # What is dropped frees its memory first.
+            self._deployments.gone(self._drop(choice.drop), CLEAR_S)
             for candidate in choice.load:
                 if not go_on():
                     break
@@ -118,7 +122,7 @@ class Standbys:
             stood = self._stood.pop(epoch, None)
         if stood is None:
             return
-        self._deployments.keep_served(model, stood.plan, stood.opened)
+        self._deployments.keep_served(stood.order, stood.plan, stood.opened)
         on = " → ".join(stage.device for stage in stood.plan.stages)
         text = f"{model} runs on {on}, which stood by: nothing was loaded"
         self._deployments.log.note("took-over", text, level="warning", model=model, epoch=epoch)
@@ -146,9 +150,8 @@ class Standbys:
             return False
         try:
             with self._lock:
-                firsts = list(self._stood)
-                epochs = [epoch for each in self._stood.values() for epoch in each.epochs]
-            self._drop(tuple(firsts))
+                firsts = tuple(self._stood)
+            epochs = self._drop(firsts)
             self._deployments.gone(epochs, CLEAR_S)
         finally:
             self._loading.release()
@@ -213,28 +216,43 @@ class Standbys:
 
     def _load(self, order: Order, lost: frozenset[str], foreseen: Foreseen, go_on: Callable[[], bool]) -> str:
         """Load a plan beside what serves; why that failed, or nothing."""
-        assert foreseen.plan is not None
+        plan = foreseen.plan
+        assert plan is not None
         begin = time.monotonic()
-        on = " → ".join(stage.device for stage in foreseen.plan.stages)
+        on = " → ".join(stage.device for stage in plan.stages)
         try:
-            opened = self._deployments.stand(order, foreseen, go_on)
+            opened = self._deployments.stand(order, foreseen, go_on, self._about_to_stand(order, plan))
         except DeferError as error:
             return str(error)
         if opened is None:
             return "something else is wanted by now"
-        with self._lock:
-            self._stood[opened[0].epoch] = Stood(order.name, foreseen.plan, tuple(opened))
         took = time.monotonic() - begin
         text = f"{order.name}: {on} stands by for the loss of {told(lost)}, loaded in {took:.2f} s"
         self._deployments.log.note("standby-loaded", text, model=order.name, epoch=opened[0].epoch)
         return ""
 
-    def _drop(self, firsts: tuple[int, ...]) -> None:
-        for first in firsts:
+    def _about_to_stand(self, order: Order, plan: Plan) -> Callable[[Sequence[Deployment]], None]:
+        """Notes a plan before it can take over, so that whoever tells of that finds it."""
+
+        def note(opened: Sequence[Deployment]) -> None:
             with self._lock:
-                stood = self._stood.pop(first, None)
-            for epoch in stood.epochs if stood is not None else ():
-                self._shell.post(e.RouteDropped(epoch, "it stands by no more"))
+                self._stood[opened[0].epoch] = Stood(order, plan, tuple(opened))
+
+        return note
+
+    def _drop(self, firsts: Collection[int]) -> list[int]:
+        """Unload what stands by; the epochs that go. What has taken over serves on, and is left to `took_over`."""
+        with self._lock:
+            going = {first: self._stood[first] for first in firsts if first in self._stood}
+        if not going:
+            return []
+        for first, stood in going.items():
+            self._shell.post(e.RouteStandsDown(first, stood.epochs[1:], "it stands by no more"))
+        serving = self._shell.call(lambda core, _: going.keys() & core.routes.by_epoch.keys()).result(5)
+        with self._lock:
+            for first in going.keys() - serving:
+                self._stood.pop(first, None)
+        return [epoch for first in going.keys() - serving for epoch in going[first].epochs]
 
 
 def told(lost: frozenset[str]) -> str:

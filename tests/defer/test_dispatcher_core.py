@@ -417,6 +417,26 @@ def test_routes_stand_by_together_or_not_at_all(lost: str) -> None:
     assert e.TookOver("m", 2) in core.handle(e.DeviceLost("a", "its connection closed"), 3)
 
 
+def test_what_is_not_needed_goes_unless_it_has_taken_over() -> None:
+    core = standing_core()
+    ask(core, "r")
+    core.handle(e.DeviceLost("a", "its connection closed"), 1)
+    for first, beside in ((3, (4,)), (9, ())):
+        assert core.handle(e.RouteStandsDown(first, beside, "not needed"), 2) == []
+    assert core.routes.serving == {"m": (3, 4)}
+    assert sum(state.busy for state in core.routes.by_epoch.values()) == 1
+    assert core.handle(e.RouteStandsDown(2, (), "not needed"), 3) == [e.Drained(2)]
+    # One that cannot take over any more is dropped too, with those beside it, even before it was told to stand.
+    for epoch in (5, 6, 7, 8):
+        core.handle(e.RouteLoaded(route(epoch, link="L", devices=("f",))), 4)
+    core.handle(e.RouteStands(5, (6,)), 4)
+    core.handle(e.RouteVoid(5, "unloaded"), 5)
+    assert core.handle(e.RouteStandsDown(5, (6,), "not needed"), 6) == [e.Drained(5), e.Drained(6)]
+    assert core.handle(e.RouteStandsDown(7, (8,), "not needed"), 6) == [e.Drained(7), e.Drained(8)]
+    core.handle(e.RouteStands(7, (8,)), 7)
+    assert core.routes.standing == {}
+
+
 def test_what_stands_by_for_a_model_that_is_replaced_goes_with_it() -> None:
     core = standing_core()
     core.handle(e.RouteLoaded(route(5, link="L", devices=("f",))), 1)

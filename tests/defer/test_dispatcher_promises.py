@@ -203,6 +203,15 @@ class Dispatcher(RuleBasedStateMachine):
         epoch = data.draw(st.integers(1, self.epoch))
         self.feed(e.RouteDropped(epoch, "undeployed") if drop else e.RouteRetired(epoch))
 
+    @precondition(lambda self: self.epoch)
+    @rule(data=st.data())
+    def stand_down(self, data: st.DataObject) -> None:
+        epoch = data.draw(st.integers(1, self.epoch))
+        state = self.core.routes.get(epoch)
+        serves = state is not None and state.state != "loaded"
+        self.feed(e.RouteStandsDown(epoch, state.beside if state is not None else (), "not needed"))
+        assert not serves or self.core.routes.get(epoch) is state
+
     @rule(seconds=st.floats(0.1, 3))
     def wait(self, seconds: float) -> None:
         # A shell wakes at the deadline, not some time after it.

@@ -1,0 +1,96 @@
+"""What stands by, as it is loaded, dropped and taken over, while the data thread may be ahead of what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from defer.dispatcher import events as e
+from defer.dispatcher.bringup import Order
+from defer.dispatcher.core import DispatcherCore
+from defer.dispatcher.standbys import Standbys, Stood
+
+PLAN = cast(Any, SimpleNamespace(order=(), batching=None, legs=(), stages=(), transfers=(), value=1.0))
+ORDER = Order("m", Path("m.onnx"))
+
+
+class Shell:
+    """A core without a thread."""
+
+    def __init__(self) -> None:
+        self.core = DispatcherCore()
+        self.said: list[e.Instruction] = []
+
+    def post(self, event: e.Event) -> None:
+        self.said += self.core.handle(event, 0)
+
+    def call(self, action: Callable[[DispatcherCore, float], object]) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(action(self.core, 0))
+        return future
+
+
+def route(epoch: int, *devices: str) -> e.Route:
+    return e.Route("m", epoch, (), (), "L", 1, devices, last=devices[-1])
+
+
+class Fake:
+    """Stand-bys of m, which route 1 on a serves, over deployments that only note what they are asked."""
+
+    def __init__(self) -> None:
+        self.shell = Shell()
+        self.kept: list[int] = []
+        self.waited: list[list[int]] = []
+        self.deployments = SimpleNamespace(
+            served={},
+            cluster=None,
+            log=SimpleNamespace(note=lambda *_a, **_k: None),
+            gone=lambda epochs, _: self.waited.append(list(epochs)),
+            keep_served=lambda _order, _plan, opened: self.kept.extend(made.epoch for made in opened),
+            changed=lambda: None,
+        )
+        self.all = Standbys(cast(Any, self.deployments), cast(Any, None), cast(Any, self.shell))
+        self.shell.post(e.RouteLoaded(route(1, "a")))
+        self.shell.post(e.RouteReady(1))
+
+    def stand(self, epoch: int, *devices: str) -> None:
+        self.shell.post(e.RouteLoaded(route(epoch, *devices)))
+        self.all._stood[epoch] = Stood(ORDER, PLAN, cast(Any, (SimpleNamespace(epoch=epoch),)))
+        self.shell.post(e.RouteStands(epoch, (), float(epoch)))
+
+
+def test_what_has_taken_over_is_not_dropped_before_that_is_known() -> None:
+    fake = Fake()
+    fake.stand(2, "b")
+    fake.stand(3, "c")
+    fake.shell.post(e.DeviceLost("a", "gone"))
+    assert fake.shell.core.routes.serving == {"m": (2,)}
+    assert fake.all._shapes("m").keys() == {3}
+    assert fake.all.clear()
+    assert fake.waited == [[3]]
+    assert fake.shell.core.routes.serving == {"m": (2,)}
+    assert fake.shell.core.routes.by_epoch.keys() == {2}
+    fake.all.took_over("m", 2)
+    assert fake.kept == [2]
+    assert fake.all.of("m") == {}
+
+
+def test_what_takes_over_as_soon_as_it_stands_is_known() -> None:
+    fake = Fake()
+    fake.shell.post(e.RouteLoaded(route(2, "b")))
+    made = SimpleNamespace(epoch=2)
+
+    def stand(_order: Order, _made: object, _wanted: object, about_to: Callable[[Any], None]) -> list[Any]:
+        about_to([made])
+        fake.shell.post(e.RouteStands(2))
+        fake.shell.post(e.DeviceLost("a", "gone"))
+        fake.all.took_over("m", 2)
+        return [made]
+
+    fake.deployments.stand = stand
+    assert fake.all._load(ORDER, frozenset("a"), cast(Any, SimpleNamespace(plan=PLAN)), lambda: True) == ""
+    assert fake.kept == [2]
+    assert fake.all.of("m") == {}
