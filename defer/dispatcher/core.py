@@ -350,8 +350,19 @@ class DispatcherCore(Conveyor):
 
     def _device_back(self, device: str, now: float) -> list[e.Instruction]:
         self.routes.regain(device)
-        links = dict.fromkeys(state.route.link for state in self.routes.through(device))
-        return [said for link in links for said in self._pump(link, now)]
+        hit = self.routes.through(device)
+        links = dict.fromkeys(state.route.link for state in hit)
+        out = [said for link in links for said in self._pump(link, now)]
+        for model in dict.fromkeys(state.route.model for state in hit):
+            out += self._replace_lost(model, now)
+        return out
+
+    def _replace_lost(self, model: str, now: float) -> list[e.Instruction]:
+        """Something that stands by has perhaps become able to serve: it takes over where nothing else does."""
+        if self.routes.ready_for(model):
+            return []
+        states = [self.routes[epoch] for epoch in self.routes.lost_of(model)]
+        return [said for state in states for said in self._elsewhere(state, now)]
 
     def _elsewhere(self, state: RouteState, now: float) -> list[e.Instruction]:
         """Move what is on a lost route to another route of its model that is ready, or stands by; else it waits.
@@ -401,6 +412,7 @@ class DispatcherCore(Conveyor):
                 return [*out, *(said for each in idle for said in self._retire(each))]
             case e.RouteStands(epoch, beside, value) if self.routes.get(epoch) is not None:
                 self.routes.stand(epoch, beside, value)
+                return self._replace_lost(self.routes[epoch].route.model, now)
             case e.RouteVoid(epoch, reason):
                 state = self.routes.void(epoch, reason)
                 return (

@@ -190,9 +190,9 @@ class Recovery:
         self.look()
 
     def _expected(self, beats: Mapping[str, tuple[object, float]]) -> dict[str, float]:
-        """Predicted seconds of the longest stage on each device."""
+        """Predicted seconds of the longest stage on each device; what stands by runs its canary there as well."""
         found: dict[str, float] = {}
-        for epoch, served in self._deployments.in_service().items():
+        for epoch, served in list(self._deployments.served.items()):
             made = served.deployment
             # Seconds that were not measured are a guess; a whole request is longer than any of its stages.
             least = 0.0 if made.plan.method == "measured" else self._deployments.canaries.get(epoch, 0.0)

@@ -417,6 +417,28 @@ def test_routes_stand_by_together_or_not_at_all(lost: str) -> None:
     assert e.TookOver("m", 2) in core.handle(e.DeviceLost("a", "its connection closed"), 3)
 
 
+def test_what_becomes_able_after_the_loss_takes_over_then() -> None:
+    core = ready_core()
+    ask(core, "r")
+    core.handle(e.RouteLoaded(route(2, link="L", devices=("c",))), 0)
+    core.handle(e.RouteStands(2), 0)
+    core.handle(e.DeviceLost("c", "silent"), 1)
+    assert core.handle(e.DeviceLost("a", "silent"), 2) == []
+    out = core.handle(e.DeviceBack("c"), 3)
+    assert e.TookOver("m", 2) in out
+    assert e.Drained(1) in out
+    assert core.routes[2].busy == 1
+    # So does what is loaded only then; what is back with all that it held needs nobody.
+    core.handle(e.DeviceLost("c", "silent"), 4)
+    core.handle(e.RouteLoaded(route(3, link="L", devices=("d",))), 5)
+    assert e.TookOver("m", 3) in core.handle(e.RouteStands(3), 5)
+    core.handle(e.RouteLoaded(route(4, link="L", devices=("d",))), 6)
+    core.handle(e.DeviceLost("d", "silent"), 6)
+    core.handle(e.RouteStands(4), 6)
+    assert e.TookOver("m", 4) not in core.handle(e.DeviceBack("d"), 7)
+    assert core.routes.serving == {"m": (3,)}
+
+
 def test_what_is_not_needed_goes_unless_it_has_taken_over() -> None:
     core = standing_core()
     ask(core, "r")

@@ -11,6 +11,7 @@ from typing import Any, cast
 from defer.dispatcher import events as e
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.core import DispatcherCore
+from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.standbys import Standbys, Stood
 
 PLAN = cast(Any, SimpleNamespace(order=(), batching=None, legs=(), stages=(), transfers=(), value=1.0))
@@ -94,3 +95,17 @@ def test_what_takes_over_as_soon_as_it_stands_is_known() -> None:
     assert fake.all._load(ORDER, frozenset("a"), cast(Any, SimpleNamespace(plan=PLAN)), lambda: True) == ""
     assert fake.kept == [2]
     assert fake.all.of("m") == {}
+
+
+def test_a_canary_of_what_stands_by_is_no_hang_of_the_device() -> None:
+    def served(device: str, seconds: float) -> SimpleNamespace:
+        stages = (SimpleNamespace(device=device, seconds=seconds),)
+        return SimpleNamespace(
+            deployment=SimpleNamespace(plan=SimpleNamespace(method="measured", stages=stages))
+        )
+
+    deployments = SimpleNamespace(
+        served={1: served("a", 0.1), 2: served("a", 4.0)}, canaries={}, standing={2}
+    )
+    recovery = cast(Any, SimpleNamespace(_deployments=deployments))
+    assert Recovery._expected(recovery, {}) == {"a": 4.0}
