@@ -160,7 +160,7 @@ class Ahead:
                         made,
                         lambda: self._asked.get(order.name) == asked and not self._closing.is_set(),
                     )
-            except DeferError as error:
+            except (DeferError, OSError) as error:
                 if not self._closing.is_set():
                     logger.warning("model %s could not be planned ahead: %s", order.name, error)
 

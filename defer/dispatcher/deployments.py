@@ -30,7 +30,7 @@ from defer.dispatcher.unloading import UNLOAD_S, Unloader
 from defer.documents.address import Address
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile
-from defer.errors import DeferError, OutOfMemory, translate
+from defer.errors import AgentUnreachable, DeferError, OutOfMemory, translate
 from defer.event_log import EventLog
 from defer.hops import Place
 
@@ -84,6 +84,9 @@ class Deployments:
         self._lock = threading.RLock()
         self.served: dict[int, Served] = {}
         self.standing: set[int] = set()
+        self.freed = 0
+        """Routes that served and were unloaded: there is more memory than before."""
+        self._has_served: set[int] = set()
         self.orders: dict[str, Order] = {}
         self._unloader = Unloader(pool, self._epochs)
         self.clean = self._unloader.clean
@@ -129,6 +132,7 @@ class Deployments:
                 for made in opened:
                     self._shell.post(e.RouteDropped(made.epoch, f"it could not be taken over: {error}"))
                 raise
+            self._has_served.update(made.epoch for made in opened)
             self._shell.post(e.RouteReady(opened[0].epoch, tuple(made.epoch for made in opened[1:])))
             self.kept.put(order, plan, order.profile, opened)
             epochs = ", ".join(str(made.epoch) for made in opened)
@@ -207,6 +211,7 @@ class Deployments:
         the_same: bool = False,
     ) -> None:
         first, *beside = opened
+        self._has_served.update(made.epoch for made in opened)
         self._shell.post(e.RouteReady(first.epoch, tuple(made.epoch for made in beside), the_same))
         self.kept.put(order, plan, profile, opened)
 
@@ -247,6 +252,8 @@ class Deployments:
                 exact = reference_of(leg) if every else None
                 route = replace(route_of(made), sample_every=every if exact else 0, fraction=fraction)
                 self._shell.open_route(route, made.layout.first)
+                # The loss of a device that died before is told of no route that came after it.
+                self._require_alive(made)
                 on_progress("sending a canary through the pipeline", 0.0)
                 self.canaries[made.epoch] = prove(self._shell, made)
                 canary_s = max(canary_s, self.canaries[made.epoch])
@@ -292,6 +299,17 @@ class Deployments:
             self.standing.add(epoch)
         self.served[epoch] = Served(made, order.objective)
         return made
+
+    def _require_alive(self, made: Deployment) -> None:
+        """Nobody waits for a canary whose way has a device that is lost.
+
+        Raises:
+            AgentUnreachable: Names the device.
+        """
+        for device in devices_of(made):
+            known = self._pool.liveness(device)
+            if known is None or known.state != "alive":
+                raise AgentUnreachable("it was lost while the model was loaded", where=device)
 
     def in_service(self) -> dict[int, Served]:
         """What agents hold, without what only stands by."""
@@ -406,6 +424,8 @@ class Deployments:
         if served is not None:
             self._unloader.unload(epoch, devices_of(served.deployment))
             self.served.pop(epoch, None)
+            self.freed += epoch in self._has_served
+            self._has_served.discard(epoch)
             self.standing.discard(epoch)
             self.canaries.pop(epoch, None)
 
@@ -502,7 +522,9 @@ class Deployments:
 
     def keep_served(self, made_for: Order, plan: Plan, opened: Sequence[Deployment]) -> None:
         """What stood by serves a model now; the next process is to know, unless something else serves it by then."""
-        self.standing.difference_update(made.epoch for made in opened)
+        epochs = {made.epoch for made in opened}
+        self.standing -= epochs
+        self._has_served |= epochs & self.served.keys()
         name = made_for.name
         with self._switching:
             order = self.orders.get(name)

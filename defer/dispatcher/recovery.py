@@ -9,6 +9,7 @@ memory allows.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -223,11 +224,11 @@ class Recovery:
 
     def _look_at_models(self) -> None:
         orders = dict(self._deployments.orders)
+        self.standbys.prune(orders)
         if not orders:
             return
-        missing = self.missing()
+        missing, now = self.missing(), time.monotonic()
         routes, standing = self._shell.call(lambda core, now: (_serving(core, now), _whole(core))).result(5)
-        self.standbys.prune(orders)
         for name, order in orders.items():
             if name in self._busy or order.plan is None:
                 continue
@@ -239,7 +240,11 @@ class Recovery:
                     devices = frozenset().union(*(_devices(each) for each in serving))
                     broken = self.standbys.of(name).keys() - standing.get(name, frozenset())
                     epochs = tuple(each.epoch for each in serving)
-                    state = (epochs, frozenset(broken), self.standbys.cleared)
+                    times, again = self.standbys.retries(name, now)
+                    if again < math.inf:
+                        self._again[f"standby {name}"] = again
+                    room = (self.standbys.cleared, self._deployments.freed, times)
+                    state = (epochs, frozenset(broken), room)
                     running = serving[0].plan if len(serving) == 1 else None
                     self.ahead.want(order, missing, devices, running=running, state=state)
             elif not (what == "elsewhere" and self._stuck.get(name) == missing):

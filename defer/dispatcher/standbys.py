@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -29,6 +30,9 @@ logger = logging.getLogger("defer.dispatcher")
 
 CLEAR_S = 20.0
 """Longest that something which needs the memory waits for what stands by to be unloaded."""
+
+RETRY_S = 60.0
+"""Pause before what could not be loaded, or found no room, is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Standbys:
         self._lock = threading.Lock()
         self._stood: dict[int, Stood] = {}
         self._reasons: dict[str, dict[frozenset[str], str]] = {}
+        self._retries: dict[str, tuple[int, float]] = {}
         self._loading = threading.Lock()
         self.cleared = 0
         """How often it had to give way."""
@@ -111,10 +116,24 @@ class Standbys:
             with self._lock:
                 known = self._reasons.get(order.name, {})
                 self._reasons[order.name] = reasons
+                # Where there is no plan at all, none appears by waiting.
+                refused = any(made[lost].plan is not None for lost in reasons)
+                times, _ = self._retries.get(order.name, (0, math.inf))
+                self._retries[order.name] = times, time.monotonic() + RETRY_S if refused else math.inf
             for lost, why in reasons.items():
                 if known.get(lost) != why:
                     text = f"{order.name}: nothing stands by for the loss of {told(lost)}: {why}"
                     self._deployments.log.note("standby-refused", text, model=order.name)
+            if refused:
+                self._deployments.changed()  # whoever looks learns when to try again
+
+    def retries(self, model: str, now: float) -> tuple[int, float]:
+        """How often what was refused is to have been tried again by now, and when it is the next time."""
+        with self._lock:
+            times, at = self._retries.get(model, (0, math.inf))
+            if at <= now:
+                times, at = self._retries[model] = times + 1, math.inf
+            return times, at
 
     def took_over(self, model: str, epoch: int) -> None:
         """What stood by serves from now on; the next process is to know."""
@@ -141,6 +160,7 @@ class Standbys:
         with self._lock:
             self._stood = {epoch: each for epoch, each in self._stood.items() if each.model in models}
             self._reasons = {model: each for model, each in self._reasons.items() if model in models}
+            self._retries = {model: each for model, each in self._retries.items() if model in models}
 
     def clear(self) -> bool:
         """Unload all that stands by, because its memory is needed; whether there was any."""
@@ -222,8 +242,9 @@ class Standbys:
         on = " → ".join(stage.device for stage in plan.stages)
         try:
             opened = self._deployments.stand(order, foreseen, go_on, self._about_to_stand(order, plan))
-        except DeferError as error:
-            return str(error)
+        except (DeferError, OSError) as error:
+            logger.info("model %s: %s does not stand by: %s", order.name, on, error)
+            return str(error) or type(error).__name__
         if opened is None:
             return "something else is wanted by now"
         took = time.monotonic() - begin

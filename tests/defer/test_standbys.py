@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from defer.dispatcher import events as e
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.core import DispatcherCore
+from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.recovery import Recovery
-from defer.dispatcher.standbys import Standbys, Stood
+from defer.dispatcher.standbys import RETRY_S, Standbys, Stood
+from defer.errors import AgentUnreachable
 
 PLAN = cast(Any, SimpleNamespace(order=(), batching=None, legs=(), stages=(), transfers=(), value=1.0))
 ORDER = Order("m", Path("m.onnx"))
@@ -43,6 +51,7 @@ class Fake:
 
     def __init__(self) -> None:
         self.shell = Shell()
+        pool = SimpleNamespace(agents=dict)
         self.kept: list[int] = []
         self.waited: list[list[int]] = []
         self.deployments = SimpleNamespace(
@@ -53,7 +62,7 @@ class Fake:
             keep_served=lambda _order, _plan, opened: self.kept.extend(made.epoch for made in opened),
             changed=lambda: None,
         )
-        self.all = Standbys(cast(Any, self.deployments), cast(Any, None), cast(Any, self.shell))
+        self.all = Standbys(cast(Any, self.deployments), cast(Any, pool), cast(Any, self.shell))
         self.shell.post(e.RouteLoaded(route(1, "a")))
         self.shell.post(e.RouteReady(1))
 
@@ -109,3 +118,70 @@ def test_a_canary_of_what_stands_by_is_no_hang_of_the_device() -> None:
     )
     recovery = cast(Any, SimpleNamespace(_deployments=deployments))
     assert Recovery._expected(recovery, {}) == {"a": 4.0}
+
+
+def test_what_was_refused_is_tried_again_and_what_cannot_be_is_not() -> None:
+    fake = Fake()
+    impossible = cast(Any, SimpleNamespace(plan=None, problem="nothing holds it"))
+    fake.all.bring(ORDER, {frozenset("a"): impossible}, lambda: True)
+    assert fake.all.retries("m", 1e9) == (0, math.inf)
+
+    def stand(*_: object) -> None:
+        raise TimeoutError
+
+    fake.deployments.stand = stand
+    found = cast(Any, SimpleNamespace(plan=PLAN, parts=()))
+    begun = time.monotonic()
+    fake.all.bring(ORDER, {frozenset("a"): found}, lambda: True)
+    assert fake.all.reasons("m") == {frozenset("a"): "TimeoutError"}
+    times, at = fake.all.retries("m", begun)
+    assert (times, at >= begun + RETRY_S) == (0, True)
+    assert fake.all.retries("m", at) == (1, math.inf)
+    fake.all.prune(())
+    assert fake.all.retries("m", at) == (0, math.inf)
+
+
+def bare(pool: object, **more: object) -> Any:
+    """Deployments without what opens files and sockets."""
+    found = cast(Any, object.__new__(Deployments))
+    found._pool, found._switching, found.served = pool, threading.Lock(), {}
+    found.standing, found._has_served = set(), set()
+    for name, value in more.items():
+        setattr(found, name, value)
+    return found
+
+
+def test_only_what_serves_for_the_same_order_is_kept() -> None:
+    kept: list[int] = []
+    shell = Fake().shell
+    keeper = SimpleNamespace(put=lambda _order, _plan, _profile, opened: kept.append(opened[0].epoch))
+    deployments = bare(None, _shell=shell, kept=keeper, orders={"m": ORDER})
+    made = [SimpleNamespace(epoch=1)]
+    deployments.keep_served(ORDER, PLAN, made)
+    deployments.keep_served(replace(ORDER, digest="another"), PLAN, made)
+    deployments.keep_served(replace(ORDER, name="n"), PLAN, made)
+    deployments.keep_served(ORDER, PLAN, [SimpleNamespace(epoch=2)])
+    assert kept == [1]
+
+
+def test_nobody_waits_for_a_canary_through_a_device_that_is_lost() -> None:
+    known = {"a": SimpleNamespace(state="alive"), "b": SimpleNamespace(state="lost")}
+    deployments = bare(SimpleNamespace(liveness=known.get))
+    made = SimpleNamespace(
+        layout=SimpleNamespace(hops={"a": (SimpleNamespace(hop=0),), "b": (SimpleNamespace(hop=1),)})
+    )
+    with pytest.raises(AgentUnreachable, match="lost while"):
+        deployments._require_alive(made)
+    known["b"].state = "alive"
+    deployments._require_alive(made)
+
+
+def test_what_is_unloaded_from_service_leaves_room_and_what_stood_by_only_gives_back_its_own() -> None:
+    unloader = SimpleNamespace(unload=lambda *_: None)
+    deployments = bare(None, _unloader=unloader, freed=0, canaries={}, sampler=SimpleNamespace(tallies={}))
+    made = SimpleNamespace(deployment=SimpleNamespace(layout=SimpleNamespace(hops={})))
+    deployments.served, deployments._has_served = {1: made, 2: made}, {1}
+    deployments.forget(2)
+    assert deployments.freed == 0
+    deployments.forget(1)
+    assert deployments.freed == 1
