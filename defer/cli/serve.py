@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from defer import units
 from defer.access import said, security_for
@@ -175,6 +176,8 @@ def command(
         )
     elif batching is not None:
         raise UsageError("--batch needs --model")
+    elif click.get_current_context().get_parameter_source("standby") is ParameterSource.COMMANDLINE:
+        raise UsageError("--standby needs --model")
     with stopping() as stop, ExitStack() as stack:
         if until_stdin_closes:
             stop.with_stdin()

@@ -14,7 +14,7 @@ from defer.dispatcher.standing import Mode
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile
-from defer.errors import InvalidDocument
+from defer.errors import InvalidDocument, UsageError
 from defer.hops import Place
 
 if TYPE_CHECKING:
@@ -68,6 +68,18 @@ class Order:
     def standby_mode(self) -> Mode:
         """What is prepared for the loss of a device."""
         return cast(Mode, self.standby) if self.standby in get_args(Mode) else "auto"
+
+
+def check_standby(standby: str) -> str:
+    """What is asked to be prepared for the loss of a device, where that can be asked; empty for the usual.
+
+    Raises:
+        UsageError: It names nothing that could be.
+    """
+    modes = get_args(Mode)
+    if standby and standby not in modes:
+        raise UsageError(f"standby is {standby!r}", hint=f"say one of {', '.join(modes)}")
+    return standby
 
 
 @dataclass(frozen=True, slots=True)

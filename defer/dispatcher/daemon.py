@@ -27,7 +27,7 @@ from defer.batching import make_batching
 from defer.dispatcher import events as e
 from defer.dispatcher.adapting import Adapting
 from defer.dispatcher.api_server import ApiServer, OnProgress
-from defer.dispatcher.bringup import Order
+from defer.dispatcher.bringup import Order, check_standby
 from defer.dispatcher.canaries import Canaries
 from defer.dispatcher.chronicle import Chronicle
 from defer.dispatcher.core import DispatcherCore
@@ -434,6 +434,7 @@ class Daemon:
             raise NotReady("the dispatcher is shutting down")
         self._refuse_while_held()
         self.deployments.rollouts.check(order.name)
+        standby = check_standby(order.standby)
         try:
             outcome = self.deployments.bring_up(
                 Order(
@@ -450,7 +451,7 @@ class Daemon:
                     sample=order.sample,
                     batching=make_batching(order.batch, order.batch_delay_s),
                     given=bool(order.plan),
-                    standby=order.standby,
+                    standby=standby,
                 ),
                 on_progress,
             )

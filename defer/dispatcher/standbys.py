@@ -166,16 +166,17 @@ class Standbys:
         """Unload all that stands by, because its memory is needed; whether there was any."""
         self.cleared += 1
         waited = not self._loading.acquire(blocking=False)
-        if waited and not self._loading.acquire(timeout=CLEAR_S):
-            return False
+        # A load that does not end in that time is not waited for: what stands by beside it goes anyway.
+        held = not waited or self._loading.acquire(timeout=CLEAR_S)
         try:
             with self._lock:
                 firsts = tuple(self._stood)
             epochs = self._drop(firsts)
             self._deployments.gone(epochs, CLEAR_S)
         finally:
-            self._loading.release()
-        return waited or bool(epochs)
+            if held:
+                self._loading.release()
+        return (waited and held) or bool(epochs)
 
     def _candidates(
         self, order: Order, made: Mapping[frozenset[str], Foreseen], reasons: dict[frozenset[str], str]

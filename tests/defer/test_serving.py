@@ -439,6 +439,7 @@ def test_mistakes_are_one_error(
         (["--listen", "0.0.0.0:7600"], errors.PermissionDenied, "needs keys"),
         (["--listen", "127.0.0.1:65535"], errors.UsageError, "no room for the two data ports"),
         (["--plan", "plan.json"], errors.UsageError, "need --model"),
+        (["--standby", "files"], errors.UsageError, "--standby needs --model"),
         (["--model", "none.onnx"], errors.FileMissing, "no such file"),
         (["--wait", "0.2", "--listen", "127.0.0.1:0"], errors.AgentUnreachable, "agent 'a' did not answer"),
     ],

@@ -15,12 +15,12 @@ from typing import Any, cast
 import pytest
 
 from defer.dispatcher import events as e
-from defer.dispatcher.bringup import Order
+from defer.dispatcher.bringup import Order, check_standby
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.standbys import RETRY_S, Standbys, Stood
-from defer.errors import AgentUnreachable
+from defer.errors import AgentUnreachable, UsageError
 
 PLAN = cast(Any, SimpleNamespace(order=(), batching=None, legs=(), stages=(), transfers=(), value=1.0))
 ORDER = Order("m", Path("m.onnx"))
@@ -185,3 +185,21 @@ def test_what_is_unloaded_from_service_leaves_room_and_what_stood_by_only_gives_
     assert deployments.freed == 0
     deployments.forget(1)
     assert deployments.freed == 1
+
+
+def test_what_stands_by_goes_even_where_a_load_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defer.dispatcher.standbys.CLEAR_S", 0.01)
+    fake = Fake()
+    with fake.all._loading:
+        assert not fake.all.clear()
+        fake.stand(2, "b")
+        assert fake.all.clear()
+        assert fake.waited[-1] == [2]
+    assert fake.all._loading.acquire(blocking=False)
+
+
+def test_what_nobody_can_prepare_is_refused() -> None:
+    assert [check_standby(each) for each in ("", "auto", "none")] == ["", "auto", "none"]
+    with pytest.raises(UsageError) as told:
+        check_standby("file")
+    assert told.value.hint == "say one of auto, loaded, files, none"
