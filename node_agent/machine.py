@@ -191,11 +191,11 @@ def settle_collector() -> None:
     """Has Python's collector leave alone what is here already; when a process has started, and serves from now on.
 
     What a start leaves (modules, plans, schemas) is some hundred thousand objects, and a full collection that walks all
-    of them stops the process for tens of milliseconds. What requests make is freed without the collector.
+    of them stops the process for tens of milliseconds. How often it runs stays as it is: what libraries leave in cycles
+    may be large.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
 
 
 def software(

@@ -90,6 +90,9 @@ class WholeBody:
                 await cycle.message_event.wait()
         else:
             view = memoryview(early)
+            cycle.body = bytearray()
+        # uvicorn's request is a cycle of objects that only the collector ends: the body is not to wait for that.
+        self._view = None
         if cycle.disconnected:
             raise Gone
         cycle.message_event.clear()

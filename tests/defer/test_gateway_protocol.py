@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import socket
@@ -16,7 +17,7 @@ import pytest
 
 from benchmarks.gateway_load import request_of
 from defer.documents.address import Address
-from defer.gateway.protocol import LARGE
+from defer.gateway.protocol import LARGE, WholeBody
 from defer.gateway.server import Gateway, Options
 from defer.gateway.service import Limits, Service
 from tests.defer.gateway_fixtures import FakeBackend, served
@@ -164,3 +165,26 @@ def test_a_large_body_of_json() -> None:
         status, told, _ = ask("POST", PATH, json.dumps(asked))
     assert status == 200
     assert told["outputs"][0]["data"] == values
+
+
+def test_large_bodies_do_not_wait_for_the_collector() -> None:
+    request, raw = big()
+    gc.collect()
+    gc.disable()  # uvicorn's requests are cycles, and nothing else ends them
+    try:
+        with served(FakeBackend()) as (gateway, _), connected(gateway) as connection:
+            answers = Answers(connection)
+            for cut in (len(request), 70_000):
+                connection.sendall(request[:cut])
+                time.sleep(0.02)
+                connection.sendall(request[cut:])
+                assert answers.next() == (200, raw)
+        held = [whole for whole in gc.get_objects() if isinstance(whole, WholeBody)]
+        assert held
+        assert not any(
+            isinstance(each, memoryview | bytearray) and len(each) >= LARGE
+            for whole in held
+            for each in (whole._view, whole._cycle.body)
+        )
+    finally:
+        gc.enable()
