@@ -105,8 +105,7 @@ def dispatcher(
         "--json",
         "--state",
         state,
-        "--standby",
-        "none",  # these tests count what agents load
+        *(["--standby", "none"] if "--model" in words else []),  # these tests count what agents load
         *words,
     ]
     running = Dispatcher(command, home, port)
