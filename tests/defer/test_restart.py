@@ -79,7 +79,8 @@ class Dispatchers:
         self._folder = folder
         self._command = [sys.executable, "-m", "defer", "serve", "--cluster", cluster, "--json"]
         # What stands by would be loaded, sometime, and these tests count what is.
-        self._command += ["--state", folder / "state", "--standby", "none", *words]
+        still = ["--standby", "none"] if "--model" in words else []
+        self._command += ["--state", folder / "state", *still, *words]
         self._process: subprocess.Popen[str] | None = None
         self.steps: list[str] = []
         self.ready: dict[str, Any] = {}
@@ -235,9 +236,8 @@ def test_a_stop_in_order_keeps_what_was_deployed_and_not_what_the_command_line_a
         ]
         subprocess.run([str(word) for word in deploy], check=True, capture_output=True, timeout=60)
         serving.kill(signal.SIGTERM)
-        serving._command = [
-            word for word in serving._command if word not in ("--model", model, "--name", "first")
-        ]
+        words = ("--model", model, "--name", "first", "--standby", "none")
+        serving._command = [word for word in serving._command if word not in words]
         serving.start()
         with Client(serving.address) as client:
             assert [info.name for info in client.models()] == ["second"]
