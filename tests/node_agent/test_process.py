@@ -31,6 +31,7 @@ from tests.node_agent.harness import (
     spec,
     value,
 )
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -64,10 +65,10 @@ def test_listening_beyond_this_machine_must_be_asked_for(tmp_path: Path) -> None
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    port = free_ports() + 1
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        port = taken.getsockname()[1]
         done = run("--listen", f"127.0.0.1:{port - 1}", "--store", str(tmp_path / "s"))
     assert done.returncode == 73
     assert f"Port {port} on 127.0.0.1 is in use" in done.stderr
