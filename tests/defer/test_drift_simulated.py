@@ -108,7 +108,7 @@ def test_a_slow_device_is_left_and_taken_again_when_it_is_the_best_by_far() -> N
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.integers(0, 2**32), st.floats(0.0, 0.15))  # of 0.2, one in six changes once in four hours
+@given(st.integers(0, 2**32), st.floats(0.0, 0.15))  # with 0.2 some plans change within four hours
 @example(7, 0.15)
 def test_noise_alone_changes_no_plan(seed: int, sigma: float) -> None:
     assert World(seed, sigma).spend(4 * 3600).changes == []
