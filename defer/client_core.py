@@ -285,7 +285,9 @@ class ClientCore:
             self._wake = min(self._wake, pending.again_at)
             return []
         del self._pending[rejection.request]
-        return [Fail(rejection.request, rejection.code, rejection.message)]
+        late = rejection.code == "deadline-exceeded"
+        hint = _longer(pending.submit.deadline - pending.submitted) if late else ""
+        return [Fail(rejection.request, rejection.code, rejection.message, hint)]
 
     def _given_up(self, request: bytes, now: float) -> list[Instruction]:
         pending = self._pending.pop(request, None)
@@ -326,13 +328,14 @@ class ClientCore:
                 request,
                 "deadline-exceeded",
                 f"the time was up before the connection to the dispatcher at {self.address} stood",
-                "give the request a longer timeout",
+                _longer(took),
             )
         if self.connected:
             return Fail(
                 request,
                 "deadline-exceeded",
                 f"the dispatcher at {self.address} did not answer within {took:.3g} s",
+                _longer(took),
             )
         what = "the connection was lost" if self._ever else "nobody answers there"
         return Fail(
@@ -350,6 +353,16 @@ class ClientCore:
 
 
 # ------------------------------------------------------------------------------------------ before it is sent
+
+
+def _longer(given: float) -> str:
+    """What to do about a deadline that passed, with what the request was given, as far as that is known here."""
+    advice = "`timeout` in Python and --timeout on the command line give a request longer"
+    if not 0.005 <= given < math.inf:
+        return advice
+    # What the signature and the encoding took before has gone from it: with few digits it is what the caller said.
+    told = f"{given:.2g}" if given < 1 else f"{round(given, 1):g}"
+    return f"it was given {told} s; {advice}"
 
 
 @dataclass(frozen=True, slots=True)

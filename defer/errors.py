@@ -249,6 +249,7 @@ class DeadlineExceeded(RequestFailed):
     """The request's time was over before its result was there."""
 
     code = "deadline-exceeded"
+    usual_hint = "give the request longer; `defer trace` shows where its time goes"
 
 
 class AgentLost(RequestFailed):

@@ -17,6 +17,7 @@ from typing import Literal
 
 from node_agent.codecs import CODECS
 from node_agent.content import check_ref
+from node_agent.engines.fallback import may_fall_back
 from node_agent.errors import RequestError
 from node_agent.events import Ticket
 from node_agent.messages import AUTO_ENGINE, EngineInfo, FileRef, HopSpec, Load, PeerRef
@@ -71,6 +72,7 @@ def check_load(load: Load, engines: Sequence[EngineInfo]) -> None:
     Raises:
         RequestError: It contradicts itself, or names what is not here.
         InvalidFileError: A file is not named by its content.
+        LoadFailedError: Whether another engine may take over is neither yes nor no.
     """
     if load.epoch < 1 or not load.hops:
         raise RequestError("bad-load", f"Load of epoch {load.epoch} names no hop.")
@@ -80,7 +82,7 @@ def check_load(load: Load, engines: Sequence[EngineInfo]) -> None:
     for hop in load.hops:
         _check_hop(hop)
     if any(hop.graph is not None for hop in load.hops):
-        _check_engine(load.engine, engines, strict=load.options.get("fallback") == "no")
+        _check_engine(load.engine, engines, strict=not may_fall_back(load.options, load.engine))
 
 
 def _check_engine(name: str, engines: Sequence[EngineInfo], *, strict: bool) -> None:

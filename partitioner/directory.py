@@ -24,6 +24,7 @@ def write_directory(
     chain: BlockChain,
     directory: str | Path,
     *,
+    precision: str = "fp32",
     embed_up_to: int = EMBED_UP_TO,
 ) -> dict[str, Any]:
     """Write ``partition_00.onnx`` … and ``manifest.json`` into a directory of their own.
@@ -35,12 +36,13 @@ def write_directory(
         partitions: from :func:`split`, all of them in order.
         chain: from :func:`analyze` of the same model; names it, its inputs and its outputs.
         directory: made, with its parents, if missing.
+        precision: what they were rewritten in, for the manifest.
         embed_up_to: bytes of weights up to which a partition is a single file.
 
     Returns:
         What ``manifest.json`` holds: ``model``, ``digest``, ``inputs``, ``outputs`` and ``partitions``, each of
-        them with ``file``, ``sha256``, ``inputs``, ``outputs`` (and ``data``, a list of file and sha256, where
-        the weights lie beside), each tensor with ``name``, ``dtype`` and ``shape``.
+        them with ``file``, ``sha256``, ``precision``, ``inputs``, ``outputs`` (and ``data``, a list of file and
+        sha256, where the weights lie beside), each tensor with ``name``, ``dtype`` and ``shape``.
 
     Raises:
         OutputExists: if the directory holds other files.
@@ -53,7 +55,7 @@ def write_directory(
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
         try:
-            manifest = _write(partitions, chain, staging, embed_up_to)
+            manifest = _write(partitions, chain, staging, precision, embed_up_to)
             staging.chmod(0o755)
             _swap(staging, target)
         except BaseException:
@@ -63,13 +65,13 @@ def write_directory(
 
 
 def _write(
-    partitions: Sequence[Partition], chain: BlockChain, folder: Path, embed_up_to: int
+    partitions: Sequence[Partition], chain: BlockChain, folder: Path, precision: str, embed_up_to: int
 ) -> dict[str, Any]:
     entries: list[dict[str, Any]] = []
     for partition in partitions:
         name = f"partition_{partition.index:02d}.onnx"
         digest, data_digest = write_model(partition.model, folder / name, embed_up_to=embed_up_to)
-        entry: dict[str, Any] = {"file": name, "sha256": digest}
+        entry: dict[str, Any] = {"file": name, "sha256": digest, "precision": precision}
         if data_digest is not None:
             entry["data"] = [{"file": f"{name}.data", "sha256": data_digest}]
         entry["inputs"] = [_tensor(tensor) for tensor in partition.inputs]

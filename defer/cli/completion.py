@@ -32,9 +32,6 @@ VARIABLE: Final = "_DEFER_COMPLETE"
 ASK_S: Final = 0.5
 """Longest that somebody who pressed Tab waits for a dispatcher."""
 
-CLUSTER_FILE: Final = "cluster.toml"
-"""Where devices are looked for when the line names no cluster file."""
-
 Complete = Callable[[click.Context, str], Iterable[str]]
 
 
@@ -95,6 +92,7 @@ def _items(complete: Complete) -> Callable[[click.Context, str], list[Completion
 
 
 def _cluster(ctx: click.Context) -> Cluster:
+    from defer.cli.dispatcher import CLUSTER_FILE
     from defer.documents.cluster import Cluster
 
     given = ctx.params.get("cluster_file") or ctx.params.get("cluster_path") or CLUSTER_FILE
@@ -121,11 +119,11 @@ def _served(ctx: click.Context, _: str) -> Iterable[str]:
     from defer import api
     from defer.access import Choice, using
     from defer.admin import Admin
-    from defer.cli.dispatcher import DEFAULT_ADDRESS
+    from defer.cli.dispatcher import whom_to_ask
 
     choice = Choice(ctx.params.get("keys"), bool(ctx.params.get("insecure")))
-    address = str(ctx.params.get("address") or DEFAULT_ADDRESS)
-    with using(choice), Admin(address, connect_s=ASK_S) as admin:
+    asked = whom_to_ask(ctx.params.get("address"), ctx.params.get("ask_cluster"))
+    with using(choice), Admin(asked.address, connect_s=ASK_S) as admin:
         return [each.name for each in admin.ask(api.ListModels(0), api.Models, timeout=ASK_S).models]
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from defer import api, units
 from defer.accuracy import Budget
-from defer.admin import Admin
+from defer.admin import CONNECT_S, Admin
 from defer.cli.chains import (
     Shapes,
     batch_options,
@@ -20,12 +20,13 @@ from defer.cli.chains import (
     standby_option,
 )
 from defer.cli.dispatcher import address_option
+from defer.cli.engines import EngineNote, engine_lines, engine_notes
 from defer.cli.output import common_options, examples, print_json, progress
 from defer.dispatcher.rollout import versioned
 from defer.documents.base import decode, encode
 from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile
-from defer.errors import UsageError
+from defer.errors import DeferError, UsageError
 from defer.upload import upload
 
 STEP_S = 600.0
@@ -115,17 +116,33 @@ def command(
         made = admin.ask(
             order, api.Deployed, timeout=STEP_S, on_progress=lambda step: show(step.what, step.fraction)
         )
+        notes = _engines(admin, deployment)
         if canary is not None:
             roll = api.Roll(0, name or model.stem, "canary", version, canary)
             admin.ask(roll, api.Rolled, timeout=STEP_S)
     if as_json:
-        told = msgspec.to_builtins(made) | {"uploaded_bytes": sent, "plan": msgspec.json.decode(made.plan)}
+        told = msgspec.to_builtins(made) | {
+            "uploaded_bytes": sent,
+            "plan": msgspec.json.decode(made.plan),
+            "engine_notes": notes,
+        }
         print_json({key: value for key, value in told.items() if key not in ("id", "t")})
         return
     from defer.draw_text import plan_text
 
     click.echo(plan_text(decode(Plan, made.plan.encode(), "the plan")))
+    for line in engine_lines(notes):
+        click.echo(line)
     click.echo(
         f"ready: model {made.model.name} after {units.show_duration(made.seconds)}, "
         f"{units.show_size(made.sent_bytes)} to agents (first request {units.show_duration(made.canary_s)})"
     )
+
+
+def _engines(admin: Admin, model: str) -> tuple[EngineNote, ...]:
+    """Which engines a model's stages are not on. It is served: that nobody tells is no error any more."""
+    try:
+        status = admin.ask(api.GetStatus(0), api.ServerStatus, timeout=CONNECT_S)
+    except DeferError:
+        return ()
+    return engine_notes(status.deployments, model)

@@ -97,7 +97,7 @@ def command(
                 step(f"rewriting in {precision}", 0.5)
                 partitions = _rewritten(partitions, precision, model, chain, calibration)
             step("writing", 0.6)
-            manifest = partitioner.write_directory(partitions, chain, output)
+            manifest = partitioner.write_directory(partitions, chain, output, precision=precision)
         except partitioner.PartitionerError as exc:
             raise located(exc, model) from exc
     if as_json:

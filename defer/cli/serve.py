@@ -28,6 +28,7 @@ from defer.cli.chains import (
     sample_option,
     standby_option,
 )
+from defer.cli.engines import EngineNote, engine_lines, engine_notes
 from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway, told
 from defer.cli.leading import handing_over, led
 from defer.cli.observing import ObservingWish, announced, log_to_stderr, observing_options, serving_metrics
@@ -232,8 +233,11 @@ def command(
                     http.service.starting = False
                 restored = () if outcome is not None else daemon.models().models
                 term = 0 if shared is None else shared.term
+                engines = engine_notes(daemon.status().deployments) if outcome or restored else ()
                 settle_collector()
-                _say_ready(daemon.address, outcome, restored, http, metrics, as_json=as_json, term=term)
+                _say_ready(
+                    daemon.address, outcome, restored, http, metrics, engines, as_json=as_json, term=term
+                )
         except StopNow:
             if stop.number == signal.SIGINT:
                 raise Cancelled("stopped before it was ready") from None
@@ -345,6 +349,7 @@ def _say_ready(
     restored: tuple[ModelInfo, ...],
     http: Gateway | None,
     metrics: Address | None,
+    engines: tuple[EngineNote, ...],
     *,
     as_json: bool,
     term: int = 0,
@@ -367,6 +372,8 @@ def _say_ready(
                 "canary_s": outcome.canary_s,
                 "seconds": outcome.seconds,
             }
+        if engines:
+            ready["engine_notes"] = engines
         click.echo(msgspec.json.encode(ready).decode())
         return
     also = "".join(f", {protocol} on {at}" for protocol, at in told(http).items()) if http is not None else ""
@@ -374,12 +381,16 @@ def _say_ready(
     if outcome is None or made is None:
         for info in restored:
             click.echo(f"model {info.name} is {info.state} as before{info.reason and f': {info.reason}'}")
+        for line in engine_lines(engines):
+            click.echo(line)
         what = "as before" if restored else "no model yet"
         click.echo(f"ready: {what}, listening on {address}{also}")
         return
     from defer.draw_text import plan_text
 
     click.echo(plan_text(made.plan))
+    for line in engine_lines(engines):
+        click.echo(line)
     devices = len({stage.device for stage in made.plan.stages})
     click.echo(
         f"ready: model {made.model} on {devices} device{'s' if devices > 1 else ''}, listening on {address}{also} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 import click
 import msgspec
@@ -10,11 +11,15 @@ import msgspec
 from defer import units
 from defer.api import DeploymentInfo, DeviceInfo, ServerStatus, StageInfo, StandbyInfo
 from defer.cli.dispatcher import address_option
+from defer.cli.engines import engine_lines, engine_notes
 from defer.cli.output import common_options, console, examples, print_json, table
 from defer.client import Client
 
 CLOCK_S = 1.0
 """A clock that is off by this much is worth a line; answers take less to come."""
+
+INSTEAD: Final = {"replica": "its other routes", "planning": "not known yet", "impossible": "nothing"}
+"""What a model runs on after a loss for which there is no plan."""
 
 
 @click.command(epilog=examples("defer status", "defer status --watch 1", "defer status --json"))
@@ -76,9 +81,8 @@ def _show(status: ServerStatus, address: str) -> None:
                     units.show_size(stage.bytes_out),
                 )
             out.print(stages)
-            for number, stage in enumerate(deployment.stages, 1):
-                for note in stage.engine_notes:
-                    click.echo(f"  stage {number} on {stage.device}: {note}")
+            for line in engine_lines(engine_notes([deployment])):
+                click.echo(f"  {line}")
     _show_standby(status.standby)
     _show_devices(status.devices)
     refused = ", ".join(f"{count} {code}" for code, count in sorted(status.refused.items()))
@@ -94,6 +98,9 @@ def _show_deployment(deployment: DeploymentInfo) -> None:
     why = f" ({deployment.reason})" if deployment.reason else ""
     part = f", {deployment.fraction:.0%} of the requests" if deployment.fraction < 1 else ""
     click.echo(f"{deployment.model}: {deployment.state}{why}, deployment {deployment.epoch}{part}")
+    if deployment.state == "standby":
+        click.echo("  takes over when what serves is lost")
+        return
     line = (
         f"  {deployment.answered} answered, {deployment.failed} failed, {deployment.in_flight} in flight, "
         f"{deployment.waiting} waiting, {deployment.rate:.1f}/s"
@@ -113,7 +120,8 @@ def _show_standby(standby: tuple[StandbyInfo, ...]) -> None:
         return
     shown = table("if lost", "model", "prepared", "then runs on", right=())
     for each in standby:
-        shown.add_row(each.lost, each.model, each.by, " → ".join(each.devices))
+        prepared = f"{each.by}, deployment {each.epoch}" if each.by == "loaded" else each.by
+        shown.add_row(each.lost, each.model, prepared, " → ".join(each.devices) or INSTEAD.get(each.by, ""))
     click.echo()
     console().print(shown)
     for each in standby:

@@ -25,6 +25,7 @@ from defer.dispatcher.ledger import Request, mismatch, obstacle
 from defer.dispatcher.parking import Parking
 from defer.dispatcher.rollout import Splits
 from defer.dispatcher.routes import REMEMBERED, Returned, RouteState
+from defer.units import show_duration
 from node_agent.errors import FlowError
 from node_agent.flow import SendWindow
 from node_agent.messages import NO_DEADLINE, Credit, Failure, Infer, Item, Rejection, Result
@@ -254,7 +255,7 @@ class DispatcherCore(Conveyor):
     def _expire(self, now: float) -> list[e.Instruction]:
         out: list[e.Instruction] = []
         for request in self.ledger.expired(now):
-            out += self._give_up(request, "deadline-exceeded", self._late(request, now))
+            out += self._give_up(request, "deadline-exceeded", self._late(request))
         return out
 
     def _cancel(self, client: bytes, name: bytes) -> list[e.Instruction]:
@@ -269,9 +270,11 @@ class DispatcherCore(Conveyor):
         told = [e.CancelItems(route.link, route.epoch, (request.number,))] if request.sent else []
         return [*self._end(request, code, text), *told]
 
-    def _late(self, request: Request, now: float) -> str:
+    def _late(self, request: Request) -> str:
         route = self.routes[request.epoch].route
-        took = f"no result of model {route.model!r} within {now - request.arrived:.3g} s"
+        # What it was given, not what has passed: that is more, and by how much says nothing to who set the timeout.
+        given = show_duration(request.deadline - request.arrived)
+        took = f"no result of model {route.model!r} before its deadline, {given} after it arrived"
         first = route.devices[0] if route.devices else "its first stage"
         state = self.routes[request.epoch]
         if state.lost:

@@ -178,6 +178,7 @@ def _explained(kind: type[Document], text: str, where: str) -> InvalidDocument:
     )
 
 
+_UNKNOWN = re.compile(r"Invalid enum value '?(?P<value>.*?)'?$")
 _MISTYPED = re.compile(r"Expected `(?P<wanted>[^`]*)`, got `(?P<got>[^`]*)`")
 _WORDS = {
     "str": "text in quotes",
@@ -192,6 +193,13 @@ _FOUND = _WORDS | {"str": "text", "null": "nothing"}
 
 def _sentence(kind: type[Document], what: str, place: str) -> str:
     """What is wrong with a value, without the names that Python has for types."""
+    if unknown := _UNKNOWN.search(what):
+        known = _choices(kind, place)
+        close = difflib.get_close_matches(unknown["value"], known, 1)
+        among = f": it may be {', '.join(known)}" if known else ""
+        return f"{unknown['value']!r} is not known here{among}" + (
+            f"; did you mean {close[0]!r}?" if close else ""
+        )
     found = _MISTYPED.search(what)
     if found is None:
         return what.replace("`", "").replace("Expected ", "expected ", 1)
@@ -199,6 +207,14 @@ def _sentence(kind: type[Document], what: str, place: str) -> str:
     got = _FOUND.get(found["got"], found["got"])
     example = _example(kind, place) if found["wanted"].startswith("str") else ""
     return f"expected {' or '.join(wanted)}{example}, got {got}"
+
+
+def _choices(kind: type[Document], place: str) -> list[str]:
+    """The words that a value at a path may be; empty where it may be any."""
+    current: Any = msgspec.inspect.type_info(kind)
+    for part in filter(None, re.split(r"[.\[]", place)):
+        current = _inside(current, part)
+    return [str(value) for value in getattr(current, "values", ())]
 
 
 def _example(kind: type[Document], place: str) -> str:

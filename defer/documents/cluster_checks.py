@@ -9,6 +9,7 @@ from defer import units
 from defer.documents.address import Address, parse_address
 from defer.errors import DeferError, InvalidCluster
 from node_agent.codecs import CODECS
+from node_agent.engines.fallback import FALLBACK
 from node_agent.quantities import NAME_RULE, is_name
 
 if TYPE_CHECKING:
@@ -78,12 +79,24 @@ def _check_devices(cluster: Cluster) -> None:
         _parsed(units.SIZE, device.memory, f"{place}.memory", least=1)
         _parsed(units.SPEED, device.speed, f"{place}.speed", least=1)
         _check_costs(device, place)
+        _check_fallback(device, place)
     if not any(device.computes for device in cluster.devices):
         raise InvalidCluster(
             "no device computes",
             where="device",
             hint='add [[device]] with a name and an address = "host:port"',
         )
+
+
+def _check_fallback(device: Device, place: str) -> None:
+    """The one option of engines that is ours; what the others may be, the agent knows."""
+    for key, value in device.engine_options.items():
+        if (key == FALLBACK or key.endswith(f".{FALLBACK}")) and value not in ("yes", "no"):
+            raise InvalidCluster(
+                f"{value!r} is neither yes nor no",
+                where=f"{place}.engine_options.{key}",
+                hint='write "yes" (the usual: the CPU takes over what the engine cannot run) or "no" (that is an error)',
+            )
 
 
 def _check_costs(device: Device, place: str) -> None:

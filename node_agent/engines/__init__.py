@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Mapping
 
 from node_agent.engines.base import Engine, Partition
+from node_agent.engines.fallback import FALLBACK
 from node_agent.errors import EngineMissingError
 from node_agent.messages import AUTO_ENGINE, EngineInfo
 
@@ -78,7 +79,10 @@ def options_of(name: str, options: Mapping[str, str]) -> dict[str, str]:
         return dict(options)
     others = {key for key in options if "." in key and key.partition(".")[0] in _KNOWN}
     own = {key.removeprefix(f"{name}."): options[key] for key in others if key.startswith(f"{name}.")}
-    return {key: value for key, value in options.items() if key not in others} | own
+    told = {key: value for key, value in options.items() if key not in others} | own
+    if name == REFERENCE:  # nothing stands behind it, so it is not asked whether something may
+        told.pop(FALLBACK, None)
+    return told
 
 
 def unsupported(name: str, ran_on: str, partition: Partition) -> str:

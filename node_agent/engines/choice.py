@@ -6,6 +6,7 @@ sentence of explanation and never the deployment: the CPU takes over.
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from node_agent.dtypes import RAW_BITS
 from node_agent.engines.base import Arrays, Engine, Partition, Session, overlapping
+from node_agent.engines.fallback import FALLBACK, may_fall_back
 from node_agent.errors import AgentError, LoadFailedError
 from node_agent.messages import EngineInfo, TensorSpec
 from node_agent.samples import samples
@@ -123,11 +125,19 @@ def options_by_engine(options: Mapping[str, str], known: Collection[str]) -> dic
         engine, dot, option = key.partition(".")
         if engine not in found or not (dot and option):
             raise LoadFailedError(
-                f"With engine auto, option {key}={value} names no engine.",
+                f"With engine auto, option {key}={value} {_nobody(engine if dot else '', option, known)}",
                 hint=f"Write it as ENGINE.OPTION, for example tensorrt.slots; engines are {', '.join(known)}.",
             )
         found[engine][option] = value
     return found
+
+
+def _nobody(engine: str, option: str, known: Collection[str]) -> str:
+    """What is wrong with the name of an option that no engine gets."""
+    if not engine or not option:
+        return "names no engine."
+    close = difflib.get_close_matches(engine, known, 1)
+    return f"names no engine that there is: {engine!r}" + (f"; did you mean {close[0]!r}?" if close else ".")
 
 
 class ChosenSession:
@@ -238,11 +248,12 @@ class WithFallback:
     def load(self, partition: Partition) -> Session:
         """See `Engine.load`."""
         options = dict(partition.options)
-        strict = options.pop("fallback", "yes") == "no"
+        fallback = may_fall_back(options)
+        options.pop(FALLBACK, None)
         try:
             session = self._engine.load(replace(partition, options=options))
         except Exception as error:
-            if strict:
+            if not fallback:
                 raise
             # The engine's own options mean nothing to the CPU.
             inner = self._reference.load(replace(partition, options={}))

@@ -56,6 +56,9 @@ _GPU = (
 
 _CUDA = 'Install CUDA and cuDNN: pip install "onnxruntime-gpu[cuda,cudnn]", and NVIDIA\'s driver.'
 
+_AMD = "https://repo.radeon.com/rocm/manylinux/"
+"""Where AMD keeps its wheels, a folder for each release of ROCm."""
+
 PROVIDERS = (
     Provider(
         "onnxruntime-tensorrt",
@@ -71,13 +74,15 @@ PROVIDERS = (
     Provider(
         "onnxruntime-rocm",
         "ROCMExecutionProvider",
-        "Install AMD's onnxruntime-rocm.",
+        "pip uninstall onnxruntime, then pip install onnxruntime-rocm -f "
+        f"{_AMD}rocm-rel-6.4.1/ (the folder of your ROCm; from 7 on there is onnxruntime-migraphx alone).",
         library="onnxruntime_providers_rocm",
     ),
     Provider(
         "onnxruntime-migraphx",
         "MIGraphXExecutionProvider",
-        "Install AMD's onnxruntime-migraphx.",
+        f"pip uninstall onnxruntime, then pip install onnxruntime-migraphx -f {_AMD}rocm-rel-7.2.1/ (the folder of "
+        "your ROCm).",
         library="onnxruntime_providers_migraphx",
     ),
     Provider(
@@ -86,7 +91,11 @@ PROVIDERS = (
         "pip uninstall onnxruntime, then pip install onnxruntime-openvino.",
         library="onnxruntime_providers_openvino",
     ),
-    Provider("onnxruntime-coreml", "CoreMLExecutionProvider", "It comes with onnxruntime on macOS."),
+    Provider(
+        "onnxruntime-coreml",
+        "CoreMLExecutionProvider",
+        'Only macOS has it; there: pip install "defer-edge[cpu]".',
+    ),
 )
 """All that can be asked for by name, the fastest as a rule first."""
 

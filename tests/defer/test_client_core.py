@@ -69,6 +69,7 @@ def test_deadlines_say_who_did_not_answer() -> None:
         "deadline-exceeded",
         "the dispatcher at host:1 did not answer within 1 s",
     )
+    assert fail.hint.startswith("it was given 1 s; ")
     assert core.next_wake() == math.inf
     fresh = c.ClientCore("host:1")
     fresh.handle(submit("a", 1), 0)
@@ -84,6 +85,29 @@ def test_a_timeout_too_short_to_connect_says_so_and_blames_no_dispatcher() -> No
     (fail,) = fresh.handle(c.Tick(), 0.005)
     assert isinstance(fail, c.Fail)
     assert (fail.code, "-" in fail.message) == ("deadline-exceeded", False)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [(0.0998, "0.1 s"), (4.9996, "5 s"), (3599.99, "3600 s"), (12.34, "12.3 s")]
+)
+def test_a_deadline_that_passed_is_told_as_it_was_given_and_with_what_to_do(given: float, told: str) -> None:
+    core = connected()
+    core.handle(submit("a", 1 + given), 1)
+    late = Rejection(b"a".ljust(16), "deadline-exceeded", "no result of model 'm' before its deadline")
+    (fail,) = core.handle(c.RejectionArrived(late), 1.4 + given)
+    assert isinstance(fail, c.Fail)
+    assert (
+        fail.hint
+        == f"it was given {told}; `timeout` in Python and --timeout on the command line give a request longer"
+    )
+
+
+def test_other_rejections_are_told_without_a_word_on_timeouts() -> None:
+    core = connected()
+    core.handle(submit("a", 5), 0)
+    (fail,) = core.handle(c.RejectionArrived(Rejection(b"a".ljust(16), "wrong-input", "no")), 1)
+    assert isinstance(fail, c.Fail)
+    assert fail.hint == ""
 
 
 def test_a_lost_connection_is_named_when_the_deadline_passes() -> None:

@@ -98,6 +98,22 @@ WRONG_CLUSTERS = [
         "device[0].memory",
         'text in quotes with a unit, such as "4 GiB", got a whole number',
     ),
+    (
+        A + 'engine_options = { fallback = "maybe" }\n',
+        "device[0].engine_options.fallback",
+        "'maybe' is neither yes nor no",
+    ),
+    (
+        A + 'engine_options = { "tensorrt.fallback" = "nope" }\n',
+        "device[0].engine_options.tensorrt.fallback",
+        "neither",
+    ),
+    (
+        A + 'precision = "fp17"\n',
+        "device[0].precision",
+        "'fp17' is not known here: it may be bf16, fp16, fp32, fp8, int8, int8-fp16; did you mean 'fp16'?",
+    ),
+    ('[dispatcher]\nreplan = "some"\n' + A, "dispatcher.replan", "it may be every, never, own"),
     (A + 'computes = "no"\n', "device[0].computes", "expected true or false, got text"),
     (A + A.replace('"a"', '"b"'), "device[1].address", "has the address of 'a'"),
     (A + B.replace("2:7610", "1:7612"), "device[1].address", "takes the ports 7612 to 7614"),

@@ -283,6 +283,9 @@ def test_deadlines_end_requests_with_what_did_not_answer() -> None:
     assert "waited for a" in first.message
     told, dropped = core.handle(e.Tick(), 2.5)
     assert "a → b" in refused([told]).message
+    assert (
+        "before its deadline, 2 s after it arrived" in refused([told]).message
+    )  # not the 2.5 s that have passed
     assert dropped == e.CancelItems("L", 1, (1,))
     assert core.next_deadline() == math.inf
     assert back(core, 1, 3) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -121,7 +122,15 @@ def test_an_engine_that_a_device_lacks_falls_back_and_status_says_why(serve):
     shown = CliRunner().invoke(group, ["status", "--dispatcher", address])
     assert shown.exit_code == 0, shown.output
     assert "onnxruntime-cpu" in shown.output
-    assert "stage 1 on a: tensorrt failed" in shown.output
+    assert "stage 1 on a, engine onnxruntime-cpu: tensorrt failed" in shown.output
+    deployed = CliRunner().invoke(group, ["deploy", str(model), "--name", "again", "--dispatcher", address])
+    assert deployed.exit_code == 0, deployed.output
+    assert ", engine onnxruntime-cpu: tensorrt failed" in deployed.stdout
+    told = CliRunner().invoke(
+        group, ["deploy", str(model), "--name", "again", "--dispatcher", address, "--json"]
+    )
+    (note,) = json.loads(told.stdout)["engine_notes"]
+    assert (note["model"], note["device"], note["engine"]) == ("again", "a", "onnxruntime-cpu")
 
 
 def test_options_reach_the_engine_and_a_wrong_one_is_one_clear_error(serve):

@@ -223,6 +223,8 @@ def test_a_machine_that_does_not_say_how_much_memory_it_has_takes_loads() -> Non
         (m.Load(1, 1, "m", (a_hop(graph=m.FileRef("x", 1)),)), "invalid-file"),
         (m.Load(1, 1, "m", (a_hop(),), engine="slow"), "engine-missing"),
         (m.Load(1, 1, "m", (a_hop(),), engine="gone", options={"fallback": "no"}), "engine-missing"),
+        (m.Load(1, 1, "m", (a_hop(),), engine="gone", options={"gone.fallback": "no"}), "engine-missing"),
+        (m.Load(1, 1, "m", (a_hop(),), engine="gone", options={"fallback": "maybe"}), "load-failed"),
         (m.Load(1, 1, "m", (m.HopSpec(0, m.PeerRef(""), m.PeerRef("n")),)), "bad-peer"),
         (m.Load(1, 1, "m", (m.HopSpec(0, m.PeerRef("p", "ipc://x"), m.PeerRef("n")),)), "bad-peer"),
         (m.Load(1, 1, "m", (m.HopSpec(0, m.PeerRef("p"), m.PeerRef("n", "tcp://h")),)), "bad-peer"),

@@ -66,6 +66,7 @@ def test_manifest(model, tmp_path):
     assert [t["name"] for t in first["outputs"]] == ["a", "b"]
     assert {t["name"] for t in second["inputs"]} == {"b", "late"}
     assert [t["name"] for t in second["outputs"]] == ["y"]
+    assert [part["precision"] for part in manifest["partitions"]] == ["fp32", "fp32"]
     for part in manifest["partitions"]:
         content = (tmp_path / "out" / part["file"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == part["sha256"]
@@ -75,6 +76,11 @@ def test_manifest(model, tmp_path):
         "partition_00.onnx",
         "partition_01.onnx",
     ]
+
+
+def test_the_manifest_says_what_partitions_compute_in(model, tmp_path):
+    manifest = write(model, tmp_path / "out", precision="fp16")
+    assert {part["precision"] for part in manifest["partitions"]} == {"fp16"}
 
 
 @pytest.mark.parametrize("embed_up_to", [1 << 30, 1000])

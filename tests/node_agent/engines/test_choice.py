@@ -198,6 +198,15 @@ def test_fallback_can_be_forbidden(partition):
         WithFallback("gpu", gpu, "cpu", Planned("cpu")).load(replace(partition, options={"fallback": "no"}))
 
 
+def test_fallback_is_yes_or_no(partition):
+    for said in ("maybe", "", "No"):
+        with pytest.raises(LoadFailedError, match=f"fallback={said} is neither yes nor no") as caught:
+            WithFallback("gpu", Planned("gpu"), "cpu", Planned("cpu")).load(
+                replace(partition, options={"fallback": said})
+            )
+        assert "fallback=yes" in caught.value.hint
+
+
 def test_no_fallback_is_needed(partition):
     session = WithFallback("gpu", Planned("gpu"), "cpu", Planned("cpu")).load(partition)
     assert (session.engine, session.notes) == ("gpu", ())

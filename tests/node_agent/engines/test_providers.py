@@ -35,6 +35,11 @@ def test_a_provider_that_is_not_built_in_is_one_clear_line_and_the_cpu_takes_ove
     session.close()
 
 
+@pytest.mark.parametrize("provider", PROVIDERS, ids=lambda each: each.engine)
+def test_what_is_missing_comes_with_the_command_that_installs_it(provider):
+    assert "pip install" in provider.install
+
+
 def test_no_onnxruntime_at_all(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     for provider in PROVIDERS:

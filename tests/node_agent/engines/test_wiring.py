@@ -380,6 +380,19 @@ def test_auto_takes_no_option_of_nobody(another, partition):
         assert "ENGINE.OPTION" in caught.value.hint
 
 
+def test_a_mistyped_engine_among_the_options_is_suggested(another, partition):
+    with pytest.raises(LoadFailedError, match="'tensort'; did you mean 'tensorrt'") as caught:
+        engines.engine_named("auto").load(replace(partition, options={"tensort.slots": "2"}))
+    assert "another" in caught.value.hint
+
+
+def test_the_reference_has_nothing_to_fall_back_to_and_is_not_asked():
+    assert engines.options_of("onnxruntime-cpu", {"fallback": "no", "optimization": "none"}) == {
+        "optimization": "none"
+    }
+    assert engines.options_of("tensorrt", {"fallback": "no"}) == {"fallback": "no"}
+
+
 def test_an_engine_that_refuses_its_options_is_not_taken(another, partition):
     options = {"onnxruntime-cpu.optimization": "wrong"}
     session = engines.engine_named("auto").load(replace(partition, options=options))
