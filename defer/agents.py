@@ -1,24 +1,21 @@
-"""The control connections to the agents: one thread, one DEALER per agent that is dialled, one ROUTER for the rest.
+"""The agents of one dispatcher, as the rest of it sees them: whom one asks, with a deadline, and who is alive.
 
-`AgentPool` executes what `defer.agents_core` decides. Its public methods may be called from any thread; they put a
-command on a queue, wake the control thread, and wait on a future, always with a deadline.
+`AgentPool` executes what `defer.agents_core` decides, in the control thread, on the sockets of `defer.agent_sockets`.
+Its public methods may be called from any thread; they put a command on a queue, wake the control thread, and wait on a
+future, always with a deadline.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from functools import partial
 from types import TracebackType
 from typing import Self
 
-import zmq
-
-from defer.agent_keys import AgentKeys
+from defer.agent_sockets import AgentSockets, ApiHandler
 from defer.agents_core import (
     AgentsCore,
     Instruction,
@@ -30,26 +27,16 @@ from defer.agents_core import (
     unreachable,
     with_id,
 )
-from defer.documents.address import Address, parse_address
-from defer.doors import API, message_at_api
 from defer.errors import AgentUnreachable, from_code
 from defer.socket_loop import SocketLoop
 from node_agent import messages as m
-from node_agent.errors import AgentError
-from node_agent.frames import decode_control, encode_control
-from node_agent.link import Monitor, bind, dial, open_socket, refused
 from node_agent.security import OPEN, Security
-from node_agent.sockets import say
 
 LOST_HINT = "Its log says more; a box or a link that is too busy to say that it lives is taken for lost."
 
 TICK_S = 0.1
 """Longest that the control thread sleeps, and so the grain of every deadline it watches."""
 
-FAREWELL_MS = 200
-"""How long the last messages may take to leave when the pool closes."""
-
-ApiHandler = Callable[[bytes, list[bytes]], None]
 EventHandler = Callable[[str, str, str], None]
 ProgressHandler = Callable[[m.Progress], None]
 
@@ -80,17 +67,10 @@ class AgentPool:
         lead: tuple[str, int] = ("", 0),
     ) -> None:
         self.security = security
-        self._keys = AgentKeys(security)
         self._core = AgentsCore(name, *lead)
         self._listen = listen
-        self._on_api = on_api
         self._on_event = on_event
         self._waiting: dict[int, tuple[Future[m.ControlMessage], ProgressHandler | None]] = {}
-        self._dealers: dict[str, zmq.Socket[bytes]] = {}
-        self._monitors: dict[str, Monitor] = {}
-        self._identities: dict[str, bytes] = {}
-        self._router: zmq.Socket[bytes] | None = None
-        self._router_monitor: Monitor | None = None
         self._changed = threading.Condition()
         self._loop = SocketLoop(
             "defer-control",
@@ -101,6 +81,7 @@ class AgentPool:
             on_crash=on_crash,
             security=security,
         )
+        self._sockets = AgentSockets(self._loop, self._core, self._execute, on_api, security)
         self.endpoint = ""
         """Where the ROUTER is bound, the port resolved."""
 
@@ -143,7 +124,7 @@ class AgentPool:
             UnknownDevice: The agent there has another name.
         """
         if endpoint:
-            self._loop.enqueue(lambda: self._dial(name, endpoint))
+            self._loop.enqueue(lambda: self._sockets.dial(name, endpoint))
         deadline = time.monotonic() + timeout
         with self._changed:
             while True:
@@ -160,7 +141,7 @@ class AgentPool:
 
     def dial(self, name: str, endpoint: str) -> None:
         """Reach an agent at `tcp://host:port` from now on, wherever it was before; open questions to it end."""
-        self._loop.enqueue(lambda: self._dial(name, endpoint))
+        self._loop.enqueue(lambda: self._sockets.dial(name, endpoint))
 
     def submit(
         self,
@@ -212,7 +193,7 @@ class AgentPool:
 
     def tell(self, name: str, message: m.ControlMessage) -> None:
         """Say something to an agent that it does not answer; lost when the agent is."""
-        self._loop.enqueue(lambda: self._send(name, message, None))
+        self._loop.enqueue(lambda: self._sockets.send(name, message))
 
     def result(self, future: Future[m.ControlMessage], name: str, timeout: float) -> m.ControlMessage:
         """The answer that a future of `submit` brings, with the errors of `ask`."""
@@ -237,13 +218,13 @@ class AgentPool:
 
     def reply(self, identity: bytes, frames: list[bytes]) -> None:
         """Answer a caller of the api."""
-        self._loop.enqueue(lambda: self._route(identity, frames))
+        self._loop.enqueue(lambda: self._sockets.route(identity, frames))
 
     # --------------------------------------------------------------------------------------- control thread's
 
     def _open(self) -> None:
         if self._listen is not None:
-            self._bind(self._listen)
+            self.endpoint = self._sockets.bind(self._listen)
 
     def _end(self) -> None:
         with self._changed:
@@ -251,139 +232,18 @@ class AgentPool:
         for future, _ in self._waiting.values():
             future.set_exception(AgentUnreachable("the connection pool closed while it waited for an answer"))
         self._waiting.clear()
-        for name in list(self._dealers):
-            self._hang_up(name)
-        if self._router_monitor is not None:
-            self._loop.unwatch(self._router_monitor.socket)
-            self._router_monitor.close()
-
-    def _drain(self, handle: Callable[[list[bytes]], None], socket: zmq.Socket[bytes]) -> None:
-        for _ in range(64):  # a flood on one socket does not starve the others
-            try:
-                frames = socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            handle(frames)
-
-    def _drain_router(self, router: zmq.Socket[bytes]) -> None:
-        for _ in range(64):
-            try:
-                received: list[zmq.Frame] = router.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            identity, *frames = [frame.bytes for frame in received]
-            asked = message_at_api(frames[0]) if frames else None
-            refusal = refused(router, received[1], asked) if frames else None
-            if refusal is None:
-                self._heard_on_router([identity, *frames])
-            else:
-                fault = m.Fault(getattr(asked, "id", 0), refusal.code, str(refusal))
-                self._route(identity, [encode_control(fault)])
+        self._sockets.close()
 
     def _turned(self) -> None:
         now = time.monotonic()
         self._execute(self._core.tick(now))
-        for name in self._keys.changed(now):
-            self._execute(self._core.disconnected(name, now))
-        for name in self._keys.due(now):
-            known = self._core.agents.get(name)
-            if known is not None and name in self._dealers:
-                self._hang_up(name)
-                self._open_dealer(name, known.endpoint)
-
-    def _bar(self, name: str, error: AgentError) -> None:
-        self._keys.barred(name, time.monotonic())
-        self._execute(self._core.barred(name, f"{error} {error.hint}".strip()))
-
-    def _bind(self, endpoint: str) -> None:
-        address = parse_address(endpoint.removeprefix("tcp://"))
-        router = open_socket(self._loop.context, zmq.ROUTER, purpose="control")
-        try:
-            port = bind(router, address.host, address.port, API, self._peer_left)
-            self.endpoint = Address(address.host, port).endpoint()
-        except BaseException:
-            router.close()
-            raise
-        self._router = router
-        drain = self._drain_router if self.security.curve else partial(self._drain, self._heard_on_router)
-        self._loop.watch(router, partial(drain, router))
-        if not self.security.curve:
-            monitor = self._router_monitor = Monitor(router)
-            self._loop.watch(monitor.socket, lambda: self._hung_up(monitor))
-
-    def _dial(self, name: str, endpoint: str) -> None:
-        known = self._core.agents.get(name)
-        if known is not None and known.endpoint == endpoint and name in self._dealers:
-            return
-        if name in self._dealers:
-            self._execute(self._core.forget(name))
-            self._hang_up(name)
-        self._execute(self._core.dial(name, endpoint, time.monotonic()))
-        self._open_dealer(name, endpoint)
-
-    def _open_dealer(self, name: str, endpoint: str) -> None:
-        dealer = open_socket(self._loop.context, zmq.DEALER, purpose="control")
-        monitor = Monitor(dealer)
-        self._dealers[name], self._monitors[name] = dealer, monitor
-        self._loop.watch(dealer, lambda: self._drain(partial(self._heard, name), dealer))
-        self._loop.watch(monitor.socket, lambda: self._noticed(name, monitor))
-        try:
-            dial(dealer, endpoint, name)
-            self._keys.dialled(name)
-        except AgentError as error:
-            self._bar(name, error)
-
-    def _noticed(self, name: str, monitor: Monitor) -> None:
-        for event in monitor.events():
-            if event == "failed" and monitor.refusal is not None:
-                self._bar(name, monitor.refusal)
-                continue
-            act = self._core.connected if event == "up" else self._core.disconnected
-            self._execute(act(name, time.monotonic()))
-
-    def _peer_left(self) -> None:
-        self._loop.enqueue(lambda: self._core.hung_up(time.monotonic()))
-
-    def _hung_up(self, monitor: Monitor) -> None:
-        if "down" in monitor.events():
-            self._core.hung_up(time.monotonic())
-
-    def _hang_up(self, name: str) -> None:
-        dealer, monitor = self._dealers.pop(name), self._monitors.pop(name)
-        self._keys.hung_up(name)
-        self._loop.unwatch(dealer)
-        self._loop.unwatch(monitor.socket)
-        monitor.close()
-        dealer.close(linger=FAREWELL_MS)
-
-    def _heard(self, name: str, frames: list[bytes]) -> None:
-        message = _decode(frames)
-        if message is not None:
-            self._execute(self._core.received(name, message, time.monotonic()))
-
-    def _heard_on_router(self, frames: list[bytes]) -> None:
-        identity, *rest = frames
-        message = _decode(rest)
-        if isinstance(message, m.Hello) and message.role == "agent":
-            self._identities[message.name] = identity
-            self._execute(self._core.registered(message, time.monotonic()))
-            return
-        name = next((n for n, known in self._identities.items() if known == identity), None)
-        if name is not None and message is not None:
-            self._execute(self._core.received(name, message, time.monotonic()))
-        elif name is None and self._on_api is not None:
-            self._on_api(identity, rest)
-
-    def _route(self, identity: bytes, frames: list[bytes]) -> None:
-        if self._router is not None:
-            with contextlib.suppress(zmq.ZMQError):  # the caller has gone
-                say(self._router, [identity, *frames])
+        self._sockets.turned(now)
 
     def _execute(self, instructions: list[Instruction]) -> None:
         for instruction in instructions:
             match instruction:
                 case Send(name, message, frame):
-                    self._send(name, message, frame)
+                    self._sockets.send(name, message, frame)
                 case Settle(number, answer, problem):
                     self._settle(number, answer, problem)
                 case Report(number, progress):
@@ -397,15 +257,6 @@ class AgentPool:
             with self._changed:
                 self._changed.notify_all()
 
-    def _send(self, name: str, message: m.ControlMessage, frame: bytes | memoryview | None) -> None:
-        body = [encode_control(message)] if frame is None else [encode_control(message), frame]
-        # EAGAIN: its queue is full because it does not read; the question then ends at its deadline.
-        with contextlib.suppress(zmq.ZMQError):
-            if name in self._dealers:
-                say(self._dealers[name], body)
-            elif name in self._identities and self._router is not None:
-                say(self._router, [self._identities[name], *body])
-
     def _settle(self, number: int, answer: m.ControlMessage | None, problem: str) -> None:
         future, _ = self._waiting.pop(number, (None, None))
         if future is None:
@@ -416,10 +267,3 @@ class AgentPool:
             future.set_exception(AgentUnreachable("it did not answer in time"))
         else:
             future.set_exception(AgentUnreachable("it was lost before it answered"))
-
-
-def _decode(frames: list[bytes]) -> m.ControlMessage | None:
-    try:
-        return decode_control(frames[0])
-    except Exception:  # whatever a peer sends, the thread that watches the others goes on
-        return None
