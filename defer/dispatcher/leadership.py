@@ -11,7 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from defer.dispatcher import election as el
-from defer.dispatcher.nats_link import CONNECT_S, Fenced, NatsLink
+from defer.dispatcher.nats_connection import CONNECT_S
+from defer.dispatcher.nats_link import Fenced, NatsLink
 from defer.dispatcher.state_url import StateUrl
 from defer.errors import DeferError
 

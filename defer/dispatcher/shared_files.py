@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from defer.api import ModelFile
-from defer.dispatcher.nats_link import CONNECT_S, LIST, RECORDS, Fenced, NatsLink
+from defer.dispatcher.nats_connection import CONNECT_S
+from defer.dispatcher.nats_link import LIST, RECORDS, Fenced, NatsLink
 from defer.dispatcher.state_lock import lock
 from defer.dispatcher.state_url import StateUrl
 from defer.dispatcher.store import KeptModel, ModelDropped, ModelKept

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from defer import errors
-from defer.dispatcher import nats_link
+from defer.dispatcher import nats_connection
 from defer.dispatcher import store as s
 from defer.dispatcher.election import Lease
 from defer.dispatcher.leadership import Leadership
@@ -221,7 +221,7 @@ def test_tls_and_a_user_that_may_do_what_the_documents_say(
             assert len(store.open().requests) == 1
         finally:
             made.close()
-        monkeypatch.setattr(nats_link, "CONNECT_S", 1.0)
+        monkeypatch.setattr(nats_connection, "CONNECT_S", 1.0)
         for wrong, said in (
             (f"nats://defer:pass@{here}", "does not answer"),
             (f"tls://defer:pass@{here}?cert={cert}&key={key}", "(?i)certificate"),
@@ -242,6 +242,6 @@ def test_credentials_and_servers_that_are_no_use(tmp_path: Path, monkeypatch: py
         with pytest.raises(errors.Unauthorised) as told:
             bad.start()
         assert "wr0ng" not in repr(told.value)
-    monkeypatch.setattr(nats_link, "CONNECT_S", 0.5)
+    monkeypatch.setattr(nats_connection, "CONNECT_S", 0.5)
     with pytest.raises(errors.NotReady, match="does not answer"):
         NatsLink(parse_state_url(server.url)).start()
