@@ -231,9 +231,9 @@ def command(
                 daemon.let_go()
                 if http is not None:
                     http.service.starting = False
-                restored = () if outcome is not None else daemon.models().models
+                restored = () if outcome is not None else daemon.verbs.models().models
                 term = 0 if shared is None else shared.term
-                engines = engine_notes(daemon.status().deployments) if outcome or restored else ()
+                engines = engine_notes(daemon.verbs.status().deployments) if outcome or restored else ()
                 settle_collector()
                 _say_ready(
                     daemon.address, outcome, restored, http, metrics, engines, as_json=as_json, term=term

@@ -105,7 +105,7 @@ class LocalBackend:
 
     async def status(self) -> api.ServerStatus:
         """See `Backend`."""
-        return await asyncio.to_thread(self._daemon.status)
+        return await asyncio.to_thread(self._daemon.verbs.status)
 
     async def load(self, name: str, file: Path | None, batching: PlanBatching | None = None) -> None:
         """See `Backend`."""
@@ -129,7 +129,7 @@ class LocalBackend:
     async def unload(self, name: str) -> None:
         """See `Backend`."""
         order = self._daemon.deployments.orders.get(name)
-        await asyncio.to_thread(self._daemon.undeploy, api.Undeploy(0, name, UNLOAD_S))
+        await asyncio.to_thread(self._daemon.verbs.undeploy, api.Undeploy(0, name, UNLOAD_S))
         if order is not None:
             self._orders[name] = order
 

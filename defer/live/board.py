@@ -203,7 +203,7 @@ class Board:
     def _job(self, action: str, order: Order) -> Callable[[], object]:
         deployments = self._daemon.deployments
         if action == "drain":
-            return lambda: self._daemon.undeploy(api.Undeploy(0, order.name, DRAIN_S))
+            return lambda: self._daemon.verbs.undeploy(api.Undeploy(0, order.name, DRAIN_S))
         if action == "replan":
             again = replace(order, plan=None, profile=None)
         else:

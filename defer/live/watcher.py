@@ -117,7 +117,7 @@ class Watcher:
         with self._looking:
             if self._look is not None and time.monotonic() - self._look[0] < FRESH_S:
                 return self._look[1]
-            status = self.daemon.status()
+            status = self.daemon.verbs.status()
             self._look = (time.monotonic(), status)
             return status
 

@@ -121,7 +121,7 @@ def until(what: Callable[[], bool], load: Load | None = None) -> None:
 
 def serving(daemon: Daemon) -> set[str]:
     """Devices of what serves."""
-    ready = [info.epoch for info in daemon.models().models if info.state == "ready"]
+    ready = [info.epoch for info in daemon.verbs.models().models if info.state == "ready"]
     return {
         stage.device
         for epoch in ready
@@ -208,8 +208,8 @@ def test_readiness_says_whether_a_model_answers(model: Path, tmp_path: Path) -> 
     with slow_agents("a", tmp_path) as agents, dispatcher(agents, tmp_path, settings) as daemon:
         watcher = Watcher(daemon)
         daemon.deployments.bring_up(Order(MODEL, model), lambda _what, _fraction: None)
-        done = daemon.status().devices[0].progress
-        until(lambda: daemon.status().devices[0].progress > done + 1)
+        done = daemon.verbs.status().devices[0].progress
+        until(lambda: daemon.verbs.status().devices[0].progress > done + 1)
         assert watcher.ready().status == 200
         (tmp_path / "a.slow").write_text("fail 0")
         until(lambda: watcher.ready().status == 503)

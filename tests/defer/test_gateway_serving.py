@@ -130,7 +130,7 @@ def gateway(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             service = Service(LocalBackend(daemon), repository=held)
             with Gateway(service, Options(Address("127.0.0.1", 0), Address("127.0.0.1", 0))) as running:
                 started(running.helpers, HELPERS)
-                started(daemon._background, 2)
+                started(daemon._background._threads, 2)
                 started(daemon.recovery._links._jobs, 2)
                 started(daemon.recovery._links._tries, AT_ONCE)
                 yield running

@@ -138,7 +138,7 @@ def test_agents_that_register_serve_the_next_plan_and_a_restarted_dispatcher(tmp
             daemon.connect(10.0)
             assert sorted(joined_events(daemon, 2)) == ["dials", "reached"]
             assert set(daemon.cluster.names) == {"old", "dials", "reached", "dispatcher"}
-            assert {device.name for device in daemon.status().devices} == {"old", "dials", "reached"}
+            assert {device.name for device in daemon.verbs.status().devices} == {"old", "dials", "reached"}
             chain = partitioner.analyze(model)
             third = len(chain.blocks) // 3
             placement = f"dials=0:{third},reached={third}:{2 * third},old={2 * third}:"
@@ -151,8 +151,8 @@ def test_agents_that_register_serve_the_next_plan_and_a_restarted_dispatcher(tmp
             daemon.connect(10.0)
             joined_events(daemon, 2)
             deadline = time.monotonic() + 60
-            while [info.state for info in daemon.models().models] != ["ready"]:
-                assert time.monotonic() < deadline, daemon.models()
+            while [info.state for info in daemon.verbs.models().models] != ["ready"]:
+                assert time.monotonic() < deadline, daemon.verbs.models()
                 time.sleep(0.02)
             right(str(daemon.address))
 

@@ -55,6 +55,7 @@ class Remembering:
         self.go_on = threading.Event()
         self.go_on.set()
         self.error: Exception | None = None
+        self.verbs = self
         served: dict[int, Any] = {}
         self.deployments = SimpleNamespace(
             orders={order.name: order}, served=served, in_service=lambda: served, bring_up=self.bring_up

@@ -152,10 +152,10 @@ def test_a_replaced_deployment_leaves_no_gap_and_nothing_behind(
 
 
 def epochs_on_agents(daemon: Daemon) -> set[int]:
-    status = daemon.status()
-    until(lambda: all(device.heard_s < 0.5 for device in daemon.status().devices))
+    status = daemon.verbs.status()
+    until(lambda: all(device.heard_s < 0.5 for device in daemon.verbs.status().devices))
     time.sleep(0.25)  # two heartbeats
-    status = daemon.status()
+    status = daemon.verbs.status()
     return {epoch for device in status.devices for epoch in device.epochs}
 
 
@@ -268,7 +268,7 @@ def test_what_a_crashed_dispatcher_served_is_served_by_the_next_under_a_higher_n
         second.connect(20)
         (held,) = epochs_on_agents(second)
         assert held > epoch
-        assert [info.epoch for info in second.models().models] == [held]
+        assert [info.epoch for info in second.verbs.models().models] == [held]
 
 
 def test_a_second_dispatcher_of_the_same_address_and_one_that_is_starting(tmp_path: Path) -> None:

@@ -148,9 +148,9 @@ def test_a_restarted_agent_is_lost_for_good_and_what_it_held_is_noted(
     cleaned: list[str | None] = []
     monkeypatch.setattr(daemon.shell, "post", posted.append)
     monkeypatch.setattr(daemon.deployments, "clean", cleaned.append)
-    monkeypatch.setattr(daemon, "_background_do", lambda action: action())
-    daemon._on_agent_event("restarted", "a", "")
-    daemon._on_agent_event("back", "a", "")
+    monkeypatch.setattr(daemon._background, "do", lambda action: action())
+    daemon._news.happened("restarted", "a", "")
+    daemon._news.happened("back", "a", "")
     assert posted == [e.DeviceLost("a", "its agent restarted", restarted=True), e.DeviceBack("a")]
     assert cleaned == ["a", "a"]
 

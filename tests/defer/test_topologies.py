@@ -207,7 +207,7 @@ def test_a_lost_agent_is_done_without_and_a_restarted_one_is_loaded_again(
 def _until_it_runs_on(devices: set[str], daemon: Daemon) -> None:
     deadline = time.monotonic() + 60
     while True:
-        served = [daemon.deployments.served.get(info.epoch) for info in daemon.models().models]
+        served = [daemon.deployments.served.get(info.epoch) for info in daemon.verbs.models().models]
         plans = [each.deployment.plan for each in served if each is not None]
         if [{stage.device for stage in plan.stages} for plan in plans] == [devices]:
             return
