@@ -19,7 +19,7 @@ from defer.access import client_security
 from defer.admin import Admin
 from defer.client_core import BRIEF_S, Inputs, Submit, as_arrays, check_outputs
 from defer.client_errands import Answer, Awaited, Owned
-from defer.client_room import ID_BYTES, Room, kind_of, new_id, plain
+from defer.client_room import ID_BYTES, Held, Room, kind_of, new_id, plain
 from defer.client_session import Outputs, Session
 from defer.documents.address import Address, parse_addresses
 from defer.errors import (
@@ -388,16 +388,17 @@ class Requests:
         nbytes = sum(header.nbytes for header in submit.tensors)
         if not self._room.take(nbytes, wait):
             return None
-        submit, span = calling(submit)
-        future: Future[Outputs] = Awaited() if waits else Answer() if owner is None else Owned(owner)
-        # All of this before anybody else knows the future, whose lock a signal's handler that raises may leave taken.
-        if span is not None:
-            future.add_done_callback(partial(ended, span))
-        future.add_done_callback(lambda _: self._room.give(nbytes))
+        held, span = Held(self._room, nbytes), None
         try:
+            submit, span = calling(submit)
+            future: Future[Outputs] = Awaited() if waits else Answer() if owner is None else Owned(owner)
+            # All of this before others know the future, whose lock a signal's handler that raises may leave taken.
+            if span is not None:
+                future.add_done_callback(partial(ended, span))
+            future.add_done_callback(held.give)
             self._running().launch(submit, future, kept)
         except BaseException as error:
-            self._room.give(nbytes)
+            held.give()
             if span is not None:
                 failed(span, error)
             raise

@@ -61,6 +61,26 @@ class Room:
         return self._used == 0 or (self._used < self._requests and self._bytes + nbytes <= self._nbytes)
 
 
+class Held:
+    """The room that one request has taken: given back once, whoever does so first.
+
+    A signal's handler that raises while a request is sent leaves open whether it is under way, and ends.
+    """
+
+    __slots__ = ("_left", "_room")
+
+    def __init__(self, room: Room, nbytes: int) -> None:
+        self._room, self._left = room, [nbytes]
+
+    def give(self, _: object = None) -> None:
+        """Give it back, unless that was done; also as a future's callback."""
+        try:
+            nbytes = self._left.pop()  # in one step, whichever threads come
+        except IndexError:
+            return
+        self._room.give(nbytes)
+
+
 LOOKED_AT = frozenset("OUS")
 """Kinds of element whose bytes on the wire differ from one array to the next of its shape: objects, text."""
 

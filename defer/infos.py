@@ -80,7 +80,14 @@ class StageInfo(msgspec.Struct, frozen=True):
 
 
 class DeploymentInfo(msgspec.Struct, frozen=True):
-    """A deployment and its traffic; rates in requests per second, latencies in seconds."""
+    """A deployment and its traffic; rates in requests per second, latencies in seconds.
+
+    Attributes:
+        state: `loaded` (being proven), `standby` (takes no requests until what serves is lost), `ready`, `lost`, or
+            `retired` (finishes what it has).
+        accepted: Also by those in whose place it came after a loss, or for a better plan; likewise what was answered,
+            and what failed.
+    """
 
     model: str
     epoch: int
@@ -168,7 +175,8 @@ class StandbyInfo(msgspec.Struct, frozen=True):
         lost: The device.
         by: `replica`: other routes serve anyway. `loaded`: a deployment that stands by takes over. `files`: a plan is
             made, and its files are brought to the agents, which load them then. `planning`: nothing is prepared yet.
-            `none`: nothing is to be. `impossible`: no plan can hold the model without it.
+            `none`: a plan is made, and nothing is to be brought to the agents before. `impossible`: no plan can hold the
+            model without it.
         devices: The stages' devices then, in order.
         epoch: The deployment that stands by; 0 where none does.
         reason: Why nothing stands by, or why there is no plan.

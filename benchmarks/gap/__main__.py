@@ -72,6 +72,7 @@ def _outcome(seen: dict[str, Seen], rate: float) -> Outcome:
             "without a right result": one.failed,
             "median gap s": median(one.gaps) if one.gaps else None,
             "longest gap s": max(one.gaps, default=None),
+            "median longest gap before s": median(one.natural) if one.natural else None,
             "median detection s": median(one.detected) if one.detected else None,
             "longest detection s": max(one.detected, default=None),
         }

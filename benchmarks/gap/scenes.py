@@ -17,7 +17,7 @@ BEFORE_S = 3.0
 """Of load before something happens."""
 
 AFTER_S = 5.0
-"""In which results come again."""
+"""In which results come again; as long before, nothing is wrong, and the longest gap is what the load has by itself."""
 
 HANG_S = 20.0
 
@@ -28,6 +28,7 @@ class Seen:
 
     Attributes:
         gaps: Longest time without a result, of each round.
+        natural: The same in an equally long window before anything happened.
         detected: From the fault to the dispatcher's note of it, of each round.
         bounds: What the gap may be: detection, 1.3 times what the link takes for what was sent, loading.
         without_load: Rounds in which a deployment that stood by took over, and nothing was loaded before.
@@ -37,6 +38,7 @@ class Seen:
     """
 
     gaps: list[float] = field(default_factory=list)
+    natural: list[float] = field(default_factory=list)
     detected: list[float] = field(default_factory=list)
     bounds: list[float] = field(default_factory=list)
     without_load: int = 0
@@ -54,8 +56,8 @@ def kills(stand: Stand, rounds: int, by: str) -> Seen:
         seen.more["stages"] = len(home)
         chosen = [name for name in home[1:] if name in covered] or covered
         victim = chosen[number % len(chosen)]
-        load = stand.load(BEFORE_S + 5.0)
-        time.sleep(BEFORE_S)
+        load = stand.load(BEFORE_S + 2 * AFTER_S)
+        time.sleep(BEFORE_S + AFTER_S)
         wall, at, sent = time.time(), time.monotonic(), stand.running.traffic()
         stand.running.kill(victim)
         time.sleep(AFTER_S)
@@ -64,6 +66,7 @@ def kills(stand: Stand, rounds: int, by: str) -> Seen:
         seen.failed += failed(asked)
         seen.sent += len(asked)
         seen.gaps.append(gap(asked, at, at + AFTER_S))
+        seen.natural.append(gap(asked, at - AFTER_S, at, whole=True))
         events = stand.events(wall, "took-over", "mended")
         mended = [one["text"] for one in events if one["kind"] == "mended"]
         seen.without_load += not mended and any(one["kind"] == "took-over" for one in events)
@@ -97,15 +100,16 @@ def hangs(stand: Stand, rounds: int) -> Seen:
         stand.settle(home, "loaded")
         victim = home[1 + number % (len(home) - 1)]
         slow = stand.bed.history_of(victim).with_suffix(".runs.slow")
-        load = stand.load(BEFORE_S + 5.0)
-        time.sleep(BEFORE_S)
+        load = stand.load(BEFORE_S + 2 * AFTER_S)
+        time.sleep(BEFORE_S + AFTER_S)
         wall, at = time.time(), time.monotonic()
         slow.write_text(f"wait {HANG_S}")
-        time.sleep(5.0)
+        time.sleep(AFTER_S)
         asked = load.asked()
         seen.failed += failed(asked)
         seen.sent += len(asked)
-        seen.gaps.append(gap(asked, at, at + 5.0))
+        seen.gaps.append(gap(asked, at, at + AFTER_S))
+        seen.natural.append(gap(asked, at - AFTER_S, at, whole=True))
         lines = stand.bed.history_of(victim).read_text().splitlines(keepends=True)
         begun = min((run.at for run in read_agent(victim, lines) if run.at > at), default=at)
         hung = [one["at"] - wall for one in stand.events(wall, "stage-hangs") if one["device"] == victim]

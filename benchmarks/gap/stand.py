@@ -60,9 +60,9 @@ def failed(asked: dict[int, Asked]) -> int:
     )
 
 
-def gap(asked: dict[int, Asked], begin: float, end: float) -> float:
-    """The longest time between two results of which one came between `begin` and `end`."""
-    times = [at for at, _ in results(asked)]
+def gap(asked: dict[int, Asked], begin: float, end: float, *, whole: bool = False) -> float:
+    """The longest time between two results of which one, or with `whole` each, came between `begin` and `end`."""
+    times = [at for at, _ in results(asked) if not whole or begin <= at <= end]
     gaps = [b - a for a, b in pairwise(times) if b > begin and a < end]
     return max(gaps, default=end - begin)
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import msgspec
 
+from defer.dispatcher import events as e
 from defer.dispatcher.answers import RecentAnswers
 from defer.dispatcher.core import DispatcherCore
+from defer.dispatcher.routes import Routes
 from node_agent.flow import ReceiveWindow
 from node_agent.receiver import Receiver
 from node_agent.sender import Sender
@@ -131,6 +133,28 @@ def _no_deadline() -> Undo:
     return _patched(DispatcherCore, "_expire", lambda _: lambda *_: [])
 
 
+def _take_over_without_a_device() -> Undo:
+    """What stands by takes over, whether its devices are in reach or not."""
+    return _patched(Routes, "able", lambda _: lambda self, epoch: self.by_epoch[epoch].state == "loaded")
+
+
+def _retire_nothing() -> Undo:
+    """What stands by takes over, and what it takes over from is left as it is, with all that waits there."""
+
+    def made(before: Any) -> Any:
+        def elsewhere(self: Any, state: Any, now: float) -> Any:
+            model = state.route.model
+            stand_in = None if self.routes.ready_for(model) else self.routes.stand_in(model)
+            if stand_in is None or state.state != "lost" or model not in self.routes.serving:
+                return before(self, state, now)
+            self.routes.ready(stand_in)
+            return [e.TookOver(model, stand_in[0])]
+
+        return elsewhere
+
+    return _patched(DispatcherCore, "_elsewhere", made)
+
+
 def _no_limit() -> Undo:
     """The dispatcher takes as many requests as come."""
 
@@ -158,6 +182,8 @@ BUGS: dict[str, Callable[[], Undo]] = {
     "mix-up": _mix_results_up,
     "no-deadline": _no_deadline,
     "no-limit": _no_limit,
+    "stand-in-lost": _take_over_without_a_device,
+    "retire-nothing": _retire_nothing,
 }
 
 

@@ -43,6 +43,7 @@ class Ledger:
         told = self._handle(event, now)
         if expected and expected != event.item.epoch and any(isinstance(said, e.Deliver) for said in told):
             Stage.world.broken(f"a result of deployment {event.item.epoch} was delivered for {expected}")
+        self._routes(told)
         if not before and self._holds(asked):
             self._accept(asked, event.infer.remaining_ns, now)
         for instruction in told:
@@ -51,6 +52,18 @@ class Ledger:
             elif isinstance(instruction, e.Reject):
                 self._answer(instruction.rejection.request, asked, now)
         return told
+
+    def _routes(self, told: list[Any]) -> None:
+        """What takes over can serve, and what is waited for is on a route that can, where there is one."""
+        routes = self.core.routes
+        for instruction in told:
+            if isinstance(instruction, e.TookOver) and not routes.ready_for(instruction.model):
+                Stage.world.broken(f"deployment {instruction.epoch} took over, and a device of it is lost")
+        for state in routes.by_epoch.values():
+            if state.lost and state.busy and state.state != "loaded" and routes.ready_for(state.route.model):
+                Stage.world.broken(
+                    f"{state.busy} requests wait for deployment {state.route.epoch}, which is lost, while another serves"
+                )
 
     def _holds(self, request: bytes) -> bool:
         return bool(request) and any(held.infer.request == request for held in self.core.requests.values())
@@ -91,6 +104,11 @@ class Ledger:
         if left:
             Stage.world.broken(f"{len(left)} accepted requests have no answer, {left[0].hex()[:6]} is one")
         core = self.core
+        routes = core.routes
+        known = {epoch for epochs in routes.serving.values() for epoch in epochs}
+        known |= {epoch for first in routes.standing.get("m", ()) for epoch in (first, *routes[first].beside)}
+        if left_over := routes.by_epoch.keys() - known:
+            Stage.world.broken(f"deployments {sorted(left_over)} neither serve nor stand by, and are held")
         if core.requests or core.nbytes:
             Stage.world.broken(
                 f"the dispatcher still holds {len(core.requests)} requests, {core.nbytes} bytes"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -59,18 +59,27 @@ class Leg:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be served under the one name that there is."""
+    """What is to be served under the one name that there is.
+
+    Attributes:
+        version: Of the model.
+        legs: Its routes.
+        spares: Routes of each plan that is to stand by, the best first.
+    """
 
     version: Version
     legs: tuple[Leg, ...]
+    spares: tuple[tuple[Leg, ...], ...] = ()
 
 
 @dataclass(slots=True)
 class _Bringing:
-    """A deployment on its way."""
+    """A deployment on its way; `spare` is its place among those of the order that stand by, None for what serves."""
 
     order: Order
-    epochs: list[int]
+    legs: tuple[Leg, ...]
+    spare: int | None = None
+    epochs: list[int] = field(default_factory=list)
     waiting: int = 0
     failed: bool = False
 
@@ -88,7 +97,15 @@ class Dispatcher:
         self.process = Stage.process = Process(Stage.world, HOST)
         self.context = wire.Context(Stage.net, self.process)
         self.agents = AgentsCore(DISPATCHER)
-        self.shell = DataShell(DISPATCHER, HOST, 7601, 7602, limits=limits, on_drained=self._drained)
+        self.shell = DataShell(
+            DISPATCHER,
+            HOST,
+            7601,
+            7602,
+            limits=limits,
+            on_drained=self._drained,
+            on_took_over=self._took_over,
+        )
         self.shell.start()
         self.limits = limits
         self._places = places
@@ -107,6 +124,10 @@ class Dispatcher:
         self._stale = True
         self.served: dict[int, tuple[Order, Leg]] = {}
         self.ever: dict[int, Order] = {}
+        self._spares: deque[int] = deque()
+        self.standing: dict[int, tuple[int, tuple[int, ...]]] = {}
+        """By its first epoch, what stands by: its place in the order, and its epochs."""
+        self._helping: set[int] = set()
         self._left: dict[int, tuple[str, ...]] = {}
         for name, place in places.items():
             if not place.dials:
@@ -190,16 +211,28 @@ class Dispatcher:
         order = self.order
         if order is None:
             return
-        routes = [leg for (of, leg) in self.served.values() if of is order]
-        hit = any(name in leg.devices for leg in routes)
-        if len(routes) < len(order.legs) or (hit and not lessened_only):
+        idle = {epoch for _, epochs in self.standing.values() for epoch in epochs}
+        routes = {epoch: leg for epoch, (of, leg) in self.served.items() if of is order and epoch not in idle}
+        hit = any(name in leg.devices for leg in routes.values())
+        if len(routes.keys() - self._helping) < len(order.legs) or (hit and not lessened_only):
             self._stale = True
             self.deploy(order)
+        if not lessened_only:
+            self._stand_anew(name)
+
+    def _stand_anew(self, name: str) -> None:
+        """What stood by on an agent whose process is new is not held there any more."""
+        for first, (spare, epochs) in list(self.standing.items()):
+            if any(name in self.served[epoch][1].devices for epoch in epochs if epoch in self.served):
+                del self.standing[first]
+                self.shell.post(e.RouteStandsDown(first, epochs[1:], "its agent restarted"))
+                self._spares.append(spare)
+        self._go_on()
 
     @property
     def settled(self) -> bool:
         """Whether all agents answer, and what was ordered last is served."""
-        waits = self._bringing is not None or self._queue or self._stale or self._left
+        waits = self._bringing is not None or self._queue or self._stale or self._left or self._spares
         alive = all(liveness.state == "alive" for liveness in self.agents.agents.values())
         return alive and not waits and len(self.agents.agents) == len(self._places)
 
@@ -215,12 +248,18 @@ class Dispatcher:
         if self._queue:
             order = self._queue.popleft()
             Stage.world.note(HOST, "deploy", order.version.number, *order.legs)
-            self._bringing = _Bringing(order, [])
+            self._bringing = _Bringing(order, order.legs)
+            self._load(self._bringing)
+        elif self._spares and self.order is not None and not self._stale:
+            spare = self._spares.popleft()
+            legs = self.order.spares[spare]
+            Stage.world.note(HOST, "prepare", *legs)
+            self._bringing = _Bringing(self.order, legs, spare)
             self._load(self._bringing)
 
     def _load(self, bringing: _Bringing) -> None:
         """Load the next leg, or serve all."""
-        leg = bringing.order.legs[len(bringing.epochs)]
+        leg = bringing.legs[len(bringing.epochs)]
         self._epoch += 1
         epoch = self._epoch
         bringing.epochs.append(epoch)
@@ -262,16 +301,47 @@ class Dispatcher:
         _, frames, _ = done.result()
         if np.frombuffer(frames[0], np.int64).tolist() != bringing.order.version.whole([7, 8]):
             Stage.world.broken("a canary came back with a result that is not the whole model's")
-        if len(bringing.epochs) < len(bringing.order.legs):
+        if len(bringing.epochs) < len(bringing.legs):
             self._load(bringing)
             return
         first, *beside = bringing.epochs
-        self.shell.post(e.RouteReady(first, tuple(beside)))
+        self._bringing = None
+        if bringing.spare is not None:
+            self._stands(bringing.order, bringing.spare, first, tuple(beside))
+            self._next()
+            return
+        the_same = bringing.order is self.order
+        self.shell.post(e.RouteReady(first, tuple(beside), the_same))
+        if not the_same:
+            self.standing.clear()
+            self._spares = deque(range(len(bringing.order.spares)))
+        self._helping.clear()
         self.order = bringing.order
         self._stale = False
         Stage.world.note(HOST, "ready", *bringing.epochs)
-        self._bringing = None
         self._next()
+
+    def _stands(self, order: Order, spare: int, first: int, beside: tuple[int, ...]) -> None:
+        if order is not self.order:
+            for epoch in (first, *beside):
+                self.shell.post(e.RouteDropped(epoch, "it is not needed any more"))
+            return
+        self.standing[first] = (spare, (first, *beside))
+        self.shell.post(e.RouteStands(first, beside, float(spare)))
+        Stage.world.note(HOST, "stands by", first, *beside)
+
+    def _took_over(self, _: str, first: int) -> None:
+        """In the data thread."""
+        Stage.world.note(HOST, "took over", first)
+        spare, epochs = self.standing.pop(first, (None, (first,)))
+        self._helping.update(epochs)
+        if spare is not None:
+            self._spares.append(spare)
+            self.process.soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._bringing is None:
+            self._next()
 
     def _give_up(self, bringing: _Bringing, leg: Leg) -> None:
         for epoch in bringing.epochs:
@@ -282,12 +352,12 @@ class Dispatcher:
         Stage.world.note(HOST, "deploy failed", *bringing.epochs)
         self._bringing = None
         # What was served is loaded again until that works; nobody repeats a new one but its operator.
-        if self._stale:
+        if self._stale and bringing.spare is None:
             self.process.after(AGAIN_S, self._retry, self.order or bringing.order)
         self._next()
 
     def _retry(self, order: Order) -> None:
-        if self._stale and self._bringing is None and not self._queue:
+        if self._stale and not self._queue and (self._bringing is None or self._bringing.spare is not None):
             self.deploy(order)
 
     def _route(self, epoch: int, leg: Leg, made: Layout) -> e.Route:
@@ -307,6 +377,7 @@ class Dispatcher:
         """In the data thread."""
         Stage.world.note(HOST, "drained", epoch)
         _, leg = self.served.pop(epoch)
+        self._helping.discard(epoch)
         self.process.soon(self._unload, epoch, leg.devices)
 
     def _unload(self, epoch: int, devices: tuple[str, ...]) -> None:

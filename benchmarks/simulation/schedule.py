@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -92,6 +94,8 @@ class Schedule:
         self.world = Stage.world = World(seed)
         self.net = Stage.net = wire.Network(self.world)
         self.random = self.world.random
+        # Its own, so that schedules in which nothing stands by are what they were.
+        self.spare_random = random.Random(-1 - seed)
         self.busy_s = busy_s = self.random.choice(BUSY_S) if busy_s is None else busy_s
         self.ended = Ended(seed, self.world)
         self.versions: list[Version] = []
@@ -201,17 +205,34 @@ class Schedule:
 
     def _order(self, version: Version) -> Order:
         if len(self.agents) > 1 and self.random.random() < 0.4:
-            return Order(version, (self._leg(0.5), self._leg(0.5)))
-        return Order(version, (self._leg(1.0),))
+            legs: tuple[Leg, ...] = (self._leg(0.5), self._leg(0.5))
+        else:
+            legs = (self._leg(1.0),)
+        return Order(version, legs, tuple(self._spares(legs)))
 
-    def _leg(self, fraction: float) -> Leg:
-        draw = self.random
+    def _spares(self, legs: Sequence[Leg]) -> Iterator[tuple[Leg, ...]]:
+        """What is to stand by, in some schedules: for the loss of one or two devices that serve, a plan each."""
+        draw = self.spare_random
+        if len(self.places) < 2 or draw.random() < 0.6:
+            return
+        serving = sorted({device for leg in legs for device in leg.devices})
+        for lost in draw.sample(serving, min(len(serving), draw.choice((1, 2)))):
+            left = [name for name in self.places if name != lost]
+            if draw.random() < 0.2:
+                yield self._leg(0.5, left, draw), self._leg(0.5, left, draw)
+            else:
+                yield (self._leg(1.0, left, draw),)
+
+    def _leg(
+        self, fraction: float, places: Sequence[str] | None = None, draw: random.Random | None = None
+    ) -> Leg:
+        draw, places = draw or self.random, places or list(self.places)
         while True:
-            devices = draw.sample(list(self.places), draw.randint(1, len(self.places)))
+            devices = draw.sample(places, draw.randint(1, len(places)))
             cuts = sorted(draw.sample(range(1, LAYERS), len(devices) - 1))
             bounds = [0, *cuts, LAYERS]
             stages = tuple((device, bounds[at], bounds[at + 1]) for at, device in enumerate(devices))
-            spare = [name for name in self.places if name not in devices]
+            spare = [name for name in places if name not in devices]
             relays: dict[int, tuple[str, ...]] = {}
             if spare and draw.random() < 0.4:
                 relays[draw.randrange(len(stages))] = (spare[0],)

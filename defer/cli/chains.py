@@ -97,7 +97,7 @@ def standby_option(command: F) -> F:
         default="auto",
         show_default=True,
         help="For the loss of a device: partitions loaded where a quarter of the memory stays free, or wherever they "
-        "fit; files on the agents' disks; nothing.",
+        "fit; files on the agents' disks; nothing on the devices: plans are made, and files sent when a device is lost.",
     )(command)
 
 

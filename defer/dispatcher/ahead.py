@@ -1,7 +1,8 @@
 """Plans for the loss of one more device, made before it happens, and kept for when it does.
 
-Their partitions are brought to the agents that would run them, slowly, so that a loss costs loading alone; where memory
-allows they stand by, loaded (`standbys`), so that it does not cost that either.
+Their partitions are cut, and brought to the agents that would run them, slowly, so that a loss costs loading alone;
+where memory allows they stand by, loaded (`standbys`), so that it does not cost that either. Where nothing is to be
+brought to the agents (`none`), a loss costs sending and loading.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Ahead:
         self._foresight = Foresight()
         self._lock = threading.Lock()
         self._plans: dict[str, dict[frozenset[str], Foreseen]] = {}
+        self._before: dict[str, dict[frozenset[str], Foreseen]] = {}
         self._orders: dict[str, Order] = {}
         self._asked: dict[str, object] = {}
         self._settled: dict[str, float] = {}
@@ -79,14 +81,23 @@ class Ahead:
         self._worker.shutdown(wait=True)
 
     def find(self, order: Order, missing: frozenset[str]) -> Foreseen | None:
-        """The plan that was made for just these devices missing."""
+        """The plan that was made for just these devices missing.
+
+        Where none was made since the model's own plan or its costs have changed, the one from before: a loss waits for
+        no planning.
+        """
         with self._lock:
-            return self._of(order).get(missing)
+            found = self._of(order).get(missing)
+            if found is not None:
+                return found
+            old = self._before.get(order.name, {}).get(missing)
+        return None if old is None or old.plan is None else batching_as(order, old)
 
     def files(self) -> set[str]:
         """Names of the files of all plans that are kept."""
         with self._lock:
-            found = [foreseen for plans in self._plans.values() for foreseen in plans.values()]
+            kept = [*self._plans.values(), *self._before.values()]
+            found = [foreseen for plans in kept for foreseen in plans.values()]
         return {f"{ref.sha256}{ref.suffix}" for foreseen in found for ref in foreseen.files}
 
     def want(
@@ -107,8 +118,6 @@ class Ahead:
             running: The plan that does, where it is one route.
             state: Differs when what serves or stands by has changed.
         """
-        if order.standby_mode == "none":
-            return
         sets = frozenset(missing | {device} for device in serving - missing)
         asked = (sets, state)
         with self._lock:
@@ -151,6 +160,8 @@ class Ahead:
                     new = [batching_as(order, each) for each in answers]
                     self._keep(order, dict(zip(sets, new, strict=True)))
                     logger.info("model %s: planned ahead for the loss of %s", order.name, _told(sets))
+                if order.standby_mode == "none":
+                    return
                 known = self.known(order)
                 made = {lost: known[lost] for lost in wanted if lost in known}
                 self._bring(order, asked, list(made.values()))
@@ -203,8 +214,12 @@ class Ahead:
                 del plans[next(iter(plans))]
 
     def _of(self, order: Order) -> dict[frozenset[str], Foreseen]:
-        """The plans of a model; those of an order before this one are forgotten."""
-        if self._orders.get(order.name) is not order:
+        """The plans of a model; those of an order before this one are kept aside, if it was for the same."""
+        known = self._orders.get(order.name)
+        if known is not order:
+            same = known is not None and (known.model, known.digest) == (order.model, order.digest)
+            before = {**self._before.get(order.name, {}), **self._plans.get(order.name, {})} if same else {}
+            self._before[order.name] = dict(list(before.items())[-MOST:])
             self._orders[order.name] = order
             self._plans[order.name] = {}
             self._asked.pop(order.name, None)

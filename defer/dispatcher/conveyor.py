@@ -151,10 +151,15 @@ class Conveyor:
             out += self._end(self.requests[number], code, text)
         return out
 
-    def _ready(self, epochs: tuple[int, ...], now: float) -> list[e.Instruction]:
-        """Let routes serve; those before them drain, and what cannot end on them moves."""
+    def _ready(self, epochs: tuple[int, ...], now: float, *, the_same: bool) -> list[e.Instruction]:
+        """Let routes serve; those before them drain, and what cannot end on them moves.
+
+        Where they serve the same as those the counts go on.
+        """
         out: list[e.Instruction] = []
-        for old in self.routes.ready(epochs):
+        for number, old in enumerate(self.routes.ready(epochs)):
+            if the_same:
+                self.routes[old].heir = epochs[min(number, len(epochs) - 1)]
             if self.routes[old].lost:
                 out += self._move(self.routes[old], now)
             out += self._retire(old)

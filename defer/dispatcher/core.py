@@ -361,10 +361,11 @@ class DispatcherCore(Conveyor):
         return out
 
     def _replace_lost(self, model: str, now: float) -> list[e.Instruction]:
-        """Something that stands by has perhaps become able to serve: it takes over where nothing else does."""
-        if self.routes.ready_for(model):
-            return []
-        states = [self.routes[epoch] for epoch in self.routes.lost_of(model)]
+        """Something has perhaps become able to serve: what stands by takes over where nothing else does.
+
+        Then nothing waits on a lost route any more, on one that has served before and drained neither.
+        """
+        states = self.routes.lost_with_work(model)
         return [said for state in states for said in self._elsewhere(state, now)]
 
     def _elsewhere(self, state: RouteState, now: float) -> list[e.Instruction]:
@@ -380,7 +381,7 @@ class DispatcherCore(Conveyor):
         if model in self.routes.serving and not self.routes.ready_for(model):
             stand_in = self.routes.stand_in(model)
             if stand_in is not None:
-                out += self._ready(stand_in, now)
+                out += self._ready(stand_in, now, the_same=True)
                 out.append(e.TookOver(model, stand_in[0]))
         if self.routes.get(epoch) is state and self.routes.ready_for(model):
             out += [*self._move(state, now), *self._retire(epoch)]
@@ -410,8 +411,10 @@ class DispatcherCore(Conveyor):
                 self.routes.load(route)
                 self.overdue.open(route.epoch, route.devices, route.latency_s)
             case e.RouteReady(epoch, beside, the_same):
-                out = self._ready((epoch, *beside), now)
-                idle = () if the_same else self.routes.dismiss(self.routes[epoch].route.model)
+                model = self.routes[epoch].route.model
+                out = self._ready((epoch, *beside), now, the_same=the_same)
+                out += self._replace_lost(model, now)
+                idle = () if the_same else self.routes.dismiss(model)
                 return [*out, *(said for each in idle for said in self._retire(each))]
             case e.RouteStands(epoch, beside, value) if self.routes.get(epoch) is not None:
                 self.routes.stand(epoch, beside, value)

@@ -45,6 +45,15 @@ class Totals:
 
 
 @dataclass(slots=True)
+class Before:
+    """Counts of the deployments in whose place one has come, after a loss or for a better plan of the same model."""
+
+    accepted: int = 0
+    answered: int = 0
+    failed: int = 0
+
+
+@dataclass(slots=True)
 class Traffic:
     """Counts of one deployment.
 
@@ -54,6 +63,7 @@ class Traffic:
         accepted: Requests taken.
         answered: Of those, ended with a result.
         failed: Of those, ended with an error.
+        before: What has to be added where a model is told of, and not a route.
     """
 
     totals: Totals = field(default_factory=Totals)
@@ -61,6 +71,7 @@ class Traffic:
     accepted: int = 0
     answered: int = 0
     failed: int = 0
+    before: Before = field(default_factory=Before)
     _latencies: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     _seconds: deque[list[int]] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW_S + 1))
 
@@ -88,6 +99,12 @@ class Traffic:
             self._seconds[-1][1] += 1
         else:
             self._seconds.append([second, 1])
+
+    def inherit(self, gone: Traffic) -> None:
+        """Go on from what a deployment came to in whose place this one is."""
+        self.before.accepted += gone.accepted + gone.before.accepted
+        self.before.answered += gone.answered + gone.before.answered
+        self.before.failed += gone.failed + gone.before.failed
 
     def rate(self, now: float) -> float:
         """Results per second over the last whole seconds, or over what there is of them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from defer.dispatcher.mending import Serving, devices_of_plan
 from defer.dispatcher.standing import Mode
@@ -53,10 +53,11 @@ def _of_device(model: str, device: str, ready: Sequence[Plan], known: Prepared) 
     lost = known.missing | {device}
     foreseen = known.foreseen.get(lost)
     if foreseen is None:
-        return StandbyInfo(model, device, "none" if known.mode == "none" else "planning")
+        return StandbyInfo(model, device, "planning")
     if foreseen.plan is None:
         return StandbyInfo(model, device, "impossible", reason=foreseen.problem)
-    return StandbyInfo(model, device, "files", _stages(foreseen.plan), reason=known.reasons.get(lost, ""))
+    by: Literal["none", "files"] = "none" if known.mode == "none" else "files"
+    return StandbyInfo(model, device, by, _stages(foreseen.plan), reason=known.reasons.get(lost, ""))
 
 
 def _stages(plan: Plan) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,15 @@ from defer.dispatcher.bringup import OnProgress, Order, Places, load, make_ready
 from defer.dispatcher.epochs import EpochLog
 from defer.dispatcher.foresight import Foreseen
 from defer.dispatcher.keeper import Keeper
-from defer.dispatcher.proving import devices_of, files_of, prove, route_of
+from defer.dispatcher.proving import (
+    Canary,
+    came_back,
+    devices_of,
+    files_of,
+    prove,
+    route_of,
+    send_canary,
+)
 from defer.dispatcher.report import Served
 from defer.dispatcher.restoring import KeptModels, digest_of, load_kept, order_of
 from defer.dispatcher.rollouts import Rollouts
@@ -93,6 +101,7 @@ class Deployments:
         self.canaries: dict[int, float] = {}
         self.files_ahead: Callable[[], set[str]] = set
         self.clear_standbys: Callable[[], bool] = bool
+        self.resume_standbys: Callable[[], None] = lambda: None
         self.changed: Callable[[], None] = lambda: None
         self._chains: dict[str, tuple[Path, BlockChain]] = {}
         self._switching = threading.Lock()
@@ -193,7 +202,8 @@ class Deployments:
     def _bring_up(self, order: Order, on_progress: OnProgress, begin: float) -> Outcome:
         chain, plan, profile = make_ready(self._pool, self.cluster, order, self.places(), on_progress)
         self._chains[order.name] = (order.model, chain)
-        opened, canary_s = self._load_in_room(order, chain, plan, None, on_progress)
+        opened = self._load_in_room(order, chain, plan, None, on_progress)
+        canary_s = max(self.canaries.get(made.epoch, 0.0) for made in opened)
         with self._switching:
             self._switch(order, plan, profile, opened)
             # The same plan is loaded again when an agent restarts, so the order keeps it.
@@ -216,17 +226,25 @@ class Deployments:
         self.kept.put(order, plan, profile, opened)
 
     def _load_in_room(
-        self, order: Order, chain: BlockChain, plan: Plan, foreseen: Foreseen | None, on_progress: OnProgress
-    ) -> tuple[list[Deployment], float]:
+        self,
+        order: Order,
+        chain: BlockChain,
+        plan: Plan,
+        foreseen: Foreseen | None,
+        on_progress: OnProgress,
+        *,
+        hurry: bool = False,
+    ) -> list[Deployment]:
         """`_load_plan`, for which what stands by gives way where memory does not do for both."""
         try:
-            return self._load_plan(order, chain, plan, foreseen, on_progress)
+            return self._load_plan(order, chain, plan, foreseen, on_progress, hurry=hurry)
         except OutOfMemory:
             if not self.clear_standbys():
                 raise
         try:
-            return self._load_plan(order, chain, plan, foreseen, on_progress)
+            return self._load_plan(order, chain, plan, foreseen, on_progress, hurry=hurry)
         finally:
+            self.resume_standbys()
             self.changed()  # there may be room for some of it beside that
 
     def _load_plan(
@@ -238,12 +256,15 @@ class Deployments:
         on_progress: OnProgress,
         *,
         patient: bool = False,
-    ) -> tuple[list[Deployment], float]:
-        """Load every route of a plan and prove each; the seconds of the longest canary."""
+        hurry: bool = False,
+    ) -> list[Deployment]:
+        """Load every route of a plan and prove each.
+
+        With `hurry` those are left for later which are loaded while nothing else serves the model: `_prove_later`.
+        """
         # What stands by takes no memory for a reference: while it serves, nothing is sampled.
         every = max(1, round(1 / order.sample)) if order.sample > 0 and not patient else 0
         opened: list[Deployment] = []
-        canary_s = 0.0
         try:
             # Routes that share a stage share its partition on the device: agents load it once.
             for fraction, leg in plan.legs:
@@ -254,16 +275,36 @@ class Deployments:
                 self._shell.open_route(route, made.layout.first)
                 # The loss of a device that died before is told of no route that came after it.
                 self._require_alive(made)
-                on_progress("sending a canary through the pipeline", 0.0)
-                self.canaries[made.epoch] = prove(self._shell, made)
-                canary_s = max(canary_s, self.canaries[made.epoch])
+                if not (hurry and self.unserved(order.name)):
+                    on_progress("sending a canary through the pipeline", 0.0)
+                    self.canaries[made.epoch] = prove(self._shell, made)
                 if exact is not None:
                     self._load_reference(order, chain, exact, made, on_progress)
         except BaseException as error:
             for made in opened:
                 self._shell.post(e.RouteDropped(made.epoch, f"the deployment failed: {error}"))
             raise
-        return opened, canary_s
+        return opened
+
+    def _prove_later(self, opened: Sequence[Deployment], sent: Mapping[int, Canary]) -> None:
+        """Wait for the canaries of routes that serve already; where one fails its route is lost, and mended anew.
+
+        Raises:
+            DeferError: A canary failed.
+        """
+        for made in opened:
+            if made.epoch not in sent:
+                continue
+            try:
+                self.canaries[made.epoch] = came_back(sent[made.epoch])
+            except DeferError as error:
+                # What waits there, or was sent, waits for what is loaded in its place.
+                self._shell.post(e.RouteVoid(made.epoch, str(error)))
+                raise
+
+    def unserved(self, name: str) -> bool:
+        """Whether no route of a model takes requests now."""
+        return not self._shell.call(lambda core, _: core.routes.ready_for(name)).result(5)
 
     def _load_route(
         self,
@@ -439,10 +480,14 @@ class Deployments:
         wanted: Callable[[], bool],
         *,
         for_good: bool = False,
+        switched: Callable[[Deployment], None] = lambda _: None,
+        on_progress: OnProgress = lambda _what, _fraction: None,
     ) -> Deployment | None:
         """Load another plan of a model that is served, beside what serves it, and switch to it.
 
-        Where an agent has no room for both, and what serves is lost anyway, that is unloaded first.
+        Where an agent has no room for both, and what serves is lost anyway, that is unloaded first. While nothing serves
+        the model, the switch waits for no canary: each stage has run when its agent says that it is loaded, and requests
+        that wait lose nothing by being the first. The canary goes before them, and is waited for after the switch.
 
         Args:
             order: What is served; where that is not so any more, nothing is done.
@@ -450,32 +495,40 @@ class Deployments:
             foreseen: The plan's partitions where they are cut already; None has them cut.
             wanted: Asked before the switch, when all is loaded.
             for_good: The plan is what the model is to follow from now on, not what helps out while a device is lost.
+            switched: Told the new deployment as soon as it serves.
+            on_progress: Told what is being done.
 
         Returns:
             The new deployment, or None where it is not wanted any more.
 
         Raises:
-            DeferError: It cannot be loaded or run; nothing has changed then.
+            DeferError: It cannot be loaded or run. Where something else served the model that still does; else the
+                model is served by nothing, as before.
         """
         self._changing += 1
         try:
+            chain = self.chain_of(order)
             try:
-                opened, _ = self._load_in_room(
-                    order, self.chain_of(order), plan, foreseen, lambda _w, _f: None
-                )
+                opened = self._load_in_room(order, chain, plan, foreseen, on_progress, hurry=True)
             except OutOfMemory:
                 if not self._make_room(order.name):
                     raise
-                opened, _ = self._load_plan(order, self.chain_of(order), plan, foreseen, lambda _w, _f: None)
+                opened = self._load_plan(order, chain, plan, foreseen, on_progress, hurry=True)
+            sent: dict[int, Canary] = {}
             with self._switching:
-                if self.orders.get(order.name) is order and wanted():
-                    self._switch(order, plan, order.profile, opened, the_same=True)
-                    if for_good:
-                        self.orders[order.name] = replace(order, plan=plan)
-                    return opened[0]
-            for made in opened:
-                self._shell.post(e.RouteDropped(made.epoch, "it is not needed any more"))
-            return None
+                if not (self.orders.get(order.name) is order and wanted()):
+                    for made in opened:
+                        self._shell.post(e.RouteDropped(made.epoch, "it is not needed any more"))
+                    return None
+                for made in opened:
+                    if made.epoch not in self.canaries:
+                        sent[made.epoch] = send_canary(self._shell, made)
+                self._switch(order, plan, order.profile, opened, the_same=True)
+                if for_good:
+                    self.orders[order.name] = replace(order, plan=plan)
+            switched(opened[0])
+            self._prove_later(opened, sent)
+            return opened[0]
         finally:
             self._changing -= 1
 
@@ -505,7 +558,7 @@ class Deployments:
         self._changing += 1
         try:
             chain = self.chain_of(order)
-            opened, _ = self._load_plan(order, chain, plan, foreseen, lambda _w, _f: None, patient=True)
+            opened = self._load_plan(order, chain, plan, foreseen, lambda _w, _f: None, patient=True)
             first, *beside = opened
             with self._switching:
                 if self.orders.get(order.name) is order and wanted():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from defer.burdens import latency_of, work_of
 from defer.dispatcher import events as e
 from defer.dispatcher.neighbours import link_of
-from defer.dispatcher.shell import DataShell
+from defer.dispatcher.shell import Answer, DataShell
 from defer.errors import DeferError, from_code
 from node_agent.dtypes import storage
 from node_agent.frames import pack_item
@@ -18,6 +19,9 @@ from node_agent.messages import TensorHeader
 
 if TYPE_CHECKING:
     from defer.deployer import Deployment
+
+Canary = Future[Answer]
+"""A canary under way."""
 
 CANARY_S = 60.0
 """Seconds in which the first request must come back; engines may still optimise."""
@@ -60,9 +64,23 @@ def prove(shell: DataShell, deployment: Deployment) -> float:
     Raises:
         DeferError: It did not come back as it should.
     """
+    return came_back(send_canary(shell, deployment))
+
+
+def send_canary(shell: DataShell, deployment: Deployment) -> Canary:
+    """Send one request of zeros through the whole pipeline, before whatever is given to its route after this."""
     headers, frames = zeros(deployment)
+    return shell.canary(deployment.epoch, headers, frames, CANARY_S)
+
+
+def came_back(canary: Canary) -> float:
+    """Wait for a canary; the seconds that it took.
+
+    Raises:
+        DeferError: It did not come back as it should.
+    """
     try:
-        *_, seconds = shell.canary(deployment.epoch, headers, frames, CANARY_S).result(CANARY_S + 5)
+        *_, seconds = canary.result(CANARY_S + 5)
     except DeferError as error:
         hint = error.hint or "the logs of the agents on its route say more"
         raise from_code(error.code, f"the canary failed: {error.message}", hint) from error

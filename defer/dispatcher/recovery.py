@@ -12,9 +12,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TYPE_CHECKING
 
 from defer.agents import AgentPool
 from defer.dispatcher import events as e
@@ -35,6 +36,9 @@ from defer.documents.address import Address
 from defer.errors import DeferError
 from defer.infos import StandbyInfo
 from node_agent.messages import PeerRef
+
+if TYPE_CHECKING:
+    from defer.deployer import Deployment
 
 logger = logging.getLogger("defer.dispatcher")
 
@@ -63,7 +67,7 @@ class Recovery:
         self.standbys = Standbys(deployments, pool, shell)
         self.ahead = Ahead(deployments, pool, self.standbys)
         deployments.files_ahead, deployments.changed = self.ahead.files, self.look
-        deployments.clear_standbys = self.standbys.clear
+        deployments.clear_standbys, deployments.resume_standbys = self.standbys.clear, self.standbys.resume
         self._watch = Watch()
         self._trust = Trust()
         self._links = LinkWatch(
@@ -298,22 +302,12 @@ class Recovery:
     def _try_to_mend(self, order: Order, home: bool) -> None:
         begin, name = self._busy[order.name], order.name
         assert order.plan is not None
-        if home:
-            needs = devices_of_plan(order.plan)
-            made = self._deployments.change(
-                order, order.plan, None, lambda: not needs & self.missing(hard=True)
-            )
-        else:
-            foreseen, missing = self._plan(order)
-            if foreseen.plan is None:
-                reason = f"nothing can hold it without {', '.join(sorted(missing))}: {foreseen.problem}"
-                self._stuck[name] = missing
-                self._shell.post(e.ModelStuck(name, reason))
-                self._log.note("model-stuck", f"{name}: {reason}", level="error", model=name)
-                logger.error("model %s: %s", name, reason)
-                return
-            made = self._deployments.change(order, foreseen.plan, foreseen, lambda: self._unserved(name))
-        if made is not None:
+
+        def steps(what: str, fraction: float) -> None:
+            took = time.monotonic() - begin
+            logger.debug("model %s: after %.4f s: %s, %.0f %%", name, took, what, 100 * fraction)
+
+        def switched(made: Deployment) -> None:
             took = time.monotonic() - begin
             on = " → ".join(stage.device for stage in made.plan.stages)
             loaded = max(made.load_seconds.values(), default=0.0)
@@ -321,6 +315,36 @@ class Recovery:
             text = f"{name} runs on {on} after {took:.2f} s: {told}"
             self._log.note("mended", text, model=name, epoch=made.epoch)
             logger.warning("model %s runs on %s, as deployment %d, after %.2f s", name, on, made.epoch, took)
+
+        steps("begun", 0.0)
+        if home:
+            needs = devices_of_plan(order.plan)
+            self._deployments.change(
+                order,
+                order.plan,
+                None,
+                lambda: not needs & self.missing(hard=True),
+                switched=switched,
+                on_progress=steps,
+            )
+            return
+        foreseen, missing = self._plan(order)
+        steps("planned", 1.0)
+        if foreseen.plan is None:
+            reason = f"nothing can hold it without {', '.join(sorted(missing))}: {foreseen.problem}"
+            self._stuck[name] = missing
+            self._shell.post(e.ModelStuck(name, reason))
+            self._log.note("model-stuck", f"{name}: {reason}", level="error", model=name)
+            logger.error("model %s: %s", name, reason)
+            return
+        self._deployments.change(
+            order,
+            foreseen.plan,
+            foreseen,
+            lambda: self._deployments.unserved(name),
+            switched=switched,
+            on_progress=steps,
+        )
 
     def _plan(self, order: Order) -> tuple[Foreseen, frozenset[str]]:
         """The best plan for the devices that are left, and those that are missing."""
@@ -331,10 +355,6 @@ class Recovery:
             missing = hard
             found = self.ahead.find(order, missing) or self.ahead.plan_now(order, missing)
         return found, missing
-
-    def _unserved(self, name: str) -> bool:
-        routes: Callable[[DispatcherCore, float], dict[str, tuple[tuple[int, bool], ...]]] = _serving
-        return not any(ready for _, ready in self._shell.call(routes).result(5).get(name, ()))
 
 
 def _devices(serving: Serving) -> frozenset[str]:

@@ -106,11 +106,7 @@ class _Seen:
 def _look(core: DispatcherCore, now: float) -> _Seen:
     return _Seen(
         models=models_of(core, now),
-        deployments=tuple(
-            _traffic(state, now)
-            for _, state in sorted(core.routes.by_epoch.items())
-            if not state.route.reference_of
-        ),
+        deployments=deployments_of(core, now),
         held_requests=len(core.requests),
         held_bytes=core.nbytes,
         refused=dict(core.counters.refused),
@@ -136,18 +132,30 @@ def _totals(model: str, totals: Totals) -> api.ModelTotals:
     )
 
 
-def _traffic(state: RouteState, now: float) -> api.DeploymentInfo:
+def deployments_of(core: DispatcherCore, now: float) -> tuple[api.DeploymentInfo, ...]:
+    """Those that serve, or did, before those that stand by."""
+    standing = core.routes.idle()
+    return tuple(
+        _traffic(state, now, standing=epoch in standing)
+        for epoch, state in sorted(
+            core.routes.by_epoch.items(), key=lambda item: (item[0] in standing, item[0])
+        )
+        if not state.route.reference_of
+    )
+
+
+def _traffic(state: RouteState, now: float, *, standing: bool) -> api.DeploymentInfo:
     traffic = state.traffic
     return api.DeploymentInfo(
         model=state.route.model,
         epoch=state.route.epoch,
-        state=state.state,
+        state="standby" if standing else state.state,
         reason=state.reason,
         waiting=len(state.waiting),
         in_flight=len(state.sent),
-        accepted=traffic.accepted,
-        answered=traffic.answered,
-        failed=traffic.failed,
+        accepted=traffic.accepted + traffic.before.accepted,
+        answered=traffic.answered + traffic.before.answered,
+        failed=traffic.failed + traffic.before.failed,
         rate=traffic.rate(now),
         p50_s=traffic.latency(0.5),
         p99_s=traffic.latency(0.99),

@@ -56,6 +56,7 @@ class RouteState:
         gone: Those of them whose process is new, so that it does not hold the route whenever it answers.
         beside: Routes that take over with it, while it stands by.
         value: What its plan comes to, by the objective that it was made for, while it stands by.
+        heir: The route that goes on with its counts when it is gone; 0 for none.
         traffic: Its counts.
         fits: Headers of inputs that were found to fit, by identity: those of one model are one object over and over.
         returns: What is to be made of results with these headers, by identity, where a request wants all outputs.
@@ -70,6 +71,7 @@ class RouteState:
     gone: set[str] = field(default_factory=set)
     beside: tuple[int, ...] = ()
     value: float = 0.0
+    heir: int = 0
     traffic: Traffic = field(default_factory=Traffic)
     fits: dict[int, tuple[TensorHeader, ...]] = field(default_factory=dict)
     returns: dict[int, Returned] = field(default_factory=dict)
@@ -157,6 +159,16 @@ class Routes:
     def lost_of(self, model: str) -> list[int]:
         """Epochs that serve a model and are lost."""
         return [epoch for epoch in self.serving.get(model, ()) if self.by_epoch[epoch].state == "lost"]
+
+    def lost_with_work(self, model: str) -> list[RouteState]:
+        """Lost routes that serve a model, and those that have served it and wait for what is under way."""
+        return [
+            state
+            for state in self.by_epoch.values()
+            if state.route.model == model
+            and state.lost
+            and (state.state == "lost" or (state.state == "retired" and state.busy))
+        ]
 
     def best(self, model: str, now: float) -> RouteState | None:
         """The ready route of a model that a request should take; None where none is ready."""
@@ -260,6 +272,11 @@ class Routes:
             )
         )
 
+    def idle(self) -> frozenset[int]:
+        """Epochs of all that stands by."""
+        firsts = (epoch for epochs in self.standing.values() for epoch in epochs)
+        return frozenset(each for epoch in firsts for each in (epoch, *self.by_epoch[epoch].beside))
+
     def dismiss(self, model: str) -> tuple[int, ...]:
         """Nothing stands by for a model any more; the epochs that did."""
         first = self.standing.pop(model, ())
@@ -282,7 +299,10 @@ class Routes:
 
     def remove(self, epoch: int) -> None:
         """Forget a route on which nothing is in flight."""
-        route = self.by_epoch.pop(epoch).route
+        state = self.by_epoch.pop(epoch)
+        route, heir = state.route, self.by_epoch.get(state.heir)
+        if heir is not None:
+            heir.traffic.inherit(state.traffic)
         self._backlog.close(epoch)
         turns = self._turns[route.link]
         turns.remove(epoch)

@@ -70,8 +70,9 @@ class Standbys:
         self._reasons: dict[str, dict[frozenset[str], str]] = {}
         self._retries: dict[str, tuple[int, float]] = {}
         self._loading = threading.Lock()
+        self._needed = 0
         self.cleared = 0
-        """How often it had to give way."""
+        """Changes when all has to give way, and when it may come back."""
 
     def of(self, model: str) -> dict[int, Plan]:
         """Plans that stand by for a model, by the epoch of their first route."""
@@ -93,11 +94,11 @@ class Standbys:
             made: A plan for each loss, its files on the agents.
             wanted: Whether it is still to be done; asked before each load.
         """
+        begun = self.cleared  # before it waits for its turn: what is cleared meanwhile is somebody else's
         with self._loading:
-            begun = self.cleared
 
             def go_on() -> bool:
-                return self.cleared == begun and wanted()
+                return self.cleared == begun and not self._needed and wanted()
 
             reasons: dict[frozenset[str], str] = {}
             candidates = self._candidates(order, made, reasons)
@@ -163,8 +164,28 @@ class Standbys:
             self._retries = {model: each for model, each in self._retries.items() if model in models}
 
     def clear(self) -> bool:
-        """Unload all that stands by, because its memory is needed; whether there was any."""
-        self.cleared += 1
+        """Unload all that stands by, because its memory is needed; whether there was any.
+
+        Where there was, nothing is loaded until `resume`.
+        """
+        with self._lock:
+            self._needed += 1
+            self.cleared += 1
+        any_ = False
+        try:
+            any_ = self._clear()
+        finally:
+            if not any_:
+                self.resume()
+        return any_
+
+    def resume(self) -> None:
+        """The memory is taken by whoever needed it: what is left may be used again."""
+        with self._lock:
+            self._needed -= 1
+            self.cleared += 1
+
+    def _clear(self) -> bool:
         waited = not self._loading.acquire(blocking=False)
         # A load that does not end in that time is not waited for: what stands by beside it goes anyway.
         held = not waited or self._loading.acquire(timeout=CLEAR_S)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["auto", "loaded", "files", "none"]
 """What is prepared for the loss of a device: partitions in memory where there is plenty of it, or as far as there is
-any; files on the agents' disks; nothing."""
+any; files on the agents' disks; nothing but a plan and its files beside the dispatcher."""
 
 RESERVE: Final = 0.25
 """Part of a device's memory that `auto` leaves free of partitions: engines take more than the files do."""

@@ -25,6 +25,7 @@ STYLES: Final = {
     "announced": "yellow",
     "connecting": "yellow",
     "retired": "dim",
+    "standby": "dim",
 }
 """Colour of a state; those that are not here are bad."""
 

@@ -40,7 +40,7 @@ def snapshot(
     live = [
         info
         for info in status.deployments
-        if info.state != "retired" and (info.state != "loaded" or info.epoch in plans)
+        if info.state not in ("retired", "standby") and (info.state != "loaded" or info.epoch in plans)
     ]
     return {
         "version": status.version,

@@ -22,6 +22,8 @@ def test_the_longest_gap_is_one_that_touches_the_time_asked_for() -> None:
     assert gap(told, 5.2, 6.0) == 1.5
     assert gap(told, 2.0, 3.0) == 4.0
     assert gap({}, 2.0, 3.0) == 1.0
+    assert gap(told, 0.0, 6.0, whole=True) == 4.0
+    assert gap(told, 2.0, 6.0, whole=True) == 0.5
 
 
 def test_latencies_count_by_when_requests_were_sent() -> None:

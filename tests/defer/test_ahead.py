@@ -9,6 +9,7 @@ import pytest
 
 from defer.dispatcher import ahead
 from defer.dispatcher.ahead import Ahead
+from defer.dispatcher.foresight import Foreseen
 from defer.errors import AgentFault
 from node_agent.messages import FileRef
 
@@ -84,3 +85,42 @@ def test_nothing_more_is_brought_when_the_dispatcher_stops(plans: Ahead, shipped
     shipped.during = plans.stop
     plans._bring(ORDER, WANTED, MADE)
     assert sum(map(len, shipped.files.values())) == 1
+
+
+def kept_ahead(monkeypatch: pytest.MonkeyPatch, mode: str) -> tuple[list[frozenset[str]], list[str]]:
+    """What is planned for in the background under a mode, and what is done with it."""
+    done: list[str] = []
+    standbys = SimpleNamespace(bring=lambda *_: done.append("loaded"))
+    made = Ahead(SimpleNamespace(), SimpleNamespace(), standbys)  # type: ignore[arg-type]
+    monkeypatch.setattr(ahead, "SETTLE_S", 0.0)
+    monkeypatch.setattr(made, "_question", lambda *_: None)
+    monkeypatch.setattr(made._foresight, "ask", lambda *_a, **_k: [Foreseen()])
+    monkeypatch.setattr(made, "_bring", lambda *_: done.append("brought"))
+    order: Any = SimpleNamespace(name="model", standby_mode=mode, plan=None, batching=None)
+    made.want(order, frozenset(), frozenset({"box"}))
+    made._worker.shutdown(wait=True)
+    made.close()
+    return list(made.known(order)), done
+
+
+@pytest.mark.parametrize(
+    ("mode", "done"), [("none", []), ("files", ["brought"]), ("auto", ["brought", "loaded"])]
+)
+def test_plans_are_made_in_every_mode_and_brought_as_it_says(
+    mode: str, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kept_ahead(monkeypatch, mode) == ([frozenset({"box"})], done)
+
+
+def test_a_plan_from_before_the_costs_changed_is_better_than_none() -> None:
+    made = Ahead(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+    first, again, other = (
+        SimpleNamespace(name="m", model=model, digest="d", plan=None, batching=None) for model in "aab"
+    )
+    lost, plan = frozenset({"box"}), Foreseen(SimpleNamespace(batching=None))  # type: ignore[arg-type]
+    made._keep(first, {lost: plan, frozenset({"b"}): Foreseen()})  # type: ignore[arg-type]
+    assert made.find(again, lost) is plan  # type: ignore[arg-type]
+    assert made.known(again) == {}  # type: ignore[arg-type]
+    assert made.find(again, frozenset({"b"})) is None  # type: ignore[arg-type]
+    assert made.find(other, lost) is None  # type: ignore[arg-type]
+    made.close()

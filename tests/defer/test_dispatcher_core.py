@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from defer.dispatcher import events as e
+from defer.dispatcher import report as status
 from defer.dispatcher.core import DispatcherCore
 from node_agent.messages import (
     NO_DEADLINE,
@@ -479,6 +480,29 @@ def test_what_stands_by_stays_when_the_same_model_is_served_by_another_plan() ->
     assert e.TookOver("m", 3) in core.handle(e.DeviceLost("f", "gone"), 2)
 
 
+def test_the_counts_of_a_model_go_on_in_what_takes_over_and_start_anew_in_another_version() -> None:
+    def counts() -> list[tuple[str, int, int]]:
+        told = status.deployments_of(core, 9)
+        return [(info.state, info.accepted, info.answered) for info in told]
+
+    core = standing_core()
+    for name in ("one", "two"):
+        ask(core, name)
+    back(core, 1)
+    assert counts() == [("ready", 2, 1), ("standby", 0, 0), ("standby", 0, 0), ("standby", 0, 0)]
+    core.handle(e.DeviceLost("a", "gone"), 1)
+    assert counts() == [("ready", 2, 1), ("ready", 0, 0), ("standby", 0, 0)]
+    core.handle(e.RouteLoaded(route(5, link="L", devices=("f",))), 1)
+    core.handle(e.RouteReady(5, the_same=True), 1)
+    # The one with the request under way drains.
+    assert [state for state, *_ in counts()] == ["retired", "ready", "standby"]
+    back(core, 2, epoch=3)
+    assert counts()[0] == ("ready", 2, 2)
+    core.handle(e.RouteLoaded(route(6, link="L", devices=("f",))), 1)
+    core.handle(e.RouteReady(6), 1)
+    assert counts() == [("ready", 0, 0)]
+
+
 def test_a_void_route_is_not_ready_again() -> None:
     core = ready_core()
     core.handle(e.DeviceLost("b", "silent"), 1)
@@ -675,3 +699,16 @@ def test_rates_and_latencies() -> None:
     assert traffic.latency(0.5) == pytest.approx(0.05)
     assert traffic.rate(3.0) == pytest.approx(20 / 3, rel=0.1)
     assert traffic.rate(60.0) == 0
+
+
+def test_what_drains_on_a_route_whose_device_is_lost_then_moves_to_what_takes_the_models_place() -> None:
+    core = ready_core()
+    ask(core, "r")
+    core.handle(e.RouteLoaded(route(2, link="L", devices=("a", "c"))), 1)
+    core.handle(e.RouteReady(2), 1)
+    # Both lose the device, and the request of the first one has nowhere to go until a third is there.
+    assert core.handle(e.DeviceLost("a", "gone", restarted=True), 2) == []
+    core.handle(e.RouteLoaded(route(3, link="L", devices=("c",))), 3)
+    out = core.handle(e.RouteReady(3), 3)
+    assert [said.item.epoch for said in out if isinstance(said, e.SendItem)] == [3]
+    assert core.routes.by_epoch.keys() == {3}

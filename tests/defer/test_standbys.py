@@ -203,3 +203,103 @@ def test_what_nobody_can_prepare_is_refused() -> None:
     with pytest.raises(UsageError) as told:
         check_standby("file")
     assert told.value.hint == "say one of auto, loaded, files, none"
+
+
+def test_nothing_stands_by_in_memory_that_was_cleared_for_somebody_else() -> None:
+    fake = Fake()
+    fake.stand(2, "b")
+    loaded: list[object] = []
+    candidate = SimpleNamespace(lost=frozenset("a"), shape=1, loads={})
+    fake.all._candidates = lambda *_: [candidate]  # type: ignore[method-assign, assignment, list-item, return-value]
+    fake.all._load = lambda *given: loaded.append(given) or ""  # type: ignore[method-assign, assignment, func-returns-value]
+    other = replace(ORDER, name="other")
+    made = cast(Any, {frozenset("a"): SimpleNamespace(plan=PLAN)})
+    before = fake.all.cleared
+    assert fake.all.clear()
+    fake.all.bring(other, made, lambda: True)
+    assert loaded == []
+    fake.all.resume()
+    assert fake.all.cleared > before + 1  # so that it is asked for again
+    fake.all.bring(other, made, lambda: True)
+    assert len(loaded) == 1
+
+
+def proving(
+    monkeypatch: pytest.MonkeyPatch, *, unserved: bool
+) -> tuple[Deployments, list[str], list[Future[Any]]]:
+    """Deployments that load in no time, what they say in order, and the canaries that they send."""
+    said: list[str] = []
+    canaries: list[Future[Any]] = []
+
+    def canary(epoch: int, *_: object) -> Future[Any]:
+        said.append(f"canary {epoch}")
+        canaries.append(Future())
+        if not unserved:
+            canaries[-1].set_result((None, None, 0.5))
+        return canaries[-1]
+
+    shell = SimpleNamespace(
+        post=lambda event: said.append(f"{type(event).__name__} {event.epoch}"),
+        open_route=lambda route, _: said.append(f"open {route.epoch}"),
+        canary=canary,
+    )
+    made = SimpleNamespace(epoch=7, layout=SimpleNamespace(first="a"))
+    monkeypatch.setattr("defer.dispatcher.deployments.route_of", lambda made: route(made.epoch, "b"))
+    monkeypatch.setattr("defer.dispatcher.proving.zeros", lambda _: ((), []))
+    deployments = bare(
+        None,
+        _shell=shell,
+        _changing=0,
+        _switching=threading.Lock(),
+        orders={"m": ORDER},
+        canaries={},
+        _has_served=set(),
+        kept=SimpleNamespace(put=lambda *_: None),
+    )
+    for name, value in {
+        "chain_of": lambda _: None,
+        "_load_route": lambda *_a, **_k: made,
+        "_require_alive": lambda _: None,
+        "unserved": lambda _: unserved,
+    }.items():
+        monkeypatch.setattr(deployments, name, value)
+    return deployments, said, canaries
+
+
+LEGS = cast(Any, SimpleNamespace(legs=((1.0, PLAN),)))
+
+
+def test_what_takes_the_place_of_a_lost_deployment_serves_before_its_canary_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deployments, said, canaries = proving(monkeypatch, unserved=True)
+
+    def switched(_: object) -> None:
+        # The canary goes first, so that what it tells is not how long others had waited.
+        assert said == ["open 7", "canary 7", "RouteReady 7"]
+        canaries[0].set_result((None, None, 0.25))
+
+    assert deployments.change(ORDER, LEGS, None, lambda: True, switched=switched) is not None
+    assert deployments.canaries == {7: 0.25}
+    assert said[3:] == []
+
+
+def test_where_its_canary_fails_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    deployments, said, canaries = proving(monkeypatch, unserved=True)
+
+    def switched(_: object) -> None:
+        canaries[0].set_exception(AgentUnreachable("it is gone"))
+
+    with pytest.raises(AgentUnreachable, match="canary failed"):
+        deployments.change(ORDER, LEGS, None, lambda: True, switched=switched)
+    assert said[3:] == ["RouteVoid 7"]
+
+
+def test_what_takes_the_place_of_one_that_serves_is_proven_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    deployments, said, _ = proving(monkeypatch, unserved=False)
+    assert deployments.change(ORDER, LEGS, None, lambda: True) is not None
+    assert said == ["open 7", "canary 7", "RouteReady 7"]
+    assert deployments.canaries == {7: 0.5}
+    said.clear()
+    assert deployments.change(ORDER, LEGS, None, lambda: False) is None
+    assert said == ["open 7", "canary 7", "RouteDropped 7"]

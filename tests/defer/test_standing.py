@@ -173,7 +173,8 @@ def test_what_is_not_prepared_is_told_too() -> None:
         return [info.by for info in coverage("m", Prepared(**changed))]  # type: ignore[arg-type]
 
     assert by() == ["planning"]
-    assert by(mode="none") == ["none"]
+    assert by(mode="none") == ["planning"]
+    assert by(mode="none", foreseen={frozenset("a"): Foreseen(of("b"), ())}) == ["none"]
     assert by(foreseen={frozenset("a"): Foreseen(None, (), "no-route", "no room")}) == ["impossible"]
     assert by(serving=[Serving(1, True, of("a")), Serving(2, True, of("b"))]) == ["replica", "replica"]
     assert by(serving=[Serving(1, False, of("a"))]) == []

@@ -166,6 +166,7 @@ def test_it_gives_way_to_another_version_and_goes_with_its_model(
         # Whatever needs the memory gets it.
         assert daemon.deployments.clear_standbys()
         assert daemon.deployments.in_service().keys() == daemon.deployments.served.keys()
+        daemon.deployments.resume_standbys()
         daemon.recovery.look()
         until(lambda: {each.by for each in prepared(client).values()} == {"loaded"})
         daemon.deployments.take_down(MODEL, 5)
