@@ -87,6 +87,7 @@ def deploy(
     name: str,
     on_step: Step | None = None,
     patient: bool = False,
+    noted: Callable[[], None] = lambda: None,
 ) -> Deployment:
     """Ship and load a plan's partitions; when this returns every agent is warm.
 
@@ -101,6 +102,7 @@ def deploy(
         name: Name the model is served under.
         on_step: Told of progress.
         patient: Nobody waits for it: one agent loads after the other, so that what serves is disturbed at one place.
+        noted: Waits until it is safe that agents hold this deployment, before they hear of it; from several threads.
 
     Raises:
         AgentFault: An agent could not store or load its part. Whatever is raised, the caller tells them to unload.
@@ -122,6 +124,7 @@ def deploy(
     def bring(device: str) -> tuple[int, m.Loaded]:
         sent = _ship(pool, device, files[device], on_step, go_on)
         go_on()
+        noted()
         load = m.Load(0, epoch, name, layout.hops[device], *engines[device])
         return sent, _load(pool, device, load, on_step)
 

@@ -174,6 +174,7 @@ def load(
     on_progress: OnProgress,
     foreseen: Foreseen | None = None,
     patient: bool = False,
+    noted: Callable[[], None] = lambda: None,
 ) -> Deployment:
     """Cut the model by the plan, unless that was done, and load it on the agents; the rest as in `deployer.deploy`."""
     from defer.deployer import deploy
@@ -200,4 +201,5 @@ def load(
         name=order.name,
         on_step=lambda where, what, fraction: on_progress(f"{where}: {what}", fraction),
         patient=patient,
+        noted=noted,
     )

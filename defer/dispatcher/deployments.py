@@ -319,7 +319,7 @@ class Deployments:
         """Load one route's stages under an epoch of its own."""
         passed = [device for transfer in leg.transfers for device in transfer.path[1:-1]]
         devices = tuple(dict.fromkeys([*(stage.device for stage in leg.stages), *passed]))
-        epoch = self._epochs.begin(devices)
+        epoch, noted = self._epochs.begin_soon(devices)
         try:
             made = load(
                 self._pool,
@@ -332,6 +332,7 @@ class Deployments:
                 on_progress=on_progress,
                 foreseen=foreseen,
                 patient=patient,
+                noted=noted,
             )
         except BaseException:
             self._unloader.unload(epoch, devices)

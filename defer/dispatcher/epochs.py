@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from defer.dispatcher.keeper import Keeper
 from defer.dispatcher.store import EpochBegun, EpochEnded, Snapshot
@@ -35,11 +35,17 @@ class EpochLog:
         Milliseconds of the wall clock, so that dispatchers that share an agent do not meet in a number; never less
         than the one before, whatever the clock says.
         """
+        epoch, noted = self.begin_soon(devices)
+        noted()
+        return epoch
+
+    def begin_soon(self, devices: tuple[str, ...]) -> tuple[int, Callable[[], None]]:
+        """`begin` for whoever has something to do before `devices` hear of it: they may once the second has returned."""
         with self._lock:
             epoch = self._last = max(self._last + 1, int(time.time() * 1000))
-            self._keeper.commit((EpochBegun(epoch, devices),))
+            noted = self._keeper.begin((EpochBegun(epoch, devices),))
             self._open.add(epoch)
-            return epoch
+            return epoch, noted
 
     def end(self, epoch: int) -> None:
         """Note that no agent holds the epoch any more."""

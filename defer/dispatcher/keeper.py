@@ -98,6 +98,10 @@ class Keeper:
         Raises:
             DeferError: They are not.
         """
+        self.begin(changes)()
+
+    def begin(self, changes: Sequence[Change]) -> Callable[[], None]:
+        """Take changes soon; what is returned waits until they are safe, and raises as `commit` does."""
         written: Future[None] = Future()
 
         def done(problem: DeferError | None) -> None:
@@ -106,11 +110,14 @@ class Keeper:
             else:
                 written.set_exception(problem)
 
+        def wait() -> None:
+            try:
+                written.result(WAIT_S)
+            except FutureTimeout:
+                raise FileProblem(f"the dispatcher's state was not written within {WAIT_S:g} s") from None
+
         self.write(lambda: changes, done)
-        try:
-            written.result(WAIT_S)
-        except FutureTimeout:
-            raise FileProblem(f"the dispatcher's state was not written within {WAIT_S:g} s") from None
+        return wait
 
     def _put(self, entry: _Write | _Read) -> bool:
         with self._wake:

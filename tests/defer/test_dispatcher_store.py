@@ -256,4 +256,9 @@ def test_epochs_rise_over_restarts_whatever_the_clock_says(
     log = EpochLog(keeper)
     assert log.load(keeper.open()) == {second: ("b", "c")}
     assert log.begin(("a",)) == second + 1
+    third, noted = log.begin_soon(("d",))
+    noted()
+    keeper.close()
+    keeper = Keeper(SqliteStore(tmp_path / "dispatcher.db"))
+    assert EpochLog(keeper).load(keeper.open())[third] == ("d",)
     keeper.close()
