@@ -119,7 +119,7 @@ class DeferError(Exception):
 
     code: ClassVar[str] = "internal"
     usual_hint: ClassVar[str] = ""
-    """What to do about one that came over the wire without a hint."""
+    """What to do about one that came over the wire, or from a room, without a hint."""
 
     def __init__(self, message: str, *, hint: str = "", where: str = "") -> None:
         super().__init__(message)
@@ -158,12 +158,14 @@ class InvalidModel(DeferError):
     """Not an ONNX model, or one that is broken."""
 
     code = "invalid-model"
+    usual_hint = "is it the file that was meant? `onnx.checker.check_model` says more of one that is broken"
 
 
 class UnsupportedOp(InvalidModel):
     """An op that cannot be costed, cut or run."""
 
     code = "unsupported-op"
+    usual_hint = ""  # the message names the op; the file is the one that was meant
 
 
 class InvalidDocument(DeferError):
@@ -292,6 +294,7 @@ class FileMissing(FileProblem):
     """A file that should be read does not exist."""
 
     code = "file-missing"
+    usual_hint = "check the path"
 
 
 class OutputExists(FileProblem):
@@ -447,7 +450,7 @@ def translate(exc: BaseException) -> DeferError:
     if isinstance(exc, BaseExceptionGroup):
         return translate(exc.exceptions[0])
     if (known := _of_room(exc)) is not None:
-        return known(_sentence(exc), hint=str(getattr(exc, "hint", "") or ""))
+        return known(_sentence(exc), hint=str(getattr(exc, "hint", "") or "") or known.usual_hint)
     if isinstance(exc, KeyboardInterrupt | asyncio.CancelledError):
         return Cancelled("interrupted")
     if isinstance(exc, msgspec.MsgspecError):
@@ -483,7 +486,8 @@ def _of_room(exc: BaseException) -> type[DeferError] | None:
         found = _ROOMS[room]
     cause = exc.__cause__
     if found is FileProblem and isinstance(cause, OSError) and cause.errno in _SYSTEM:
-        return _SYSTEM[cause.errno][0]  # a room says that writing failed, its cause says why
+        why = _SYSTEM[cause.errno][0]  # a room says that writing failed, its cause says why
+        return found if why is FileMissing else why  # but no file is missing where one was to be written
     return found
 
 
@@ -522,6 +526,7 @@ _SYSTEM: Final[dict[int, tuple[type[DeferError], str, str]]] = {
     errno.EROFS: (PermissionDenied, "the file system is read-only", "choose another place"),
     errno.ENOENT: (FileMissing, "no such file or directory", "check the path"),
     errno.EISDIR: (FileProblem, "this is a directory", "name a file"),
+    errno.EEXIST: (FileProblem, "something else is there already", "choose another place"),
     errno.ENOTDIR: (FileProblem, "a part of the path is not a directory", "check the path"),
     errno.ENOMEM: (OutOfMemory, "not enough memory", "free some, or use a machine with more"),
     errno.EMFILE: (FileProblem, "too many open files", "raise the limit (`ulimit -n`)"),

@@ -10,7 +10,7 @@ from typing import Final
 import router
 from defer import units
 from defer.documents.cluster import Cluster
-from defer.errors import DeferError, UnknownDevice, UsageError
+from defer.errors import DeferError, NoRoute, UnknownDevice, UsageError
 
 WEIGHED: Final = {
     "latency": "latency",
@@ -170,6 +170,11 @@ def make_pins(rules: Rules, cluster: Cluster, blocks: int) -> router.Pins:
             raise UsageError(
                 f"{name!r} is the dispatcher's device, where every request starts", hint="exclude another"
             )
+    able = [device.name for device in cluster.devices if device.computes]
+    if able and not set(able) - set(rules.excluded):
+        raise NoRoute(
+            "every device that computes is excluded", hint=f"leave one of them in: {', '.join(able)}"
+        )
     home = cluster.dispatcher.device  # requests start there, so it is only spared from computing
     return router.Pins(
         blocks=pinned,

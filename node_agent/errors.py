@@ -247,7 +247,7 @@ class AddressInUseError(StartError):
     """Another process listens on the port."""
 
     code = "address-in-use"
-    exit_code = EXIT_CANNOT_CREATE
+    exit_code = EXIT_UNAVAILABLE
 
 
 class AddressInvalidError(StartError):

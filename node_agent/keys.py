@@ -193,7 +193,10 @@ def write_certificate(path: Path, certificate: Certificate) -> None:
                 Path(temporary).unlink()
             raise
     except OSError as error:
-        raise KeyFileError(f"{path} cannot be written: {error.strerror or error}.") from None
+        raise KeyFileError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            hint="Name another folder with --keys DIR.",
+        ) from None
 
 
 def make_folder(folder: Path, *, private: bool) -> None:

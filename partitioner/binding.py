@@ -50,7 +50,8 @@ def bind(
     for name, shape in shapes.items():
         if name not in inputs:
             raise WrongInput(
-                f"the model has no input {name!r}; its inputs are {', '.join(map(repr, inputs)) or 'none'}"
+                f"the model has no input {name!r}; its inputs are {', '.join(map(repr, inputs)) or 'none'}",
+                hint="name one of them",
             )
         given[name] = _check(name, inputs[name], shape, values)
     if complete:
@@ -87,7 +88,8 @@ def _check(name: str, type_: ValueType, shape: Sequence[int], values: dict[str, 
     if len(numbers) != len(type_.dims):
         raise WrongInput(
             f"input {name!r} has {len(type_.dims)} dimensions {declared}, but the shape given has "
-            f"{len(numbers)}: {list(numbers)}"
+            f"{len(numbers)}: {list(numbers)}",
+            hint="give as many sizes as it has dimensions",
         )
     for dim, size in zip(type_.dims, numbers, strict=True):
         if isinstance(dim, int) and dim != size:

@@ -215,6 +215,9 @@ def _quiet_end(exc: BaseException) -> int:
 def _fail(exc: BaseException, words: Sequence[str]) -> NoReturn:
     """Reports an error and ends the process."""
     error = _from_click(exc)
+    if error.code == "usage" and not error.hint:
+        verb = f"defer {words[0]}" if words and words[0] in VERBS else "defer"
+        error.hint = f"`{verb} --help` shows how it is used"
     if _debugging(words) and not isinstance(exc, click.ClickException | KeyboardInterrupt | click.Abort):
         import traceback
 
@@ -230,8 +233,9 @@ def _from_click(exc: BaseException) -> DeferError:
     if isinstance(exc, click.FileError):
         return translate(OSError(exc.message))
     if isinstance(exc, click.UsageError):
-        path = exc.ctx.command_path if exc.ctx else "defer"
-        return UsageError(exc.format_message().rstrip("."), hint=f"`{path} --help` shows how it is used")
+        # Without a context (an option lacks its value) the verb that is called says more than the whole program.
+        hint = f"`{exc.ctx.command_path} --help` shows how it is used" if exc.ctx else ""
+        return UsageError(exc.format_message().rstrip("."), hint=hint)
     if isinstance(exc, click.ClickException):
         return UsageError(exc.format_message())
     return translate(exc)

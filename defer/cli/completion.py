@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import click
 from click.shell_completion import BashComplete, CompletionItem, FishComplete, ShellComplete, ZshComplete
 
-from defer.cli.output import examples
+from defer.cli.output import common_options, examples, print_json
 
 if TYPE_CHECKING:
     from defer.documents.cluster import Cluster
@@ -43,14 +43,19 @@ Complete = Callable[[click.Context, str], Iterable[str]]
     )
 )
 @click.argument("shell", type=click.Choice(list(SHELLS)))
-def command(shell: str) -> None:
+@common_options
+def command(shell: str, as_json: bool) -> None:
     """Print the script that has a shell complete defer's commands, options, devices, models and files.
 
     bash 4.4 or newer, zsh or fish.
     """
     script = SHELLS[shell](click.Command("defer"), {}, "defer", VARIABLE)
     # Not through `source()`: for bash it would run a bash to ask its version.
-    click.echo(script.source_template % script.source_vars())
+    text = script.source_template % script.source_vars()
+    if as_json:
+        print_json({"shell": shell, "script": text})
+    else:
+        click.echo(text)
 
 
 def completing() -> bool:

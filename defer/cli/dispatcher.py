@@ -120,6 +120,8 @@ def address_option(command: F) -> F:
 
     @functools.wraps(inner)
     def run(*args: Any, address: str | None, ask_cluster: str | None, **more: Any) -> Any:
+        if more.get("url"):  # `defer bench` on another server: no dispatcher is asked
+            return inner(*args, address=DEFAULT_ADDRESS, **more)
         source = click.get_current_context().get_parameter_source("address")
         typed = source is ParameterSource.COMMANDLINE
         if typed and ask_cluster is not None:

@@ -93,7 +93,10 @@ def command(
 ) -> None:
     """Run the model on FILE (.npz by input name, or .npy for a model with one input), and show or save its outputs."""
     if sum((file is not None, bool(named), use_random)) != 1:
-        raise UsageError("give one of FILE, --input NAME=FILE.npy, or --random")
+        raise UsageError(
+            "give one of FILE, --input NAME=FILE.npy, or --random",
+            hint="`defer infer --random` makes inputs up",
+        )
     if output is not None and output.suffix not in (".npz", ".npy"):
         raise UsageError(f"{output.name!r} is neither .npz nor .npy", hint="name the output outputs.npz")
     if output is not None and not force:
@@ -223,9 +226,9 @@ def _read(file: Path | None, named: tuple[str, ...]) -> Arrays:
     for entry in named:
         name, equals, path = entry.partition("=")
         if not equals or not name or not path:
-            raise UsageError(f"--input {entry!r} is not NAME=FILE.npy")
+            raise UsageError(f"--input {entry!r} is not NAME=FILE.npy", hint="for example --input x=x.npy")
         if name in arrays:
-            raise UsageError(f"--input {name!r} is given twice")
+            raise UsageError(f"--input {name!r} is given twice", hint="keep one of them")
         held = _load(Path(path))
         if list(held) != [""]:
             raise UsageError(f"{path} holds several arrays", hint="give an .npz file as the argument")

@@ -56,7 +56,7 @@ def state_place(cluster: Cluster, state: str | None, stack: ExitStack, *, none: 
         UsageError: Both a directory and none, a URL that is none, or a shared state at a port that nobody can know.
     """
     if none and state is not None:
-        raise UsageError("--state and --no-state exclude each other")
+        raise UsageError("--state and --no-state exclude each other", hint="say one of them")
     wanted = "" if none else state or cluster.dispatcher.state
     port = parse_address(cluster.dispatcher.listen).port
     url = None

@@ -294,7 +294,7 @@ def test_external_weights_lie_beside(tmp_path: Path) -> None:
 
 def test_mistakes_in_building(tmp_path: Path) -> None:
     assert "tiny_chian" in failed(run("models", "build", "tiny_chian", "-o", tmp_path / "a.onnx"), 65)
-    failed(run("models", "build", "tiny_chain", "-o", tmp_path / "none" / "a.onnx"), 66)
+    failed(run("models", "build", "tiny_chain", "-o", tmp_path / "none" / "a.onnx"), 74)
     (tmp_path / "a.txt").write_text("mine")
     failed(run("models", "build", "tiny_chain", "-o", tmp_path / "a.txt"), 73)
     assert (tmp_path / "a.txt").read_text() == "mine"

@@ -70,7 +70,7 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", port))
         taken.listen()
         done = run("--listen", f"127.0.0.1:{port - 1}", "--store", str(tmp_path / "s"))
-    assert done.returncode == 73
+    assert done.returncode == 69
     assert f"Port {port} on 127.0.0.1 is in use" in done.stderr
     assert f"takes the ports {port - 1} to {port + 1}" in done.stderr
     assert "--listen" in done.stderr

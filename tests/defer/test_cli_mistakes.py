@@ -1,0 +1,124 @@
+"""What people get wrong on the command line: one line that says what, a hint, and the exit code of the table."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from defer.cli import VERBS, group
+from tests.defer.cli_fixtures import a_folder, failed, run
+
+MODEL, CLUSTER = "tiny_residual.onnx", "cluster.toml"
+PLAN = f"plan {MODEL} --cluster {CLUSTER}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = a_folder(tmp_path_factory.mktemp("mistakes"))
+    (made / "bad.toml").write_text("x = ")
+    (made / "bad.json").write_text('{"kind": "plan", ')
+    (made / "text.txt").write_text("hello")
+    (made / "text.onnx").write_text("hello")
+    (made / "empty.onnx").write_bytes(b"")
+    (made / "text.npy").write_text("hello")
+    (made / "foreign.json").write_text('{"a": 1}')
+    return made
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("analyze gone.onnx", 66, "gone.onnx"),
+        ("analyze text.onnx", 65, "text.onnx: not an ONNX model"),
+        ("analyze empty.onnx", 65, "the file is empty"),
+        (f"analyze {MODEL} --input foo=1,2", 65, "no input 'foo'"),
+        (f"analyze {MODEL} --input input=-1,3", 2, "is not a shape"),
+        (f"analyze {MODEL} -o foreign.json", 73, "not a blocks document"),
+        (f"analyze {MODEL} -o gone/x.json", 74, "its directory does not exist"),
+        (f"analyze {MODEL} -o /dev/full", 74, "no space left"),
+        (f"partition {MODEL} -o parts", 2, "--parts, --plan and --at"),
+        (f"partition {MODEL} --parts -2 -o parts", 2, "-2 is not in the range"),
+        (f"partition {MODEL} --parts 999 -o parts", 2, "cannot be cut into 999 parts"),
+        (f"partition {MODEL} --at 9999 -o parts", 2, "no place to cut"),
+        (f"partition {MODEL} --parts 2 --precision fp17 -o parts", 2, "'fp16', 'bf16'"),
+        (f"partition {MODEL} --parts 2 -o text.txt", 73, "is a file"),
+        (f"partition {MODEL} --parts 2 -o .", 73, "no output of a split"),
+        (f"partition {MODEL} --plan bad.json -o parts", 65, "bad.json: not JSON"),
+        (f"partition {MODEL} --parts 2 --precision int8 --calibration gone.npz -o parts", 66, "gone.npz"),
+        (f"plan {MODEL}", 2, "--cluster"),
+        (f"plan {MODEL} --cluster gone.toml", 66, "gone.toml: no such file"),
+        (f"plan {MODEL} --cluster bad.toml", 78, "bad.toml: not TOML"),
+        (f"{PLAN} --place gone=0:3", 78, "'gone'"),
+        (f"{PLAN} --place jetson=-1:3", 2, "is not a placement"),
+        (f"{PLAN} --pin 0:2=gone", 78, "'gone'"),
+        (f"{PLAN} --exclude gone", 78, "'gone'"),
+        (f"{PLAN} --exclude jetson --exclude nano", 69, "every device that computes is excluded"),
+        (f"{PLAN} --codec gone", 2, "gone"),
+        (f"{PLAN} --max-latency=-5ms", 2, "is not a duration"),
+        (f"{PLAN} --profile bad.json", 65, "bad.json: not JSON"),
+        (f"{PLAN} --plot x.foo", 2, "no kind of drawing"),
+        (f"replan {MODEL} --running gone.json --cluster {CLUSTER}", 66, "gone.json"),
+        (f"replan {MODEL} --running plan.json --cluster {CLUSTER} --rate -1", 2, "-1"),
+        (f"jobs --job {MODEL}=-5 --cluster {CLUSTER}", 2, "no model and rate"),
+        (f"jobs --job gone.onnx=5 --cluster {CLUSTER}", 66, "gone.onnx"),
+        ("models build gone -o x.onnx", 65, "no reference network 'gone'"),
+        ("models build tiny_residual -o gone/x.onnx", 74, "No such file or directory"),
+        ("models build tiny_residual -o text.txt", 73, "text.txt"),
+        ("schema gone", 2, "'gone'"),
+        ("completion gone", 2, "'gone'"),
+        ("keys list --keys gone", 66, "no folder of keys"),
+        ("keys make y --role agent --keys /proc/gone", 78, "cannot be written"),
+        ("keys authorise text.txt --keys keys", 78, "no certificate"),
+        ("serve --cluster gone.toml", 66, "gone.toml"),
+        (f"serve --cluster {CLUSTER} --model gone.onnx --insecure", 66, "gone.onnx"),
+        (f"serve --cluster {CLUSTER} --plot x.svg --insecure", 2, "need --model"),
+        (f"serve --cluster {CLUSTER} --listen 127.0.0.1:65535", 2, "leaves no room"),
+        (f"serve --cluster {CLUSTER} --http here", 78, "--http: 'here' has no port"),
+        ("gateway --dispatcher 127.0.0.1:1", 2, "nowhere to listen"),
+        ("gateway --http 127.0.0.1:0 --token-file gone --dispatcher 127.0.0.1:1", 66, "gone"),
+        ("infer", 2, "give one of FILE"),
+        ("infer gone.npy", 66, "gone.npy: no such file"),
+        ("infer text.npy", 65, "not a .npy or .npz file"),
+        ("infer --random -o x.txt", 2, "neither .npz nor .npy"),
+        ("infer --input x.npy", 2, "is not NAME=FILE.npy"),
+        ("infer --random --dim 3", 2, "is not NAME=SIZE"),
+        ("infer --random --timeout -1", 2, "-1"),
+        ("bench --watts jetson", 2, "requires 2 arguments"),
+        ("bench --requests 0", 2, "0 is not in the range"),
+        ("trace --plot x.foo", 2, "no kind of drawing"),
+        ("trace -o foreign.json", 73, "is no trace"),
+        ("top", 2, "no terminal to draw on"),
+        ("demo --model gone", 65, "no reference network called 'gone'"),
+        ("status --dispatcher here", 78, "--dispatcher: 'here' has no port"),
+        ("testbed run gone.toml -- true", 66, "gone.toml"),
+    ],
+)
+def test_a_mistake_is_one_line_a_hint_and_its_code(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, line: str, code: int, says: str
+) -> None:
+    monkeypatch.chdir(folder)
+    told = failed(run(*shlex.split(line)), code)
+    assert says in told
+    assert "hint:  " in told
+
+
+def leaves(command: click.Command, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], click.Command]]:
+    if not isinstance(command, click.Group):
+        return [(path, command)]
+    return [each for name, inner in command.commands.items() for each in leaves(inner, (*path, name))]
+
+
+def test_every_verb_has_json_and_an_example_that_it_takes() -> None:
+    """Examples are parsed by the verb's own options; the documents' tests run them."""
+    for verb in VERBS:
+        command = group.get_command(click.Context(group), verb)
+        assert command is not None
+        for path, leaf in leaves(command, (verb,)):
+            options = {option for param in leaf.params for option in param.opts}
+            assert "--json" in options, path
+            context = click.Context(leaf, info_name=f"defer {' '.join(path)}")
+            shown = leaf.get_help(context)
+            assert f"defer {' '.join(path)}" in shown.partition("Examples:")[2], path
