@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import readiness
 from defer.api import ModelInfo
 from defer.client_requests import Requests
 from defer.documents.address import Address
@@ -23,6 +24,7 @@ from defer.gateway.backend import RemoteBackend
 from defer.gateway.server import Gateway, Options
 from defer.gateway.service import Service
 from defer.gateway.watch import LATE_S, DispatcherWatch
+from defer.local_agents import local_agents
 from tests.defer.gateway_fixtures import SAME, exchange
 
 NOBODY = DispatcherUnreachable("nobody", hint="start one")
@@ -149,3 +151,18 @@ def test_the_command_waits_for_the_dispatcher_and_says_so(tmp_path: Path) -> Non
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (0, ""), err
+
+
+@pytest.mark.integration
+def test_the_probe_follows_a_dispatcher_that_was_killed(tmp_path: Path) -> None:
+    """How soon, `benchmarks.readiness` measures; here it must follow at all, and the gateway must live on."""
+    with (
+        local_agents(["a"], tmp_path) as (agent,),
+        readiness.serving(tmp_path, agent) as (dispatcher, address),
+        readiness.gateway(address) as port,
+    ):
+        readiness.until(port, 200)
+        dispatcher.kill()
+        readiness.until(port, 400)
+        assert readiness.probe(port, "/readyz") == 503
+        assert readiness.probe(port, "/healthz") == readiness.probe(port, "/v2/health/live") == 200
