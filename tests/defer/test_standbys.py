@@ -244,7 +244,7 @@ def proving(
         canary=canary,
     )
     made = SimpleNamespace(epoch=7, layout=SimpleNamespace(first="a"))
-    monkeypatch.setattr("defer.dispatcher.deployments.route_of", lambda made: route(made.epoch, "b"))
+    monkeypatch.setattr("defer.dispatcher.raising.route_of", lambda made: route(made.epoch, "b"))
     monkeypatch.setattr("defer.dispatcher.proving.zeros", lambda _: ((), []))
     deployments = bare(
         None,

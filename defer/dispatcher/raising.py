@@ -1,0 +1,261 @@
+"""Brings plans onto agents: has partitions loaded, opens their routes and proves them. Needs the planner's packages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from defer.agents import AgentPool
+from defer.dispatcher import events as e
+from defer.dispatcher.bringup import OnProgress, Order, Places, load
+from defer.dispatcher.epochs import EpochLog
+from defer.dispatcher.foresight import Foreseen
+from defer.dispatcher.keeper import Keeper
+from defer.dispatcher.proving import Canary, came_back, devices_of, prove, route_of
+from defer.dispatcher.report import Served
+from defer.dispatcher.sampling import Sampler, Tally, reference_of
+from defer.dispatcher.shell import DataShell
+from defer.dispatcher.unloading import Unloader
+from defer.documents.address import Address
+from defer.documents.cluster import Cluster
+from defer.errors import AgentUnreachable, DeferError, OutOfMemory
+from defer.hops import Place
+
+if TYPE_CHECKING:
+    from defer.deployer import Deployment
+    from defer.documents.plan import Plan
+    from partitioner import BlockChain
+
+logger = logging.getLogger("defer.dispatcher")
+
+
+class Raising:
+    """What agents have loaded, and how more of it is loaded.
+
+    Args:
+        cluster: Its devices.
+        pool: Connections to their agents.
+        shell: The data thread.
+        state: Directory for partitions.
+        profiles: Directory of measured profiles.
+        keeper: Where epochs are kept.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        pool: AgentPool,
+        shell: DataShell,
+        state: Path,
+        profiles: Path,
+        keeper: Keeper,
+    ) -> None:
+        self.cluster = cluster
+        self._pool, self._shell, self._state, self._profiles = pool, shell, state, profiles
+        self._epochs = EpochLog(keeper)
+        self._unloader = Unloader(pool, self._epochs)
+        self.clean = self._unloader.clean
+        self.served: dict[int, Served] = {}
+        self.standing: set[int] = set()
+        self.canaries: dict[int, float] = {}
+        self.clear_standbys: Callable[[], bool] = bool
+        self.resume_standbys: Callable[[], None] = lambda: None
+        self.changed: Callable[[], None] = lambda: None
+        self.sampler = Sampler(shell)
+        self._chains: dict[str, tuple[Path, BlockChain]] = {}
+
+    def _load_in_room(
+        self,
+        order: Order,
+        chain: BlockChain,
+        plan: Plan,
+        foreseen: Foreseen | None,
+        on_progress: OnProgress,
+        *,
+        hurry: bool = False,
+    ) -> list[Deployment]:
+        """`_load_plan`, for which what stands by gives way where memory does not do for both."""
+        try:
+            return self._load_plan(order, chain, plan, foreseen, on_progress, hurry=hurry)
+        except OutOfMemory:
+            if not self.clear_standbys():
+                raise
+        try:
+            return self._load_plan(order, chain, plan, foreseen, on_progress, hurry=hurry)
+        finally:
+            self.resume_standbys()
+            self.changed()  # there may be room for some of it beside that
+
+    def _load_plan(
+        self,
+        order: Order,
+        chain: BlockChain,
+        plan: Plan,
+        foreseen: Foreseen | None,
+        on_progress: OnProgress,
+        *,
+        patient: bool = False,
+        hurry: bool = False,
+    ) -> list[Deployment]:
+        """Load every route of a plan and prove each.
+
+        With `hurry` those are left for later which are loaded while nothing else serves the model: `_prove_later`.
+        """
+        # What stands by takes no memory for a reference: while it serves, nothing is sampled.
+        every = max(1, round(1 / order.sample)) if order.sample > 0 and not patient else 0
+        opened: list[Deployment] = []
+        try:
+            # Routes that share a stage share its partition on the device: agents load it once.
+            for fraction, leg in plan.legs:
+                made = self._load_route(order, chain, leg, foreseen, on_progress, patient=patient)
+                opened.append(made)
+                exact = reference_of(leg) if every else None
+                route = replace(route_of(made), sample_every=every if exact else 0, fraction=fraction)
+                self._shell.open_route(route, made.layout.first)
+                # The loss of a device that died before is told of no route that came after it.
+                self._require_alive(made)
+                if not (hurry and self.unserved(order.name)):
+                    on_progress("sending a canary through the pipeline", 0.0)
+                    self.canaries[made.epoch] = prove(self._shell, made)
+                if exact is not None:
+                    self._load_reference(order, chain, exact, made, on_progress)
+        except BaseException as error:
+            for made in opened:
+                self._shell.post(e.RouteDropped(made.epoch, f"the deployment failed: {error}"))
+            raise
+        return opened
+
+    def _prove_later(self, opened: Sequence[Deployment], sent: Mapping[int, Canary]) -> None:
+        """Wait for the canaries of routes that serve already; where one fails its route is lost, and mended anew.
+
+        Raises:
+            DeferError: A canary failed.
+        """
+        for made in opened:
+            if made.epoch not in sent:
+                continue
+            try:
+                self.canaries[made.epoch] = came_back(sent[made.epoch])
+            except DeferError as error:
+                # What waits there, or was sent, waits for what is loaded in its place.
+                self._shell.post(e.RouteVoid(made.epoch, str(error)))
+                raise
+
+    def unserved(self, name: str) -> bool:
+        """Whether no route of a model takes requests now."""
+        return not self._shell.call(lambda core, _: core.routes.ready_for(name)).result(5)
+
+    def _load_route(
+        self,
+        order: Order,
+        chain: BlockChain,
+        leg: Plan,
+        foreseen: Foreseen | None,
+        on_progress: OnProgress,
+        *,
+        patient: bool = False,
+    ) -> Deployment:
+        """Load one route's stages under an epoch of its own."""
+        passed = [device for transfer in leg.transfers for device in transfer.path[1:-1]]
+        devices = tuple(dict.fromkeys([*(stage.device for stage in leg.stages), *passed]))
+        epoch, noted = self._epochs.begin_soon(devices)
+        try:
+            made = load(
+                self._pool,
+                self.cluster,
+                order,
+                chain,
+                leg,
+                self.places(),
+                epoch=epoch,
+                on_progress=on_progress,
+                foreseen=foreseen,
+                patient=patient,
+                noted=noted,
+            )
+        except BaseException:
+            self._unloader.unload(epoch, devices)
+            raise
+        if patient:
+            self.standing.add(epoch)
+        self.served[epoch] = Served(made, order.objective)
+        return made
+
+    def _require_alive(self, made: Deployment) -> None:
+        """Nobody waits for a canary whose way has a device that is lost.
+
+        Raises:
+            AgentUnreachable: Names the device.
+        """
+        for device in devices_of(made):
+            known = self._pool.liveness(device)
+            if known is None or known.state != "alive":
+                raise AgentUnreachable("it was lost while the model was loaded", where=device)
+
+    def _load_reference(
+        self, order: Order, chain: BlockChain, exact: Plan, of: Deployment, on_progress: OnProgress
+    ) -> None:
+        """Load a deployment's lossless reference, which samples are compared with; serving goes on without it."""
+        devices = devices_of(of)
+        epoch = self._epochs.begin(devices)
+        try:
+            made = load(
+                self._pool,
+                self.cluster,
+                order,
+                chain,
+                exact,
+                self.places(),
+                epoch=epoch,
+                on_progress=on_progress,
+            )
+        except BaseException as error:
+            self._unloader.unload(epoch, devices)
+            if not isinstance(error, DeferError):
+                raise
+            logger.warning("model %s is served without sampling: %s", order.name, error)
+            return
+        self.served[epoch] = Served(made, order.objective)
+        route = replace(route_of(made), reference_of=of.epoch)
+        self._shell.open_route(route, made.layout.first)
+        metric = of.plan.accuracy.metric if of.plan.accuracy is not None else "relative"
+        self.sampler.tallies[of.epoch] = Tally(epoch, metric)
+
+    def in_service(self) -> dict[int, Served]:
+        """What agents hold, without what only stands by."""
+        return {epoch: each for epoch, each in list(self.served.items()) if epoch not in self.standing}
+
+    @property
+    def parts(self) -> Path:
+        """Where partitions lie."""
+        return self._state / "parts"
+
+    def places(self) -> Places:
+        """Where partitions and measurements lie, and where agents reach this dispatcher's data sockets."""
+        host = self.cluster.dispatcher_host
+        data, fetch = Address(host, self._shell.data_port), Address(host, self._shell.fetch_port)
+        here = Place(self._shell.name, data.endpoint(), fetch.endpoint())
+        return Places(here, self.parts, self._profiles)
+
+    def chain_of(self, order: Order) -> BlockChain:
+        """A model's blocks; analysed where they are not known."""
+        import partitioner
+
+        known = self._chains.get(order.name)
+        if known is None or known[0] != order.model:
+            chain = partitioner.analyze(order.model, order.shapes or None)
+            known = self._chains[order.name] = (order.model, chain)
+        return known[1]
+
+    def _make_room(self, name: str) -> bool:
+        """Unload the routes of a model that are lost; whether there were any."""
+        lost = self._shell.call(lambda core, _: core.routes.lost_of(name)).result(5)
+        for epoch in lost:
+            self._shell.post(e.RouteVoid(epoch, "it was unloaded to make room for what takes its place"))
+            served = self.served.get(epoch)
+            if served is not None:
+                self._unloader.unload(epoch, devices_of(served.deployment))
+        return bool(lost)
