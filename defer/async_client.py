@@ -12,9 +12,9 @@ from typing import Self
 from defer.access import client_security
 from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
-from defer.client_core import Array, Inputs, Submit, copied, fill
+from defer.client_arrays import Array, Inputs, Outputs, copied, fill
+from defer.client_events import Submit
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests, check_id, wished
-from defer.client_session import Outputs
 from defer.documents.address import parse_addresses
 from defer.errors import UsageError, WrongInput
 
@@ -147,11 +147,11 @@ class AsyncClient:
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """The models that are served; see `Client.models`."""
-        return await asyncio.to_thread(self._requests.refresh)
+        return await asyncio.to_thread(self._requests.served.refresh)
 
     async def status(self) -> ServerStatus:
         """How the dispatcher is; see `Client.status`."""
-        return await asyncio.to_thread(self._requests.status)
+        return await asyncio.to_thread(self._requests.served.status)
 
     async def close(self) -> None:
         """End the connection; requests without an answer end as cancelled."""
@@ -178,16 +178,16 @@ class AsyncClient:
         requests = self._requests
         deadline = requests.deadline(timeout)
         model = model or requests.model
-        info = requests.known(model)
+        info = requests.served.known(model)
         if info is None:
-            info = await asyncio.to_thread(requests.signature, model)
+            info = await asyncio.to_thread(requests.served.signature, model)
         try:
-            return requests.encode(info, inputs, outputs, deadline, copy=copy, patient=patient)
+            return requests.encoder.encode(info, inputs, outputs, deadline, copy=copy, patient=patient)
         except WrongInput:
-            newer = await asyncio.to_thread(requests.newer, model, info)
+            newer = await asyncio.to_thread(requests.served.newer, model, info)
             if newer is None:
                 raise
-            return requests.encode(newer, inputs, outputs, deadline, copy=copy, patient=patient)
+            return requests.encoder.encode(newer, inputs, outputs, deadline, copy=copy, patient=patient)
 
     async def _launch(self, submit: Submit) -> asyncio.Future[Outputs]:
         future = self._requests.try_launch(submit)

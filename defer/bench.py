@@ -19,7 +19,7 @@ import numpy as np
 from defer.api import ModelInfo, ServerStatus
 from defer.bench_stages import Power, StageLoad, needs_watching, stage_loads
 from defer.client import Client
-from defer.client_core import Inputs, as_arrays
+from defer.client_arrays import Inputs, as_arrays
 from defer.driving import Driven, Submit, drive
 from node_agent.codecs import CODECS
 from node_agent.errors import AgentError

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 
 from defer.api import ModelInfo
-from defer.client_core import Array
+from defer.client_arrays import Array
 from defer.errors import DeferError, DispatcherUnreachable, NotReady, UnknownModel, UsageError, from_code
 from defer.gateway.datatypes import DATATYPE, WIRE, join_bytes, to_json
 from node_agent.messages import TensorSpec

@@ -21,10 +21,10 @@ from defer.access import client_security
 from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.async_client import AsyncClient
-from defer.client_core import GRACE_S, Array, Inputs, fill
+from defer.client_arrays import Array, Inputs, Outputs, fill
+from defer.client_core import GRACE_S
 from defer.client_errands import Awaited
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
-from defer.client_session import Outputs
 from defer.documents.address import parse_addresses
 from defer.errors import DeadlineExceeded, UsageError
 
@@ -254,7 +254,7 @@ class Client:
         Raises:
             DispatcherUnreachable: Nobody answers at the address.
         """
-        return self._requests.refresh()
+        return self._requests.served.refresh()
 
     def status(self) -> ServerStatus:
         """What the dispatcher knows of itself, its deployments and its devices.
@@ -262,7 +262,7 @@ class Client:
         Raises:
             DispatcherUnreachable: Nobody answers at the address.
         """
-        return self._requests.status()
+        return self._requests.served.status()
 
     def close(self) -> None:
         """End the connection; requests without an answer end as cancelled."""

@@ -12,26 +12,27 @@ same id as soon as there is a new one; the dispatcher never runs it twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any, cast
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from defer.api import ModelInfo
-from defer.errors import WrongInput
-from defer.signature import input_problem, output_problem, specs_text
-from node_agent.messages import NO_DEADLINE, Infer, Recall, Rejection, Result, TensorHeader
-
-Array = npt.NDArray[np.generic]
-Inputs = Mapping[str, npt.ArrayLike] | npt.ArrayLike
-"""Arrays by input name, or one array for a model with one input."""
-
-Outputs = dict[str, Array]
-"""Arrays by output name."""
+from defer.client_events import (
+    Closed,
+    Connected,
+    Disconnected,
+    Event,
+    Fail,
+    GivenUp,
+    Instruction,
+    Refused,
+    RejectionArrived,
+    Resolve,
+    ResultArrived,
+    SendGiveUp,
+    SendInfer,
+    Submit,
+    Tick,
+)
+from node_agent.messages import NO_DEADLINE, Infer, Recall, Rejection
 
 CLIENT = "@client"
 """What a client calls itself in its greeting; no device may be called so."""
@@ -47,126 +48,6 @@ PAUSE_LIMIT_S = 1.0
 """First and longest pause before a patient request is sent again to an overloaded dispatcher."""
 
 _S = 1_000_000_000
-
-
-class Submit(msgspec.Struct, frozen=True, gc=False):
-    """A new request.
-
-    Attributes:
-        request: Its id, 16 random bytes.
-        model: Name of the model; empty where there is only one.
-        outputs: Which outputs are wanted; empty for all.
-        tensors: Headers of its inputs.
-        frames: Their frames.
-        deadline: When it must be answered, on the clock of `handle`; infinity for never.
-        patient: Try again where the dispatcher is overloaded.
-        trace: W3C trace context, empty where the request is not traced.
-        durable: Have the dispatcher keep the request and its answer in its store.
-        recall: Ask for the answer to a request that was sent before, by its id alone.
-        priority: Of the requests that wait, those with the smallest go first, from 1 on; 0 for the usual one.
-    """
-
-    request: bytes
-    model: str
-    outputs: tuple[str, ...]
-    tensors: tuple[TensorHeader, ...]
-    frames: Sequence[object]
-    deadline: float
-    patient: bool = False
-    trace: str = ""
-    durable: bool = False
-    recall: bool = False
-    priority: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """The dispatcher answered the greeting."""
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnected:
-    """The connection broke."""
-
-
-class ResultArrived(msgspec.Struct, frozen=True, gc=False):
-    """A result with its frames."""
-
-    result: Result
-    frames: Sequence[object]
-
-
-@dataclass(frozen=True, slots=True)
-class RejectionArrived:
-    """An error in place of a result."""
-
-    rejection: Rejection
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The dispatcher will not talk to us: every request ends."""
-
-    code: str
-    message: str
-    hint: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The client is closed: every request ends."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-@dataclass(frozen=True, slots=True)
-class GivenUp:
-    """Nobody waits for a request any more."""
-
-    request: bytes
-
-
-Event = (
-    Submit | GivenUp | Connected | Disconnected | ResultArrived | RejectionArrived | Refused | Closed | Tick
-)
-
-
-class SendInfer(msgspec.Struct, frozen=True, gc=False):
-    """Send a request."""
-
-    infer: Infer | Recall
-    frames: Sequence[object]
-
-
-class Resolve(msgspec.Struct, frozen=True, gc=False):
-    """A request has its result."""
-
-    request: bytes
-    tensors: tuple[TensorHeader, ...]
-    frames: Sequence[object]
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """A request ended without a result."""
-
-    request: bytes
-    code: str
-    message: str
-    hint: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SendGiveUp:
-    """Tell the dispatcher that a request need not be answered."""
-
-    request: bytes
-
-
-Instruction = SendInfer | SendGiveUp | Resolve | Fail
 
 
 class _Pending(msgspec.Struct, gc=False):
@@ -352,9 +233,6 @@ class ClientCore:
         return failed
 
 
-# ------------------------------------------------------------------------------------------ before it is sent
-
-
 def _longer(given: float) -> str:
     """What to do about a deadline that passed, with what the request was given, as far as that is known here."""
     advice = "`timeout` in Python and --timeout on the command line give a request longer"
@@ -363,94 +241,3 @@ def _longer(given: float) -> str:
     # What the signature and the encoding took before has gone from it: with few digits it is what the caller said.
     told = f"{given:.2g}" if given < 1 else f"{round(given, 1):g}"
     return f"it was given {told} s; {advice}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-def as_arrays(inputs: Inputs, model: ModelInfo) -> dict[str, Array]:
-    """The caller's inputs as contiguous arrays by name, checked against the model.
-
-    A plain number or list takes the input's element type, an array must have it already.
-
-    Raises:
-        WrongInput: A name, element type or shape that the model does not take.
-    """
-    if not isinstance(inputs, Mapping):
-        if len(model.inputs) != 1:
-            raise WrongInput(
-                f"model {model.name!r} has {len(model.inputs)} inputs, one array was given: "
-                f"{specs_text(model.inputs)}",
-                hint="give a mapping from input name to array",
-            )
-        inputs = {model.inputs[0].name: inputs}
-    types = {spec.name: spec.dtype for spec in model.inputs}
-    arrays = {str(name): _as_array(str(name), value, types.get(str(name))) for name, value in inputs.items()}
-    given = [_Given(name, array.dtype.name, array.shape) for name, array in arrays.items()]
-    problem = input_problem(model.inputs, given)
-    if problem is not None:
-        raise WrongInput(f"model {model.name!r}: {problem}")
-    return {spec.name: arrays[spec.name] for spec in model.inputs}
-
-
-def copied(inputs: Inputs) -> Inputs:
-    """The inputs as they are now, whatever the caller does to them later."""
-    if isinstance(inputs, Mapping):
-        return {name: deepcopy(value) for name, value in inputs.items()}
-    return deepcopy(inputs)
-
-
-def check_outputs(outputs: Sequence[str], model: ModelInfo) -> tuple[str, ...]:
-    """The wanted outputs, sure to exist.
-
-    Raises:
-        WrongInput: The model has no such output.
-    """
-    problem = output_problem(model.outputs, outputs)
-    if problem is not None:
-        raise WrongInput(f"model {model.name!r}: {problem}")
-    return tuple(outputs)
-
-
-def fill(into: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
-    """The outputs, those that the caller made room for in the caller's arrays.
-
-    Raises:
-        WrongInput: An array has another element type or shape than the output that it is for, or there is none.
-    """
-    for name, room in into.items():
-        array = outputs.get(name)
-        if array is None:
-            raise WrongInput(f"there is room for output {name!r}, which is not among {', '.join(outputs)}")
-        if (room.dtype, room.shape) != (array.dtype, array.shape):
-            raise WrongInput(
-                f"output {name!r} is {array.dtype.name}{list(array.shape)}, the array for it is "
-                f"{room.dtype.name}{list(room.shape)}"
-            )
-        np.copyto(room, array)
-    return {name: into.get(name, array) for name, array in outputs.items()}
-
-
-def _as_array(name: str, value: npt.ArrayLike, dtype: str | None) -> Array:
-    if not isinstance(value, np.ndarray | np.generic) and hasattr(value, "__dlpack__"):
-        try:
-            return np.ascontiguousarray(np.from_dlpack(cast(Any, value)))
-        except (BufferError, RuntimeError, TypeError, ValueError) as exc:
-            raise WrongInput(
-                f"input {name!r} cannot be read through DLPack: {exc}",
-                hint="give a tensor in this machine's memory, of a type that NumPy has",
-            ) from exc
-    if isinstance(value, np.ndarray) or dtype is None or dtype == "string":
-        array: Array = np.asarray(value)
-    else:
-        try:
-            array = np.asarray(value, dtype=None if hasattr(value, "dtype") else np.dtype(dtype))
-        except (TypeError, ValueError) as exc:
-            raise WrongInput(f"input {name!r} cannot be made an array of {dtype}: {exc}") from exc
-    if array.dtype.hasobject and dtype != "string":
-        raise WrongInput(f"input {name!r} holds Python objects, expected {dtype or 'numbers'}")
-    return np.ascontiguousarray(array) if array.ndim else array

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from defer.client_core import Outputs, Submit
+from defer.client_arrays import Outputs
+from defer.client_events import Submit
 
 if TYPE_CHECKING:
     from defer.client_session import Session

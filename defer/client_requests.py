@@ -1,51 +1,34 @@
-"""What the blocking and the asyncio client share: the models' signatures, checks before sending, and the connection."""
+"""What the blocking and the asyncio client share: a request's way from the caller's arrays to a future of its answer."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import msgspec
 
-from defer import api
 from defer.access import client_security
-from defer.admin import Admin
-from defer.client_core import BRIEF_S, Inputs, Submit, as_arrays, check_outputs
+from defer.client_arrays import Inputs, Outputs
+from defer.client_core import BRIEF_S
+from defer.client_encoding import Encoder
 from defer.client_errands import Answer, Awaited, Owned
-from defer.client_room import ID_BYTES, Held, Room, kind_of, new_id, plain
-from defer.client_session import Outputs, Session
-from defer.documents.address import Address, parse_addresses
-from defer.errors import (
-    Cancelled,
-    DispatcherUnreachable,
-    NotReady,
-    Overloaded,
-    UnknownModel,
-    UsageError,
-    WrongInput,
-)
+from defer.client_events import Submit
+from defer.client_room import Held, Room
+from defer.client_served import Served
+from defer.client_session import Session
+from defer.documents.address import parse_addresses
+from defer.errors import Cancelled, DispatcherUnreachable, Overloaded, UsageError, WrongInput
 from defer.tracing.otel import calling, ended, failed, telemetry
-from node_agent.codecs import CODECS, byte_view
-from node_agent.errors import AgentError
-from node_agent.frames import check_headers, pack_item
-from node_agent.messages import TensorHeader
+from node_agent.messages import ID_BYTES, LOWEST_PRIORITY
 from node_agent.security import Security
 
 DEFAULT_TIMEOUT_S = 30.0
 """Seconds that a request may take where nothing else is said."""
-
-AUTO = "auto"
-"""Codec of a client that does as the model's plan wants."""
-
-ANSWER_S = 10.0
-"""Seconds in which a dispatcher answers a question about itself."""
 
 ENDLESS_S = 1e9
 """Longer timeouts are none at all: what counts nanoseconds in 64 bits has no larger ones."""
@@ -53,10 +36,6 @@ ENDLESS_S = 1e9
 MOST_REQUESTS = 1024
 MOST_BYTES = 512 << 20
 """Requests of one client under way, and their input bytes."""
-
-
-REMEMBERED = 64
-"""Combinations of inputs' types and shapes that a client knows to fit."""
 
 
 def check_id(request: bytes) -> None:
@@ -72,21 +51,18 @@ def check_id(request: bytes) -> None:
         )
 
 
-LOWEST = 1 << 31
-"""The largest number that a request may have as its priority."""
-
-
 def wished(submit: Submit, *, durable: bool, request: bytes | None, priority: int, trace: str = "") -> Submit:
     """A request with what its caller asked for beyond the usual.
 
     Raises:
-        UsageError: The priority is not from 0 to `LOWEST`.
+        UsageError: The priority is not from 0 to `LOWEST_PRIORITY`.
     """
     if not (durable or priority or trace) and request is None:
         return submit
-    if not 0 <= priority <= LOWEST:
+    if not 0 <= priority <= LOWEST_PRIORITY:
         raise UsageError(
-            f"a priority of {priority} is not from 0 to {LOWEST}", hint="1 is the highest, 0 the usual one"
+            f"a priority of {priority} is not from 0 to {LOWEST_PRIORITY}",
+            hint="1 is the highest, 0 the usual one",
         )
     name = submit.request if request is None else request
     return msgspec.structs.replace(submit, durable=durable, request=name, priority=priority, trace=trace)
@@ -116,87 +92,21 @@ class Requests:
         security: Security | None = None,
         absence_s: float = math.inf,
     ) -> None:
-        if codec != AUTO and codec not in CODECS:
-            raise UsageError(f"codec {codec!r} is unknown", hint=f"known: {AUTO}, {', '.join(CODECS)}")
-        self.addresses = parse_addresses(address)
-        hosts = [each.host for each in self.addresses]
-        self.security = client_security(*hosts) if security is None else security
+        self.encoder = Encoder(codec)
+        addresses = parse_addresses(address)
+        # Nobody waits longer for a connection than for the answer; what is too short says nothing of who is there.
+        self.served = Served(
+            addresses,
+            min(connect_timeout, max(timeout, BRIEF_S)),
+            client_security(*(each.host for each in addresses)) if security is None else security,
+        )
         self.model = model
-        self.timeout = timeout
-        self.codec = codec
-        self.connect_timeout = connect_timeout
+        self._timeout = timeout
         self._absence_s = absence_s
         self._room = Room(MOST_REQUESTS, MOST_BYTES)
         self._lock = threading.Lock()
-        self._models: dict[str, api.ModelInfo] = {}
-        self._only: api.ModelInfo | None = None  # what a request without a name means
-        self._seen: dict[tuple[Any, ...], tuple[api.ModelInfo, tuple[TensorHeader, ...]]] = {}
-        self._data: Address | None = None  # where requests were taken when the dispatcher was last asked
         self._session: Session | None = None
         self._closed = False
-
-    # ---------------------------------------------------------------------------------------------- the api's
-
-    def refresh(self) -> tuple[api.ModelInfo, ...]:
-        """Ask the dispatcher what it serves."""
-        with self._admin() as admin:
-            answer = admin.ask(api.ListModels(0), api.Models, timeout=ANSWER_S)
-            told = admin.address
-        with self._lock:
-            self._models = {info.name: info for info in answer.models}
-            named = without_versions(self._models)
-            self._only = named[0] if len(named) == 1 else None
-            self._data = replace(told, port=answer.data_port)
-            # The one that answers comes first; at the others, requests go to the next port.
-            self.addresses = (told, *(each for each in self.addresses if each != told))
-        return answer.models
-
-    def status(self) -> api.ServerStatus:
-        """Ask the dispatcher how it is."""
-        with self._admin() as admin:
-            return admin.ask(api.GetStatus(0), api.ServerStatus, timeout=ANSWER_S)
-
-    @property
-    def address(self) -> str:
-        """Whom requests go to, for messages."""
-        return ",".join(str(each) for each in self.addresses)
-
-    def _admin(self) -> Admin:
-        # Nobody waits longer for a connection than for the answer; what is too short says nothing of who is there.
-        patience = max(self.timeout, BRIEF_S)
-        return Admin(self.addresses, connect_s=min(self.connect_timeout, patience), security=self.security)
-
-    def known(self, model: str) -> api.ModelInfo | None:
-        """The signature of a model as far as it was asked for; None when the dispatcher must be asked."""
-        info = self._models.get(model, _NOTHING) if model or self._only is None else self._only
-        return info if info.inputs else None
-
-    def signature(self, model: str) -> api.ModelInfo:
-        """The signature of a model, asked for where it is not known.
-
-        Raises:
-            UnknownModel: No such model, or several and none named.
-            NotReady: None is served yet.
-        """
-        info = self.known(model)
-        if info is not None:
-            return info
-        served = {info.name: info for info in self.refresh()}
-        if not served:
-            raise NotReady(
-                f"no model is deployed at {self.address}", hint="deploy one with `defer deploy MODEL`"
-            )
-        named = without_versions(served)
-        if not model and len(named) != 1:
-            raise UnknownModel(f"several models are served, say which: {', '.join(sorted(served))}")
-        found = served.get(model) if model else named[0]
-        if found is None:
-            raise UnknownModel(f"no model {model!r} is served; served: {', '.join(sorted(served))}")
-        if not found.inputs:
-            raise NotReady(f"model {found.name!r} is not ready: {found.reason}")
-        return found
-
-    # -------------------------------------------------------------------------------------------- one request
 
     def prepare(
         self,
@@ -231,29 +141,17 @@ class Requests:
         """
         if request is not None:
             check_id(request)
-        submit = self._prepare(inputs, model, outputs, timeout, copy=copy, patient=patient)
-        return wished(submit, durable=durable, request=request, priority=priority, trace=trace)
-
-    def _prepare(
-        self,
-        inputs: Inputs,
-        model: str,
-        outputs: Sequence[str],
-        timeout: float | None,
-        *,
-        copy: bool,
-        patient: bool,
-    ) -> Submit:
         deadline = self.deadline(timeout)
         model = model or self.model
-        info = self.known(model) or self.signature(model)
+        info = self.served.known(model) or self.served.signature(model)
         try:
-            return self.encode(info, inputs, outputs, deadline, copy=copy, patient=patient)
+            submit = self.encoder.encode(info, inputs, outputs, deadline, copy=copy, patient=patient)
         except WrongInput:
-            newer = self.newer(model, info)
+            newer = self.served.newer(model, info)
             if newer is None:
                 raise
-            return self.encode(newer, inputs, outputs, deadline, copy=copy, patient=patient)
+            submit = self.encoder.encode(newer, inputs, outputs, deadline, copy=copy, patient=patient)
+        return wished(submit, durable=durable, request=request, priority=priority, trace=trace)
 
     def recall(self, request: bytes, timeout: float | None) -> Submit:
         """Ask for the answer to a request that was sent before.
@@ -263,8 +161,8 @@ class Requests:
         """
         check_id(request)
         deadline = self.deadline(timeout)
-        if self._data is None:
-            self.refresh()
+        if self.served.data is None:
+            self.served.refresh()
         return Submit(request, "", (), (), (), deadline, recall=True)
 
     def deadline(self, timeout: float | None) -> float:
@@ -273,62 +171,10 @@ class Requests:
         Raises:
             UsageError: The timeout is not positive.
         """
-        seconds = self.timeout if timeout is None else timeout
+        seconds = self._timeout if timeout is None else timeout
         if not seconds > 0:
             raise UsageError(f"a timeout of {seconds} s leaves no time", hint="give a positive number")
         return time.monotonic() + seconds if seconds <= ENDLESS_S else math.inf
-
-    def newer(self, model: str, info: api.ModelInfo) -> api.ModelInfo | None:
-        """The signature where the model was replaced by one with another since `info`; None where it was not."""
-        self.refresh()
-        found = self.signature(model)
-        return found if (found.inputs, found.outputs) != (info.inputs, info.outputs) else None
-
-    def encode(
-        self,
-        info: api.ModelInfo,
-        inputs: Inputs,
-        outputs: Sequence[str],
-        deadline: float,
-        *,
-        copy: bool,
-        patient: bool,
-    ) -> Submit:
-        """Check a request against a signature and encode it; asks nobody."""
-        if not outputs:
-            given = plain(inputs, info)
-            told = None if given is None else self._seen.get(kind_of(info, given))
-            if given is not None and told is not None:
-                frames = [byte_view(array.copy() if copy else array) for array in given]
-                return Submit(new_id(), info.name, (), told[1], frames, deadline, patient)
-        arrays, wanted = as_arrays(inputs, info), check_outputs(outputs, info)
-        if copy:
-            arrays = {name: array.copy() for name, array in arrays.items()}
-        dtypes = {spec.name: spec.dtype for spec in info.inputs}
-        try:
-            headers, frames = pack_item(arrays, self._codec(info), dtypes)
-            check_headers(headers)
-        except AgentError as error:
-            raise WrongInput(str(error), hint=error.hint) from error
-        if not outputs and all(header.codec == "raw" for header in headers) and self._codec(info) == "raw":
-            self._remember(info, inputs, headers)
-        return Submit(new_id(), info.name, wanted, headers, frames, deadline, patient)
-
-    def _remember(self, info: api.ModelInfo, inputs: Inputs, headers: tuple[TensorHeader, ...]) -> None:
-        """Inputs of these types and shapes fit, and travel under these headers."""
-        given = plain(inputs, info)
-        if given is None:
-            return
-        if len(self._seen) >= REMEMBERED:
-            self._seen.clear()
-        # The signature is held, so that nothing else gets its identity.
-        self._seen[kind_of(info, given)] = (info, headers)
-
-    def _codec(self, info: api.ModelInfo) -> str:
-        if self.codec != AUTO:
-            return self.codec
-        # A newer dispatcher may name a codec that this client does not have; raw is always understood.
-        return info.codec if info.codec in CODECS else "raw"
 
     def launch(
         self,
@@ -371,7 +217,7 @@ class Requests:
         except FutureTimeout:
             future.cancel()
             raise DispatcherUnreachable(
-                f"the dispatcher at {self.address} did not say in time that it keeps the request"
+                f"the dispatcher at {self.served.address} did not say in time that it keeps the request"
             ) from None
         return future
 
@@ -430,9 +276,10 @@ class Requests:
             if self._closed:
                 raise Cancelled("the client is closed")
             if self._session is None or self._session.forked:
-                assert self._data is not None  # whoever knows a signature has asked
-                where = [self._data.endpoint(), *(each.endpoint(1) for each in self.addresses[1:])]
-                session = Session(where, self.address, self.security, absence_s=self._absence_s)
+                served = self.served
+                session = Session(
+                    served.endpoints(), served.address, served.security, absence_s=self._absence_s
+                )
                 session.start()
                 self._session = session
             return self._session
@@ -444,11 +291,3 @@ class Requests:
             session, self._session = self._session, None
         if session is not None:
             session.close()
-
-
-def without_versions(models: Mapping[str, api.ModelInfo]) -> list[api.ModelInfo]:
-    """The models that a request without a name may mean: a version is meant by its own name alone."""
-    return [info for info in models.values() if info.version_of not in models or not info.version_of]
-
-
-_NOTHING = api.ModelInfo("", "")

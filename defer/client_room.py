@@ -1,4 +1,4 @@
-"""What a client's requests share: room for those under way, their ids, and which inputs need no second look."""
+"""What a client's requests share: room for those under way, and ids that are theirs alone."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ import secrets
 import threading
 import time
 from collections import deque
-from typing import Any
 
-import numpy as np
-
-from defer import api
-from defer.client_core import Array, Inputs
-
-ID_BYTES = 16
-"""Length of a request's id."""
+from node_agent.messages import ID_BYTES
 
 IDS = 256
 """Ids made at a time."""
@@ -79,32 +72,6 @@ class Held:
         except IndexError:
             return
         self._room.give(nbytes)
-
-
-LOOKED_AT = frozenset("OUS")
-"""Kinds of element whose bytes on the wire differ from one array to the next of its shape: objects, text."""
-
-
-def plain(inputs: Inputs, info: api.ModelInfo) -> list[Array] | None:
-    """The inputs in the model's order where each is an array as it is sent; None where something must be looked at."""
-    specs = info.inputs
-    if type(inputs) is np.ndarray:
-        given: list[Any] = [inputs] if len(specs) == 1 else []
-    elif type(inputs) is dict and len(inputs) == len(specs):
-        given = [inputs.get(spec.name) for spec in specs]
-    else:
-        return None
-    for array in given:
-        if type(array) is not np.ndarray or not array.flags.c_contiguous or array.dtype.kind in LOOKED_AT:
-            return None
-    return given or None
-
-
-def kind_of(info: api.ModelInfo, given: list[Array]) -> tuple[Any, ...]:
-    """By what inputs are known to fit a signature."""
-    if len(given) == 1:
-        return id(info), given[0].dtype, given[0].shape
-    return id(info), *[(array.dtype, array.shape) for array in given]
 
 
 _ids: list[bytes] = []

@@ -10,18 +10,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from defer import client_core as c
+from defer import client_events as c
+from defer.client_arrays import Outputs
+from defer.client_core import ClientCore
 from defer.client_errands import Alone, Answer, Awaited, Owned, Sending, Waiting
-from defer.client_scout import Scout
-from defer.dialled import Dialled
+from defer.client_line import Line
 from defer.errors import Cancelled, DeferError, UsageError, from_code, translate
 from defer.socket_loop import Errand, SocketLoop
-from node_agent.connection import Handshake
-from node_agent.errors import FrameError, NotAllowedError
+from node_agent.errors import FrameError
 from node_agent.frames import encode_header, unpack_tensor
 from node_agent.link import Sent, incoming, send
 from node_agent.messages import (
@@ -29,22 +28,16 @@ from node_agent.messages import (
     GiveUp,
     Greeting,
     Infer,
-    PeerRef,
     Recall,
     Refusal,
     Rejection,
     Result,
     TensorHeader,
 )
-from node_agent.security import DISPATCHER, OPEN, Security
-
-Outputs = c.Outputs
+from node_agent.security import OPEN, Security
 
 BURST = 64
-DIAL_S = 0.25
-DIAL_GROWS = 1.1
-DIAL_LIMIT_S = 3.0
-"""Where there are several dispatchers, how long one may take to answer before the next is tried; longer each time."""
+"""Messages read at a time: what else there is to do waits for no more."""
 
 RETRY_S = 0.002
 """How often a request that the connection's full queue did not take is tried again."""
@@ -69,11 +62,7 @@ class Session:
         *,
         absence_s: float = math.inf,
     ) -> None:
-        self.endpoints = deque([endpoints] if isinstance(endpoints, str) else endpoints)
-        """The one that is dialled comes first."""
-        self._patience = DIAL_S
-        self._give_up = math.inf
-        self._made_core = partial(c.ClientCore, address, absence_s)
+        self._made_core = partial(ClientCore, address, absence_s)
         self._core = self._made_core()
         self.alone: Alone | None = None
         self._owner: object = None
@@ -84,7 +73,7 @@ class Session:
         self._crash: DeferError | None = None
         self._loop = SocketLoop(
             "defer-client",
-            opened=self._open,
+            opened=lambda: self._line.open(),
             next_wake=self._next_wake,
             turned=self._turned,
             closed=self._close,
@@ -93,8 +82,12 @@ class Session:
             idle=self._is_idle,
             renew=self._renew,
         )
-        self._scout = Scout(self._loop, self._adopt) if len(self.endpoints) > 1 else None
-        self._heard, self._look_at = -math.inf, math.inf
+        self._line = Line(
+            self._loop,
+            [endpoints] if isinstance(endpoints, str) else endpoints,
+            self._changed,
+            self._on_data,
+        )
 
     def start(self) -> None:
         """Start the thread; it connects by itself."""
@@ -207,8 +200,8 @@ class Session:
     def begin(self, submit: c.Submit) -> None:
         """Send a request, of which somebody else keeps account."""
         self._feed(submit)
-        if self._dialled.refusal is not None:
-            self._redial()  # keys may have been put right
+        if self._line.dialled.refusal is not None:
+            self._line.redial()  # keys may have been put right
 
     def _is_idle(self, errand: Errand | None) -> bool:
         if not self._core.connected:
@@ -226,66 +219,13 @@ class Session:
         self._unsent.clear()
         self._core = self._made_core()
         self.futures.clear()  # all are its own, and their locks perhaps taken for ever: they are its to end
-        with suppress(Exception):  # perhaps closed already
-            self._dialled.close()
-        if self._scout is not None:
-            self._scout.abandon()
-        self._heard, self._look_at = -math.inf, math.inf
-        self._open()
+        self._line.renew()
 
-    def _open(self) -> None:
-        self._dialled = Dialled(
-            self._loop.context, PeerRef(DISPATCHER, self.endpoints[0]), Handshake(c.CLIENT, dialled=True)
-        )
-        self._watch()
-        self._set_patience()
-        self._check_refusal()
-
-    def _set_patience(self) -> None:
-        """Where there is another dispatcher, this one must answer within some time."""
-        if len(self.endpoints) > 1:
-            self._give_up = time.monotonic() + self._patience
-            self._patience = min(DIAL_LIMIT_S, self._patience * DIAL_GROWS)
-
-    def _adopt(self, endpoint: str, dialled: Dialled) -> None:
-        """Another dispatcher leads by now, and this is a connection to it."""
-        self._unsent.clear()
-        self._loop.unwatch(self._dialled.socket)
-        self._loop.unwatch(self._dialled.monitor.socket)
-        self._dialled.close()
-        self.endpoints.rotate(-self.endpoints.index(endpoint))
-        self._dialled = dialled
-        self._watch()
-        self._settled()
-        self._heard = time.monotonic()
-        self._feed(c.Disconnected())
-        self._feed(c.Connected())
-
-    def _settled(self) -> None:
-        """This one answers."""
-        self._give_up, self._patience = math.inf, DIAL_S
-
-    def _check_refusal(self) -> None:
-        refusal = self._dialled.refusal
-        if refusal is not None:
-            self._feed(c.Refused(refusal.code, str(refusal), refusal.hint))
-
-    def _watch(self) -> None:
-        self._loop.watch(self._dialled.socket, self._on_data)
-        self._loop.watch(self._dialled.monitor.socket, self._on_monitor)
-
-    def _redial(self) -> None:
-        self._unsent.clear()  # whatever is unanswered is sent again on the next connection
-        self.endpoints.rotate(-1)
-        self._loop.unwatch(self._dialled.socket)
-        self._loop.unwatch(self._dialled.monitor.socket)
-        self._dialled.close()
-        self._dialled.peer = PeerRef(DISPATCHER, self.endpoints[0])
-        self._dialled.open()
-        self._watch()
-        self._set_patience()
-        self._feed(c.Disconnected())
-        self._check_refusal()
+    def _changed(self, event: c.Event) -> None:
+        """What the line tells of itself."""
+        if isinstance(event, c.Disconnected):
+            self._unsent.clear()  # whatever is unanswered is sent again on the next connection
+        self._feed(event)
 
     def _close(self) -> None:
         try:
@@ -295,47 +235,32 @@ class Session:
             # After a crash the core may know less than it was given: no future is left to wait for ever.
             for request in list(self.futures):
                 self._settle(request, partial(_raise, self._crash or Cancelled("the client is closed")))
-            if self._scout is not None:
-                self._scout.close()
-            if hasattr(self, "_dialled"):
-                self._dialled.close()
+            self._line.close()
 
     def _crashed(self, error: BaseException) -> None:
         self._crash = translate(error)
 
     def _next_wake(self) -> float:
-        wake = min(self._core.next_wake(), self._give_up, self._look_at)
+        wake = min(self._core.next_wake(), self._line.wake)
         return min(wake, time.monotonic() + RETRY_S) if self._unsent else wake
 
     def _turned(self) -> None:
         if self._core.next_wake() <= time.monotonic():
             self._feed(c.Tick())
-        if self._give_up <= time.monotonic():
-            self._redial()
-        if self._scout is not None:
-            others = list(self.endpoints)[1:] if self._dialled.handshake.state == "ready" else []
-            quiet_since = max(self._heard, self._core.owed_since)
-            self._look_at = self._scout.look(others, time.monotonic(), quiet_since)
-        while (
-            self._unsent
-            and send(self._dialled.socket, encode_header(self._unsent[0][0]), self._unsent[0][1]) is Sent.YES
-        ):
+        if self._line.several:
+            self._line.turned(self._core.owed_since)
+        while self._unsent:
+            message, frames = self._unsent[0]
+            if send(self._line.socket, encode_header(message), frames) is not Sent.YES:
+                return
             self._unsent.popleft()
 
-    def _on_monitor(self) -> None:
-        for stands in self._dialled.happened():
-            if not stands:
-                self._redial()
-                return
-            self._dialled.say(self._dialled.handshake.opened())
-        self._check_refusal()
-
     def _on_data(self) -> None:
-        if self._scout is not None:
-            self._heard = time.monotonic()
+        if self._line.several:
+            self._line.heard()
         # Whoever is alone comes for one message: whether there are more is asked with the next turn anyway.
         most = BURST if self.alone is None else 1
-        for _, header, frames in incoming(self._dialled.socket, routed=False, most=most):
+        for _, header, frames in incoming(self._line.socket, routed=False, most=most):
             if type(header) is Result:
                 self._feed(c.ResultArrived(header, frames))
                 continue
@@ -345,20 +270,11 @@ class Session:
                 case Accepted(request) if request in self._kept:
                     _end(self._kept.pop(request))
                 case Greeting():
-                    self._dialled.handshake.greeted(header)
-                    refused = self._dialled.handshake.state == "refused"
-                    reason = self._dialled.handshake.reason
-                    if not refused:
-                        self._settled()
-                    self._feed(c.Refused("protocol-mismatch", reason) if refused else c.Connected())
-                case Refusal(NotAllowedError.code, message):
-                    self._dialled.refusal = NotAllowedError(message)
-                    self._check_refusal()
-                case Refusal(code, message):
-                    early = self._dialled.handshake.state != "ready"
-                    self._feed(c.Refused("protocol-mismatch" if early else code, message))
+                    self._line.greeted(header)
+                case Refusal():
+                    self._line.refused(header)
                 case FrameError():
-                    self._redial()  # what came is not ours: the bytes of this connection cannot be trusted
+                    self._line.redial()  # what came is not ours: the bytes of this connection cannot be trusted
                     return
 
     def _feed(self, event: c.Event) -> None:
@@ -375,7 +291,7 @@ class Session:
                     self._settle(request, partial(_raise, from_code(code, message, hint)))
 
     def _send(self, infer: Infer | Recall | GiveUp, frames: Sequence[Any]) -> None:
-        if self._unsent or send(self._dialled.socket, encode_header(infer), frames) is not Sent.YES:
+        if self._unsent or send(self._line.socket, encode_header(infer), frames) is not Sent.YES:
             self._unsent.append((infer, frames))
 
     def _settle(self, request: bytes, outcome: Any) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from benchmarks.chaos import model
-from defer import client_core
+from defer import client_events
 from defer.client import Client
 from defer.errors import DeferError
 
@@ -113,7 +113,7 @@ class Asker:
         def hearing(event: Any, now: float) -> Any:
             late = core.late
             told = handle(event, now)
-            if core.late != late and isinstance(event, client_core.ResultArrived):
+            if core.late != late and isinstance(event, client_events.ResultArrived):
                 self._notes.add("again", time.monotonic(), self._numbers.get(event.result.request, -1))
             return told
 

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.simulation.dispatcher import HOST
 from benchmarks.simulation.seams import Stage
 from benchmarks.simulation.world import Process
-from defer import client_core as c
+from defer import client_events as c
 from defer.client_session import Session
 from defer.errors import DeferError
 from node_agent.frames import pack_item

@@ -17,8 +17,8 @@ from defer.api import ModelInfo
 from defer.cli.dispatcher import address_option, timeout_option
 from defer.cli.output import common_options, console, examples, note, print_json, table
 from defer.client import Client
-from defer.client_core import Array
-from defer.client_requests import without_versions
+from defer.client_arrays import Array
+from defer.client_served import without_versions
 from defer.documents.files import write_bytes
 from defer.errors import (
     FileMissing,

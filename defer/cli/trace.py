@@ -15,7 +15,8 @@ from defer.cli.dispatcher import address_option, timeout_option
 from defer.cli.infer import choose_model, random_inputs
 from defer.cli.output import common_options, console, examples, note, print_json, table
 from defer.cli.plots import check_plot, write_drawing
-from defer.client_requests import AUTO, Requests
+from defer.client_encoding import AUTO
+from defer.client_requests import Requests
 from defer.documents.files import write_bytes
 from defer.errors import OutputExists
 from defer.tracing.chrome import chrome_trace
@@ -84,7 +85,7 @@ def command(
         )
     client = Requests(address, model=model_name, timeout=timeout, codec=AUTO, connect_timeout=CONNECT_S)
     with closing(client):
-        info = choose_model(client.refresh(), model_name)
+        info = choose_model(client.served.refresh(), model_name)
         inputs = random_inputs(info, seed, batch)
         timeline = run_traced(client, info.name, inputs, requests=requests, window=window)
     if output is not None:

@@ -1,6 +1,6 @@
 """Where the gateway's requests go: the dispatcher of this process, or one at an address.
 
-Both take what the Python client sends (`client_core.Submit`), so that a gateway checks, encodes and times requests as
+Both take what the Python client sends (`client_events.Submit`), so that a gateway checks, encodes and times requests as
 every other client does. In the dispatcher's own process a request is handed to the data thread as a value, and its
 frames never pass a socket on the way there.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from defer import api
-from defer.client_core import Submit
+from defer.client_events import Submit
 from defer.errors import DeferError, FileMissing, Overloaded, UnknownModel, from_code, translate
 from defer.gateway.watch import DispatcherWatch
 from node_agent import messages
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
+    from defer.client_arrays import Outputs
     from defer.client_requests import Requests
-    from defer.client_session import Outputs
     from defer.dispatcher.bringup import Order
     from defer.dispatcher.daemon import Daemon
     from defer.documents.plan import PlanBatching
@@ -169,7 +169,7 @@ class RemoteBackend:
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
         self._infos: dict[str, api.ModelInfo] = {}
-        self._watch = DispatcherWatch(requests.refresh, requests.address)
+        self._watch = DispatcherWatch(requests.served.refresh, requests.served.address)
 
     def start(self, on_there: Callable[[], None]) -> threading.Event:
         """Look after the dispatcher from now on.
@@ -186,7 +186,7 @@ class RemoteBackend:
         """See `Backend`."""
         if self._watch.away:  # it was just asked, and would again be waited for
             raise self._watch.error()
-        models = await asyncio.to_thread(self._requests.refresh)
+        models = await asyncio.to_thread(self._requests.served.refresh)
         self._infos = {info.name: info for info in models}
         return models
 
@@ -200,7 +200,7 @@ class RemoteBackend:
 
     async def status(self) -> api.ServerStatus:
         """See `Backend`."""
-        return await asyncio.to_thread(self._requests.status)
+        return await asyncio.to_thread(self._requests.served.status)
 
     async def load(self, name: str, file: Path | None, batching: PlanBatching | None = None) -> None:
         """See `Backend`."""
@@ -213,7 +213,7 @@ class RemoteBackend:
 
         if file is None:
             raise UnknownModel(f"model {name!r} is not in the gateway's repository")
-        with Admin(self._requests.address, security=self._requests.security) as admin:
+        with Admin(self._requests.served.address, security=self._requests.served.security) as admin:
             files = model_files(file)
             upload(admin, files)
             sizes, delay = (batching.sizes, batching.delay_s) if batching is not None else ((), 0.0)
@@ -227,7 +227,7 @@ class RemoteBackend:
     def _unload(self, name: str) -> None:
         from defer.admin import Admin
 
-        with Admin(self._requests.address, security=self._requests.security) as admin:
+        with Admin(self._requests.served.address, security=self._requests.served.security) as admin:
             admin.ask(api.Undeploy(0, name, UNLOAD_S), messages.Done, timeout=UNLOAD_S + 60)
 
     def launch(self, submit: Submit, done: Done) -> Cancel:

@@ -14,7 +14,7 @@ from typing import Any
 
 import defer
 from defer import api
-from defer.client_core import Submit
+from defer.client_events import Submit
 from defer.errors import DeferError, NotReady, Overloaded, UnknownModel, WrongInput
 from defer.gateway.backend import Backend, Outcome
 from defer.gateway.calls import Answer, Call

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from defer import api
-from defer.client_core import Submit, check_outputs
+from defer.client_arrays import check_outputs
+from defer.client_events import Submit
+from defer.client_room import new_id
 from defer.errors import WrongInput
 from defer.gateway.backend import raw_of
 from defer.gateway.calls import Call, Tensor
@@ -21,13 +22,7 @@ from node_agent.codecs import CODECS
 from node_agent.dtypes import storage
 from node_agent.errors import AgentError
 from node_agent.frames import check_headers, pack_tensor, unpack_tensor
-from node_agent.messages import TensorHeader
-
-ID_BYTES = 16
-"""Length of a request's id."""
-
-LOWEST = 1 << 31
-"""Priorities beyond it are no lower."""
+from node_agent.messages import LOWEST_PRIORITY, TensorHeader
 
 ENCODE_BESIDE = 64 << 10
 """Tensors of at least so many bytes are encoded and decoded beside the event loop, where their codec takes time."""
@@ -62,27 +57,15 @@ async def made(info: api.ModelInfo, call: Call, deadline: float) -> Submit:
         raise WrongInput(str(error), hint=error.hint) from error
     limit = deadline if deadline - time.monotonic() < 1e9 else math.inf
     return Submit(
-        _new_id(),
+        new_id(),
         info.name,
         wanted,
         headers,
         frames,
         limit,
         trace=call.trace,
-        priority=min(call.priority, LOWEST),
+        priority=min(call.priority, LOWEST_PRIORITY),
     )
-
-
-_ids = bytearray()
-
-
-def _new_id() -> bytes:
-    """A random id for a request; the kernel is asked for many at once."""
-    if not _ids:
-        _ids.extend(secrets.token_bytes(ID_BYTES * 256))
-    found = bytes(_ids[-ID_BYTES:])
-    del _ids[-ID_BYTES:]
-    return found
 
 
 def _encoded(tensors: Sequence[Tensor], codec: str) -> tuple[tuple[TensorHeader, ...], list[Any]]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from defer.client_core import Submit
+from defer.client_events import Submit
 from defer.errors import DeferError
 
 if TYPE_CHECKING:

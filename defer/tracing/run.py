@@ -9,9 +9,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from defer import api
 from defer.admin import Admin
-from defer.client_core import Inputs
+from defer.client_arrays import Inputs, Outputs
 from defer.client_requests import Requests
-from defer.client_session import Outputs
 from defer.errors import NotReady
 from defer.tracing.clocks import Clock, Reading, best_reading
 from defer.tracing.timeline import CLIENT, ClientTrace, Timeline, agent_clocks, make_timeline
@@ -47,7 +46,7 @@ def run_traced(
     """
     for _ in range(warm_up):
         client.launch(client.prepare(inputs, model, (), None, copy=False)).result()
-    with Admin(client.address) as admin:
+    with Admin(client.served.address) as admin:
         before, first = _read(admin)
         seen = _send(client, model, inputs, requests, window)
         after, last = _read(admin)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from defer import api
-from defer.client_core import Submit
+from defer.client_events import Submit
 from defer.documents.address import Address
 from defer.errors import DeferError, UnknownModel
 from defer.gateway.backend import Done, Outcome

@@ -20,7 +20,7 @@ import pytest
 import defer
 from defer import api, errors
 from defer.client import AsyncClient, Client
-from defer.client_room import plain
+from defer.client_encoding import plain
 from defer.dispatcher import events as e
 from defer.dispatcher.neighbours import link_of
 from node_agent.messages import Credit, TensorSpec

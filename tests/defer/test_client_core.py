@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from defer import client_core as c
+from defer import client_events as c
 from defer.api import ModelInfo
+from defer.client_arrays import as_arrays, check_outputs
+from defer.client_core import GRACE_S, PAUSE_S, ClientCore
 from defer.errors import WrongInput
 from node_agent.messages import NO_DEADLINE, Rejection, Result, TensorHeader, TensorSpec
 
@@ -20,8 +22,8 @@ def submit(name: str, deadline: float = 10, *, patient: bool = False) -> c.Submi
     return c.Submit(name.encode().ljust(16), "m", (), (X,), (b"fx",), deadline, patient)
 
 
-def connected() -> c.ClientCore:
-    core = c.ClientCore("host:1")
+def connected() -> ClientCore:
+    core = ClientCore("host:1")
     core.handle(c.Connected(), 0)
     return core
 
@@ -32,7 +34,7 @@ def sent(out: list[c.Instruction]) -> list[tuple[bytes, int]]:
 
 
 def test_before_the_connection_stands_requests_wait() -> None:
-    core = c.ClientCore("host:1")
+    core = ClientCore("host:1")
     assert core.handle(submit("a"), 0) == []
     assert core.handle(submit("b", math.inf), 1) == []
     assert sent(core.handle(c.Connected(), 2)) == [(b"a", 8 * 10**9), (b"b", NO_DEADLINE)]
@@ -61,7 +63,7 @@ def test_after_a_broken_connection_the_same_ids_are_sent_again_with_the_time_tha
 def test_deadlines_say_who_did_not_answer() -> None:
     core = connected()
     core.handle(submit("a", 1), 0)
-    assert core.next_wake() == 1 + c.GRACE_S
+    assert core.next_wake() == 1 + GRACE_S
     assert core.handle(c.Tick(), 1.1) == []
     (fail,) = core.handle(c.Tick(), 1.3)
     assert isinstance(fail, c.Fail)
@@ -71,7 +73,7 @@ def test_deadlines_say_who_did_not_answer() -> None:
     )
     assert fail.hint.startswith("it was given 1 s; ")
     assert core.next_wake() == math.inf
-    fresh = c.ClientCore("host:1")
+    fresh = ClientCore("host:1")
     fresh.handle(submit("a", 1), 0)
     assert fresh.next_wake() == 1
     (fail,) = fresh.handle(c.Tick(), 1)
@@ -80,7 +82,7 @@ def test_deadlines_say_who_did_not_answer() -> None:
 
 
 def test_a_timeout_too_short_to_connect_says_so_and_blames_no_dispatcher() -> None:
-    fresh = c.ClientCore("host:1")
+    fresh = ClientCore("host:1")
     fresh.handle(submit("a", 0.001), 0.005)  # looking up the signature has taken all of it
     (fail,) = fresh.handle(c.Tick(), 0.005)
     assert isinstance(fail, c.Fail)
@@ -121,7 +123,7 @@ def test_a_lost_connection_is_named_when_the_deadline_passes() -> None:
 
 
 def test_without_a_connection_a_request_waits_no_longer_than_was_allowed() -> None:
-    core = c.ClientCore("host:1", absence_s=5)
+    core = ClientCore("host:1", absence_s=5)
     core.handle(submit("a", 60), 0)
     assert core.next_wake() == 5
     (fail,) = core.handle(c.Tick(), 5)
@@ -152,7 +154,7 @@ def test_overload_fails_at_once_or_is_tried_again_with_growing_pauses() -> None:
         pauses.append(core.next_wake() - now)
         now = core.next_wake()
         assert sent(core.handle(c.Tick(), now)) == [(b"a", int((10 - now) * 1e9))]
-    assert pauses == pytest.approx([c.PAUSE_S, 2 * c.PAUSE_S, 4 * c.PAUSE_S])
+    assert pauses == pytest.approx([PAUSE_S, 2 * PAUSE_S, 4 * PAUSE_S])
 
 
 def test_a_paused_request_goes_as_soon_as_another_has_its_answer() -> None:
@@ -163,7 +165,7 @@ def test_a_paused_request_goes_as_soon_as_another_has_its_answer() -> None:
     resolve, again = core.handle(c.ResultArrived(Result(b"a".ljust(16), ()), ()), 0.001)
     assert isinstance(resolve, c.Resolve)
     assert sent([again]) == [(b"b", int(9.999 * 1e9))]
-    assert core.next_wake() <= 10 + c.GRACE_S
+    assert core.next_wake() <= 10 + GRACE_S
 
 
 def test_other_rejections_fail_even_patient_requests() -> None:
@@ -201,7 +203,7 @@ MODEL = ModelInfo(
 
 def test_arrays_come_in_the_models_order_and_types() -> None:
     given = {"h": np.uint16(3), "q": [1, 2], "p": np.zeros((2, 2), np.float32).T}
-    arrays = c.as_arrays(given, MODEL)
+    arrays = as_arrays(given, MODEL)
     assert list(arrays) == ["p", "q", "h"]
     assert [array.dtype.name for array in arrays.values()] == ["float32", "int64", "uint16"]
     assert arrays["h"].shape == ()
@@ -210,16 +212,16 @@ def test_arrays_come_in_the_models_order_and_types() -> None:
 
 def test_one_array_for_a_model_with_several_inputs() -> None:
     with pytest.raises(WrongInput, match="has 3 inputs, one array was given"):
-        c.as_arrays(np.zeros(3), MODEL)
+        as_arrays(np.zeros(3), MODEL)
 
 
 def test_dimensions_of_one_name_must_agree() -> None:
     given = {"p": np.zeros((2, 2), np.float32), "q": np.zeros(3, np.int64), "h": np.uint16(0)}
     with pytest.raises(WrongInput, match="'N' is 2 in input 'p' and 3 in input 'q'"):
-        c.as_arrays(given, MODEL)
+        as_arrays(given, MODEL)
 
 
 def test_outputs_must_exist() -> None:
-    assert c.check_outputs(["y"], MODEL) == ("y",)
+    assert check_outputs(["y"], MODEL) == ("y",)
     with pytest.raises(WrongInput, match="no output 'w'; its outputs are y"):
-        c.check_outputs(["w"], MODEL)
+        check_outputs(["w"], MODEL)

@@ -357,7 +357,7 @@ def test_an_interrupt_in_the_middle_of_a_message_opens_a_new_connection(
 ) -> None:
     with driving(server) as client:
         session = session_of(client)
-        socket = session._dialled.socket
+        socket = session._line.socket
         real = session._feed
 
         def cut(event: Any) -> None:
@@ -371,7 +371,7 @@ def test_an_interrupt_in_the_middle_of_a_message_opens_a_new_connection(
         with pytest.raises(Interrupted):
             client.infer(x())
         assert doubled(client, 4)
-        assert session._dialled.socket is not socket
+        assert session._line.socket is not socket
 
 
 def test_a_signals_handler_cannot_wait_in_the_middle_of_a_request(server: Any) -> None:

@@ -127,7 +127,7 @@ def test_without_a_dispatcher_probes_are_answered_at_once_and_requests_refused()
                 assert (status, headers["retry-after"]) == (503, "1")
                 assert "no dispatcher" in told["error"]
                 gateway.service._infos = {"same": SAME}
-                requests._data = Address("127.0.0.1", taken.getsockname()[1])
+                requests.served.data = Address("127.0.0.1", taken.getsockname()[1])
 
 
 @pytest.mark.integration

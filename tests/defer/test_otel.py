@@ -208,7 +208,7 @@ def whole_way(collector: Collector, top: Seen) -> None:
 
 
 def test_a_callers_own_context_is_kept(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
-    from defer.client_core import Submit
+    from defer.client_events import Submit
 
     submit = Submit(b"r" * 16, "m", (), (), (), 1.0)
     traced, span = otel.calling(submit)
