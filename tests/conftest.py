@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures.thread import _threads_queues
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from node_agent.engines.onnxruntime_cpu import QUIET
 
 # An example's milliseconds say how busy the machine is, nothing else.
-settings.register_profile("defer", deadline=None)
+settings.register_profile("defer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("defer")
 
 os.environ.setdefault(*QUIET)  # for tests that import ONNX Runtime by themselves
@@ -33,9 +35,12 @@ GRACE_S = 10.0
 
 
 def _children() -> set[int]:
-    """Process ids whose parent is this process; empty where /proc does not say."""
-    listing = Path(f"/proc/self/task/{os.getpid()}/children")
-    return {int(pid) for pid in listing.read_text().split()} if listing.exists() else set()
+    """Process ids whose parent is this process, whichever thread started them; empty where /proc does not say."""
+    found: set[int] = set()
+    for listing in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended meanwhile
+            found.update(int(pid) for pid in listing.read_text().split())
+    return found
 
 
 def _threads(*, pooled: bool) -> set[threading.Thread]:
@@ -57,6 +62,17 @@ def _threads(*, pooled: bool) -> set[threading.Thread]:
 def _executors() -> set[threading.Thread]:
     """Threads of executors alone: a module may keep others for all its tests, as gRPC does until it is collected."""
     return _threads(pooled=True) - _threads(pooled=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_unclosed() -> Iterator[None]:
+    """Fail the last test if a file or a socket was never closed.
+
+    They warn when they are collected, which may be after the last test: then it is a traceback below the summary, and
+    in a process that pytest-xdist started nothing at all.
+    """
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module", autouse=True)

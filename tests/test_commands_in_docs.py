@@ -63,6 +63,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ): "needs NATS servers with TLS; tests/defer/test_standby.py has its own",
     ("docs/testbed.md", "sudo -E"): "needs root; tests/testbed runs it where the machine can",
     ("docs/testbed.md", "from benchmarks.testbed"): "needs root; tests/testbed calls all of it",
+    ("docs/testing.md", "scripts/test"): "scripts/test is what runs this",
     ("docs/testing.md", "benchmarks.simulation"): MINUTES,
     ("docs/testing.md", "benchmarks.hostile"): MINUTES,
     ("docs/testing.md", "benchmarks.soak"): MINUTES,

@@ -80,8 +80,9 @@ def edge_agent(python: Path, store: Path) -> Iterator[str]:
         yield json.loads(process.stdout.readline())["control"].removeprefix("tcp://")
     finally:
         process.terminate()
-        assert process.wait(20) == 0
+        code = process.wait(20)
         process.stdout.close()
+        assert code == 0
 
 
 def run(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -153,8 +154,9 @@ def test_agent_and_client_run_without_the_planner(edge_box: Path, tmp_path: Path
             assert json.loads(answer.stdout)["outputs"]
         finally:
             serve.terminate()
-            assert serve.wait(30) == 0
+            code = serve.wait(30)
             serve.stdout.close()
+            assert code == 0
 
 
 @pytest.mark.parametrize(

@@ -492,8 +492,10 @@ def test_serve_and_a_gateway_of_its_own(repository: Path, tmp_path: Path) -> Non
                 client.unload_model("echo")
                 assert not client.is_model_ready("echo")
         finally:
+            codes = []
             for process in filter(None, (front, serve)):
                 process.send_signal(signal.SIGTERM)
-                assert process.wait(30) == 0
+                codes.append(process.wait(30))
                 assert process.stdout is not None
                 process.stdout.close()
+            assert not any(codes), codes

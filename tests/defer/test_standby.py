@@ -112,9 +112,8 @@ def dispatcher(
     try:
         yield running
     finally:
-        if running.process.poll() is None:
-            running.process.send_signal(signal.SIGCONT)
-            running.end(signal.SIGKILL)
+        running.process.send_signal(signal.SIGCONT)
+        running.end(signal.SIGKILL)  # one that has ended still has a thread that reads, and a pipe
 
 
 def steadily(ask: Callable[[], T]) -> T:
