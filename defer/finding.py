@@ -10,7 +10,6 @@ from defer.cluster_writing import Findings, FoundDevice, FoundLink, cluster_text
 from defer.connecting import connect_all
 from defer.documents.address import Address
 from defer.documents.cluster import Cluster, loads_cluster
-from defer.documents.profile import LinkProfile
 from defer.errors import AgentUnreachable, DeferError, InvalidCluster
 from defer.greeting import Answered, Greeted, Silent, way_to
 from defer.hops import DISPATCHER
@@ -86,12 +85,13 @@ def with_links(found: Findings, *, security: Security, timeout: float, on_step: 
         for number, link in enumerate(wanted):
             on_step(f"{link.source} → {link.target}", number / len(wanted))
             try:
-                rate = measure_one(pool, link.source, link.target, cluster.dispatcher.device, places, here)
+                measured = measure_one(
+                    pool, link.source, link.target, cluster.dispatcher.device, places, here
+                )
             except DeferError as error:
                 links.append(FoundLink(link.source, link.target, problem=error.message))
                 continue
-            if rate is not None:
-                measured = LinkProfile.of(link.source, link.target, *rate)
+            if measured is not None:
                 [plain] = without_encryption([measured], encryption)
                 links.append(FoundLink(link.source, link.target, plain.bytes_per_s, plain.delay_s))
     return Findings(

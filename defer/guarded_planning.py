@@ -1,10 +1,13 @@
 """The best plan whose codecs, all together, keep the output within an error budget.
 
 What each codec does at each boundary is measured first. Errors of several codecs hardly ever point the same way, so
-their squares add up, not they; that is a guess which the end-to-end check of every candidate corrects. Candidates come
-from shares of the budget: with the whole budget for each transfer the plan is the fastest and mostly too inaccurate;
-its stages are kept while its codecs are chosen anew under the budget (`defer.codec_choice`); then the same with smaller
-shares, as long as what they allow could still be better.
+their squares add up, not they; that is a guess which the end-to-end check of every candidate corrects.
+
+For throughput the router finds cuts and codecs together under such a sum, and proves how near to the best they are
+(`router.solver`), where the cluster is of few kinds of devices; where a check fails the sum is lowered.
+Otherwise candidates come from shares of the budget: with the whole budget for each transfer the plan is the fastest and
+mostly too inaccurate; its stages are kept while its codecs are chosen anew under the budget (`defer.codec_choice`); then
+the same with smaller shares, as long as what they allow could still be better.
 """
 
 from __future__ import annotations
@@ -16,17 +19,19 @@ from pathlib import Path
 
 import msgspec
 
+import router
 from defer.accuracy import Arrays, Budget
 from defer.block_runner import BlockRunner
 from defer.calibration import generated, load
 from defer.codec_costs import Errors
 from defer.codec_errors import OnStep, error_table, plan_error
+from defer.costs import make_costs
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan, PlanAccuracy, PlanAdvice
 from defer.documents.profile import CostProfile
 from defer.errors import MissingExtra, NoRoute
 from defer.parts import bound_inputs
-from defer.planning import Placement, make_plan, recode_plan
+from defer.planning import Placement, goal_of, make_plan, recode_plan
 from defer.wishes import NO_LIMITS, NO_RULES, Limits, Rules
 from node_agent.errors import EngineMissingError
 from partitioner import BlockChain
@@ -39,6 +44,9 @@ TIGHTENINGS = 4
 
 MARGIN = 0.97
 """Aimed at, so that the next check does not fail by a hair."""
+
+NEAR = 1.05
+"""A plan is not looked for beyond this multiple of what is proved to be the least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +178,9 @@ class _Search:
 
     def run(self, check: Callable[[Plan], float]) -> tuple[Plan, float] | None:
         """The best plan that `check` finds within the budget, and what it found."""
+        if self._wish.objective == "throughput" and not self._forced and self._jointly(check):
+            assert self._best is not None
+            return self._told(*self._best)
         # A codec that was named is used whatever it does, and the check decides.
         for number, share in enumerate((math.inf,) if self._forced else SHARES):
             try:
@@ -187,7 +198,41 @@ class _Search:
             self._best = lossless, check(lossless)
         if self._best is None:
             return None
-        plan, error = self._best
+        return self._told(*self._best)
+
+    def _jointly(self, check: Callable[[Plan], float]) -> bool:
+        """Cuts and codecs at once, under the sum of errors; whether a plan near what can be proved keeps the budget."""
+        limit = room = self._budget.limit
+        wish, errors = self._wish, self._errors(1.0)
+        costs = make_costs(
+            self._chain,
+            self._cluster,
+            self._profile,
+            max_stages=wish.max_stages,
+            codec=wish.codec,
+            errors=errors,
+            rules=wish.rules,
+        )
+        goal = goal_of(wish.objective, wish.limits, limit**self._budget.power)
+        if wish.rules.replicas or wish.placement is not None or not router.soon(costs.problem, goal):
+            return False
+        for _ in range(TIGHTENINGS):
+            try:
+                plan = self._made(errors, max_error=room**self._budget.power)
+            except NoRoute:
+                return False  # said by the search below, whose words are about this
+            if plan.value > plan.bound * NEAR:
+                return False
+            self._bound = self._bound or plan.bound
+            error = check(plan)
+            if error <= limit:
+                self._best = plan, error
+                return True
+            room = min(room, self._sum(plan)) * MARGIN * (limit / error if math.isfinite(error) else 0.5)
+        return False
+
+    def _told(self, plan: Plan, error: float) -> tuple[Plan, float]:
+        """The plan with what is proved of it."""
         optimal = plan.value <= self._bound * (1 + 1e-9)
         by_hand = self._wish.placement is not None
         plan = msgspec.structs.replace(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from defer.agents import AgentPool
 from defer.asking import ask_again
 from defer.documents.cluster import Cluster
@@ -23,8 +25,8 @@ MEASURE_LINK_TIMEOUT_S = 60.0
 
 def measure_one(
     pool: AgentPool, left: str, right: str, source: str, places: Mapping[str, Place], dispatcher: Place
-) -> tuple[float, float] | None:
-    """Bandwidth (bytes/s) and delay (s) of one direction; None where its sender cannot dial its receiver.
+) -> LinkProfile | None:
+    """One direction of a link; None where its sender cannot dial its receiver.
 
     Probes go the way that items go. Where the receiver is the one that dials, the other direction's figure would be a
     guess, and the planner falls back to the cluster file's.
@@ -52,7 +54,18 @@ def measure_one(
         answer = ask_again(pool, left, question, timeout=MEASURE_LINK_TIMEOUT_S)
     if not isinstance(answer, m.LinkMeasured):
         raise AgentFault(f"agent {left!r} answered {type(answer).__name__} to MeasureLink")
-    return answer.bandwidth, answer.delay
+    link = LinkProfile.of(left, right, answer.bandwidth, answer.delay)
+    return msgspec.structs.replace(
+        link,
+        send_byte_s=answer.send_byte_s / _cores(pool, left),
+        receive_byte_s=answer.receive_byte_s / _cores(pool, right),
+    )
+
+
+def _cores(pool: AgentPool, name: str) -> float:
+    """Cores that work on a device is spread over; a dispatcher's is not planned with."""
+    known = pool.liveness(name)
+    return known.offer.cores if known is not None and known.offer is not None and known.offer.cores else 1.0
 
 
 def encryption_costs(pool: AgentPool, cluster: Cluster) -> dict[str, float]:
@@ -83,5 +96,8 @@ def without_encryption(
         per_byte = 1 / link.bytes_per_s
         coded = encryption.get(link.source, 0.0) + encryption.get(link.target, 0.0)
         seconds = max(per_byte - coded, per_byte / 10)
-        plain.append(LinkProfile.of(link.source, link.target, 1 / seconds, link.delay_s))
+        bare = LinkProfile.of(link.source, link.target, 1 / seconds, link.delay_s)
+        sending = max(0.0, link.send_byte_s - encryption.get(link.source, 0.0))
+        receiving = max(0.0, link.receive_byte_s - encryption.get(link.target, 0.0))
+        plain.append(msgspec.structs.replace(bare, send_byte_s=sending, receive_byte_s=receiving))
     return tuple(plain)

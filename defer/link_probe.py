@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket as sockets
 import threading
+import time
 from collections.abc import Iterator
 
 import zmq
@@ -63,7 +64,7 @@ def probe_responder(host: str, security: Security = OPEN) -> Iterator[Place]:
         while stop_read.fileno() not in dict(poller.poll()):
             identity, header, _ = receive(router, routed=True)
             if isinstance(header, Probe):
-                send(router, encode_header(ProbeEcho(header.id)), (), identity)
+                send(router, encode_header(ProbeEcho(header.id, time.process_time())), (), identity)
             elif isinstance(header, Greeting):
                 send(
                     router,

@@ -181,10 +181,9 @@ def _measure_links(
     for number, link in enumerate(wanted):
         if on_step is not None:
             on_step(f"{link.source} → {link.target}", "measuring link", number / len(wanted))
-        rate = measure_one(pool, link.source, link.target, source, places, dispatcher)
-        if rate is not None:
-            bandwidth, delay = rate
-            links.append(LinkProfile.of(link.source, link.target, bandwidth, delay))
+        found = measure_one(pool, link.source, link.target, source, places, dispatcher)
+        if found is not None:
+            links.append(found)
     return links
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import zmq
@@ -43,42 +44,52 @@ def measure_link(context: Context, request: MeasureLink) -> LinkMeasured:
         deadline = time.perf_counter() + request.budget_s / 4
         least = float("inf")
         for number in range(_SMALL_ROUNDS):
-            least = min(least, _round_trip(socket, number, b"", request, patience))
+            least = min(least, _round_trip(socket, number, b"", request, patience)[0])
             if time.perf_counter() > deadline:
                 break
-        nbytes, fastest = _large(socket, request, least, patience)
+        nbytes, fastest, costs = _large(socket, request, least, patience)
         # Once more: had something else kept the machine busy before, the delay would be too long and the rate,
         # from which it is taken off, beyond any link's.
         for number in range(_SMALL_ROUNDS):
-            least = min(least, _round_trip(socket, number, b"", request, patience))
+            least = min(least, _round_trip(socket, number, b"", request, patience)[0])
             if time.perf_counter() > deadline + request.budget_s:
                 break
         # On a fast link a round trip's jitter may be all there is.
         seconds = max(fastest - least, fastest * _LEAST_SHARE)
-        return LinkMeasured(request.id, nbytes / seconds, least / 2)
+        return LinkMeasured(request.id, nbytes / seconds, least / 2, *costs)
     finally:
         monitor.close()
         socket.close()
 
 
-def _large(socket: Socket, request: MeasureLink, least: float, patience: float) -> tuple[int, float]:
-    """Bytes of a probe that fills the link for a good part of the budget, and its fastest round trip.
+def _large(
+    socket: Socket, request: MeasureLink, least: float, patience: float
+) -> tuple[int, float, tuple[float, float]]:
+    """Bytes of a probe that fills the link for a good part of the budget, its fastest round trip, and its work.
 
-    Probes grow from a few packets: what a fast link needs takes minutes on a slow one.
+    The work is in processor seconds per byte, of this process and of the peer: the least of all probes of that size,
+    since both have other things to do. Probes grow from a few packets: what a fast link needs takes minutes on a
+    slow one.
     """
     nbytes = min(_FIRST, request.nbytes)
     deadline = time.perf_counter() + request.budget_s * 3 / 4
     number = 0
     while True:
-        fastest = float("inf")
+        fastest = sending = receiving = float("inf")
+        before = 0.0
         for _ in range(_LARGE_ROUNDS):
-            fastest = min(fastest, _round_trip(socket, number, bytes(nbytes), request, patience))
+            used = time.process_time()
+            seconds, there = _round_trip(socket, number, bytes(nbytes), request, patience)
+            fastest, sending = min(fastest, seconds), min(sending, time.process_time() - used)
+            if before:
+                receiving = min(receiving, there - before)
+            before = there
             number += 1
             grows = nbytes < request.nbytes and fastest - least < request.budget_s * _SHARE
             if grows or time.perf_counter() > deadline:
                 break
         if not grows or time.perf_counter() > deadline:
-            return nbytes, fastest
+            return nbytes, fastest, (sending / nbytes, receiving / nbytes if receiving < math.inf else 0.0)
         nbytes = min(request.nbytes, nbytes * _GROWTH)
 
 
@@ -100,7 +111,10 @@ def _await_connection(monitor: Monitor, request: MeasureLink, patience: float) -
     raise _unreachable(request, f"did not accept a connection within {patience:g} s")
 
 
-def _round_trip(socket: Socket, number: int, payload: bytes, request: MeasureLink, patience: float) -> float:
+def _round_trip(
+    socket: Socket, number: int, payload: bytes, request: MeasureLink, patience: float
+) -> tuple[float, float]:
+    """Seconds that a probe and its answer took, and the processor seconds that the peer has used so far."""
     start = time.perf_counter()
     send(socket, encode_header(Probe(number, len(payload))), [payload] if payload else [])
     while (left := start + patience - time.perf_counter()) > 0:
@@ -108,7 +122,7 @@ def _round_trip(socket: Socket, number: int, payload: bytes, request: MeasureLin
             continue
         _, header, _ = receive(socket, routed=False)
         if isinstance(header, ProbeEcho) and header.id == number:
-            return time.perf_counter() - start
+            return time.perf_counter() - start, header.cpu_s
         if isinstance(header, FrameError):
             raise header
     raise _unreachable(request, f"did not answer a probe of {len(payload)} bytes within {patience:g} s")

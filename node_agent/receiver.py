@@ -143,7 +143,7 @@ class Receiver:
 
     def _other(self, identity: bytes, header: DataHeader | FrameError) -> None:
         if isinstance(header, Probe):
-            send(self._router, encode_header(ProbeEcho(header.id)), identity=identity)
+            send(self._router, encode_header(ProbeEcho(header.id, time.process_time())), identity=identity)
             return
         if isinstance(header, FrameError):
             self._complain("A message on the data socket was refused: %s", header)

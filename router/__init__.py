@@ -39,7 +39,7 @@ from router.problem import OBJECTIVES, RAW, Buffers, CodecCost, Load, Objective,
 from router.replanning import Change, predict, weigh
 from router.replicas import solve_replicated
 from router.route import Evaluation, Route, Share, Solution, Stage, Term, Transfer
-from router.solver import solve
+from router.solver import solve, soon
 
 __all__ = [
     "OBJECTIVES",
@@ -84,6 +84,7 @@ __all__ = [
     "predict",
     "solve",
     "solve_replicated",
+    "soon",
     "split_graph",
     "weigh",
 ]

@@ -4,6 +4,8 @@
    graph. If that path keeps every limit it is the optimum, however large the instance.
 2. With one stage per device, the stage-by-stage program (`router.pipeline`) gives a bound and a route for the period
    and for sums under memory limits and a period; if the route attains the bound it is the optimum.
+   Where that is too much work, devices and links that are nearly alike are taken for alike (`router.alike`): the
+   bound still holds, and the route is as good up to that difference.
 3. For the period on clusters too large for that, a beam search with a bound (`router.threshold`).
 4. Where nothing is known yet, the fastest route of one request is a first answer for the period too.
 5. Otherwise a beam search for a good plan, and an exact search over labelled routes as long as its label budget lasts.
@@ -18,6 +20,7 @@ from functools import cached_property
 from typing import cast
 
 from router.additive import Additive, latency, weighted
+from router.alike import NEARLY, alike
 from router.diagnosis import check_blocks, nothing_found
 from router.errors import NoRoute
 from router.evaluation import measure, objective_value
@@ -71,6 +74,11 @@ class _Attempt:
         self.route: Route | None = None
         self.gave_up = False
 
+    @cached_property
+    def rough(self) -> Pipeline:
+        """The same tables with what is nearly alike taken for alike: a bound, and routes that nearly attain it."""
+        return make_pipeline(alike(self.instance))
+
     @property
     def chained(self) -> bool:
         """Whether the stage-by-stage program speaks of this problem."""
@@ -80,6 +88,19 @@ class _Attempt:
     def pipeline(self) -> Pipeline:
         """Tables of the stage-by-stage program."""
         return make_pipeline(self.instance)
+
+    @property
+    def runs(self) -> int:
+        """How often the stage-by-stage program is run at most."""
+        goal = self.goal
+        return BISECTIONS if goal.bounds or (goal.primary is not None and goal.period_weight) else 1
+
+    @property
+    def quick(self) -> bool:
+        """Whether the stage-by-stage program finds the best plan, or nearly that, by itself."""
+        if not self.chained or len(self.goal.bounds) > (self.goal.primary is None):
+            return False
+        return self.pipeline.effort * self.runs <= EFFORT or self.rough.effort * self.runs <= EFFORT
 
     def offer(self, route: Route | None) -> None:
         """Take a route if it keeps the limits and is better."""
@@ -100,6 +121,11 @@ class _Attempt:
         """Whether nothing better can exist."""
         return self.value <= self.bound * (1 + TOLERANCE)
 
+    @property
+    def settled(self) -> bool:
+        """Whether the plan is as good as can be told where what is nearly alike was taken for alike."""
+        return "rough" in self.__dict__ and self.value <= self.bound * (1 + NEARLY)
+
     def run(self, labels: int) -> Solution | None:
         """Best plan, or None when there is none (or none was found within the effort)."""
         if self.goal.primary is not None:
@@ -113,7 +139,7 @@ class _Attempt:
         if self.route is None and self.goal.primary is None:
             # The fastest route for one request may keep every limit, and any plan is better than none.
             self.offer(shortest(self.instance, latency(self.instance))[1])
-        if not self.proved and (self.route is None or self.searchable):
+        if not self.proved and not self.settled and (self.route is None or self.searchable):
             self.offer(beam(self.instance, self.goal, incumbent=self.value))
             found = search(self.instance, self.goal, budget=labels, incumbent=self.value)
             self.offer(found.route)
@@ -126,24 +152,26 @@ class _Attempt:
 
     def _pipeline(self) -> bool:
         """Try the stage-by-stage program; False when it proves that there is no plan."""
-        pipeline = self.pipeline
+        pipeline, goal = self.pipeline, self.goal
+        if pipeline.effort * self.runs > EFFORT and self.rough.effort * self.runs <= EFFORT:
+            pipeline, goal = self.rough, make_goal(self.rough.instance, self.objective)
         if pipeline.effort > EFFORT:
-            if self.goal.primary is None:
+            if goal.primary is None:
                 least, routes = beam_period(pipeline)
                 return self._take(least, routes)
             return True
         limit = self.objective.max_period
-        if self.goal.primary is None:
+        if goal.primary is None:
             least, routes = least_period(pipeline)
             if not self._take(least, routes) or least > limit * (1 + TOLERANCE):
                 return False
-            if len(self.goal.bounds) == 1 and not self.proved and pipeline.effort * BISECTIONS <= EFFORT:
-                return self._bisect(pipeline, *self.goal.bounds[0])
+            if len(goal.bounds) == 1 and not self.proved and pipeline.effort * BISECTIONS <= EFFORT:
+                return self._bisect(pipeline, *goal.bounds[0])
             return True
-        if self.goal.period_weight == 0:
-            least, route = least_cost(pipeline, self.goal.primary, limit)
+        if goal.period_weight == 0:
+            least, route = least_cost(pipeline, goal.primary, limit)
             return self._take(least, [] if route is None else [route])
-        return self._weigh(pipeline, self.goal.primary, self.goal.period_weight)
+        return self._weigh(pipeline, goal.primary, goal.period_weight)
 
     def _weigh(self, pipeline: Pipeline, primary: Additive, weight: float) -> bool:
         """Least of a sum and a period, each with its weight; False when there is no plan.
@@ -263,6 +291,16 @@ def solve(problem: Problem, objective: str | Objective = "latency", *, labels: i
     if result is None:
         raise nothing_found(instance, wanted, lambda other, goal: _feasible(other, goal, labels))
     return result
+
+
+def soon(problem: Problem, objective: Objective) -> bool:
+    """Whether `solve` takes seconds for a proof, or nearly one, and not a search whose end nobody knows.
+
+    Args:
+        problem: model, cluster, limits.
+        objective: what is minimised, and the bounds.
+    """
+    return _Attempt(compile_problem(problem), objective).quick
 
 
 def _feasible(problem: Problem, objective: Objective, labels: int) -> Solution | None:

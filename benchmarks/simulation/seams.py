@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.simulation import wire
-from benchmarks.simulation.network import Network
 from benchmarks.simulation.world import Process, World
 from defer import socket_loop
 from node_agent import data_loop, link, machine
@@ -29,7 +28,7 @@ class Stage:
     """What is simulated now, and whose code is running where a constructor asks."""
 
     world: World
-    net: Network
+    net: wire.Network
     process: Process
 
 

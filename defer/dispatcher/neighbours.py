@@ -253,7 +253,7 @@ class Neighbours:
             case Credit() if (link := self._fetchers.link(identity)) is not None:
                 self._feed(e.CreditArrived(link, header))
             case Probe():
-                send(self._fetch, encode_header(ProbeEcho(header.id)), (), identity)
+                send(self._fetch, encode_header(ProbeEcho(header.id, time.process_time())), (), identity)
             case FrameError():
                 refuse(self._fetch, identity, header.code, str(header))
             case _:

@@ -394,7 +394,7 @@ class DataShell:
             case Cancel():
                 pass  # the last hop hands it on like the others
             case Probe():
-                send(self._data, encode_header(ProbeEcho(header.id)), (), identity)
+                send(self._data, encode_header(ProbeEcho(header.id, time.process_time())), (), identity)
             case Greeting():
                 self._on_greeting(identity, header)
             case FrameError():

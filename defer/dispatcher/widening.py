@@ -87,12 +87,12 @@ def _links(
         if link.bandwidth is not None or device not in ends or not ends <= places.keys() | {home}:
             continue
         try:
-            rate = measure_one(pool, link.source, link.target, home, places, dispatcher)
+            measured = measure_one(pool, link.source, link.target, home, places, dispatcher)
         except (DeferError, AgentError) as error:
             logger.warning("link %s → %s was not measured: %s", link.source, link.target, error)
             continue
-        if rate is not None:
-            found.append(LinkProfile.of(link.source, link.target, *rate))
+        if measured is not None:
+            found.append(measured)
     return without_encryption(found, encryption)
 
 

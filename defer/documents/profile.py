@@ -67,6 +67,8 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True):
         bandwidth: With its unit, as in "94.1 Mbit/s".
         delay: One way, with its unit.
         method: Whether they were measured.
+        send_byte_s: Seconds that sending a byte over this link takes the device that sends; 0 where not measured.
+        receive_byte_s: The same of the device that receives.
     """
 
     source: str
@@ -74,6 +76,8 @@ class LinkProfile(msgspec.Struct, frozen=True, kw_only=True):
     bandwidth: Bandwidth
     delay: Duration
     method: Method
+    send_byte_s: float = 0.0
+    receive_byte_s: float = 0.0
 
     @classmethod
     def of(

@@ -143,9 +143,15 @@ class Probe(msgspec.Struct, frozen=True, array_like=True, tag="probe"):
 
 
 class ProbeEcho(msgspec.Struct, frozen=True, array_like=True, tag="echo"):
-    """The answer to `Probe`, without its bytes."""
+    """The answer to `Probe`, without its bytes.
+
+    Attributes:
+        id: The probe's.
+        cpu_s: Processor seconds that the answering process has used so far; 0 where it does not tell.
+    """
 
     id: int
+    cpu_s: float = 0.0
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True, tag="refuse"):

@@ -88,8 +88,17 @@ class MeasureLink(msgspec.Struct, frozen=True, tag="measure_link", tag_field="t"
 
 
 class LinkMeasured(msgspec.Struct, frozen=True, tag="link_measured", tag_field="t"):
-    """Answers `MeasureLink`: bytes per second one way, and one-way delay (s), half the least round trip."""
+    """Answers `MeasureLink`.
+
+    Attributes:
+        bandwidth: Bytes per second one way.
+        delay: Seconds one way, half the least round trip.
+        send_byte_s: Processor seconds per byte that sending took this process; 0 where it is not known.
+        receive_byte_s: The same of the peer that received.
+    """
 
     id: int
     bandwidth: float
     delay: float
+    send_byte_s: float = 0.0
+    receive_byte_s: float = 0.0

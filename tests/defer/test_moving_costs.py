@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 import router
-from defer.documents.profile import CostProfile, DeviceProfile
+from defer.documents.profile import CostProfile, DeviceProfile, LinkProfile
 from defer.moving_costs import with_moving
 
 
@@ -42,3 +42,17 @@ def test_a_cut_is_paid_half_at_each_end_whatever_travels() -> None:
     raw, coded = with_moving((router.RAW, router.CodecCost("c", 2.0)), profile, [10, 10, 10], ["a", "b"])
     assert raw.encode["a"] == raw.decode["a"] == coded.encode["a"] == [0.0, 0.25, 0.0]
     assert raw.encode["b"] == [0.0, 0.0, 0.0]
+
+
+def test_bytes_cost_what_they_were_measured_to_on_the_links_where_that_is_more() -> None:
+    def link(source: str, target: str, sending: float, receiving: float) -> LinkProfile:
+        made = LinkProfile.of(source, target, 1e6, 1e-3)
+        return msgspec.structs.replace(made, send_byte_s=sending, receive_byte_s=receiving)
+
+    links = (link("a", "b", 3e-3, 5e-3), link("b", "a", 1e-4, 0.0), link("home", "a", 1.0, 2e-3))
+    profile = msgspec.structs.replace(_profile(a=1e-3, b=4e-3), links=links)
+    (raw,) = with_moving((router.RAW,), profile, [100, 100, 100], ["a", "b"])
+    assert raw.encode["a"][0] == pytest.approx(0.3), "over the link"
+    assert raw.encode["b"][0] == pytest.approx(0.2), "within the device, which is more"
+    assert raw.decode["a"][0] == pytest.approx(0.2), "what was not measured does not count"
+    assert raw.decode["b"][0] == pytest.approx(0.5)
