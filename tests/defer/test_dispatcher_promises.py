@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from defer.dispatcher import events as e
-from defer.dispatcher.core import MOST_LOSSES, DispatcherCore
+from defer.dispatcher.core import DispatcherCore
+from defer.dispatcher.losses import MOST_LOSSES
 from node_agent.messages import NO_DEADLINE, Credit, Failure, Infer, Item, TensorHeader, TensorSpec
 
 INPUTS = (TensorSpec("x", "uint8", ("N",)),)
