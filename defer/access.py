@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from defer.errors import translate
+from defer.translating import translate
 from node_agent.errors import AgentError
 from node_agent.keys import Role
 from node_agent.security import Security, choose

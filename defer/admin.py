@@ -16,7 +16,8 @@ import zmq
 from defer import api
 from defer.access import client_security
 from defer.documents.address import Address, parse_addresses
-from defer.errors import DispatcherUnreachable, Internal, ProtocolMismatch, Standby, from_code, translate
+from defer.errors import DispatcherUnreachable, Internal, ProtocolMismatch, Standby, from_code
+from defer.translating import translate
 from node_agent.errors import AgentError
 from node_agent.link import Context, Monitor, dial, new_context, open_socket
 from node_agent.messages import PROTOCOL_MINIMUM, PROTOCOL_VERSION, Fault, Hello, Progress, Welcome

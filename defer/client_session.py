@@ -18,8 +18,9 @@ from defer.client_arrays import Outputs
 from defer.client_core import ClientCore
 from defer.client_errands import Alone, Answer, Awaited, Owned, Sending, Waiting
 from defer.client_line import Line
-from defer.errors import Cancelled, DeferError, UsageError, from_code, translate
+from defer.errors import Cancelled, DeferError, UsageError, from_code
 from defer.socket_loop import Errand, SocketLoop
+from defer.translating import translate
 from node_agent.errors import FrameError
 from node_agent.frames import encode_header, unpack_tensor
 from node_agent.link import Sent, incoming, send

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from defer.errors import DeferError, translate
+from defer.errors import DeferError
+from defer.translating import translate
 
 Submit = Callable[[], Future[Any]]
 """Sends one request without waiting for it."""

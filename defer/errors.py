@@ -1,4 +1,4 @@
-"""Every way in which defer can fail, and what each means to a shell and to an HTTP client.
+"""Every way in which defer can fail.
 
     DeferError
     ├── UsageError               the command line or the call asks for something that does not exist
@@ -37,75 +37,17 @@
     ├── MissingExtra             an optional part is not installed; names the extra
     └── Internal                 a fault of defer itself
 
-Errors of the rooms (`partitioner`, `router`, `node_agent`, `models`) and of libraries become one of these in
-`translate`, and only there. Rooms are recognised by the `code` they carry, so that none is imported for it.
-
-Longer than other modules: the tree, its table and the translation are one thing, and change together.
+What each means outside of Python is in `defer.outcomes`; what errors of the rooms and of libraries become, in
+`defer.translating`.
 """
 
 # ruff: noqa: N818 - the names say what happened; the base class says that it is an error.
 
 from __future__ import annotations
 
-import asyncio
-import errno
-from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-import msgspec
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What an error means outside of Python.
-
-    Attributes:
-        exit_code: Exit code of the command line, after BSD's sysexits.h; 2 for usage as click has it.
-        http_status: Status of the gateway's answer.
-    """
-
-    exit_code: int
-    http_status: int
-
-
-OUTCOMES: Final[dict[str, Outcome]] = {
-    "usage": Outcome(2, 400),
-    "invalid-model": Outcome(65, 422),
-    "unsupported-op": Outcome(65, 422),
-    "invalid-document": Outcome(65, 422),
-    "invalid-cluster": Outcome(78, 422),
-    "wrong-input": Outcome(65, 400),
-    "too-large": Outcome(65, 413),
-    "unknown-coding": Outcome(65, 415),
-    "unknown-device": Outcome(78, 404),
-    "unknown-model": Outcome(65, 404),
-    "no-route": Outcome(69, 409),
-    "agent-unreachable": Outcome(69, 503),
-    "agent-fault": Outcome(69, 502),
-    "dispatcher-unreachable": Outcome(69, 503),
-    "protocol-mismatch": Outcome(76, 502),
-    "request-failed": Outcome(69, 502),
-    "deadline-exceeded": Outcome(75, 504),
-    "agent-lost": Outcome(75, 503),
-    "cancelled": Outcome(130, 499),
-    "overloaded": Outcome(75, 429),
-    "not-ready": Outcome(75, 503),
-    "standby": Outcome(75, 503),
-    "file-problem": Outcome(74, 500),
-    "file-missing": Outcome(66, 404),
-    "output-exists": Outcome(73, 409),
-    "permission-denied": Outcome(77, 403),
-    "disk-full": Outcome(74, 507),
-    "corrupt-file": Outcome(65, 422),
-    "unauthorised": Outcome(77, 401),
-    "not-allowed": Outcome(77, 403),
-    "invalid-key": Outcome(78, 500),
-    "port-in-use": Outcome(69, 503),
-    "out-of-memory": Outcome(69, 507),
-    "missing-extra": Outcome(69, 501),
-    "internal": Outcome(70, 500),
-}
-"""The one table from code to exit code and HTTP status."""
+from defer.outcomes import OUTCOMES
 
 
 class DeferError(Exception):
@@ -368,26 +310,6 @@ class Internal(DeferError):
     code = "internal"
 
 
-EXTRAS: Final[dict[str, str]] = {
-    "onnx": "planner",
-    "onnx_ir": "planner",
-    "networkx": "planner",
-    "scipy": "planner",
-    "onnxruntime": "cpu",
-    "tensorrt": "tensorrt",
-    "zfpy": "zfp",
-    "resvg_py": "png",
-    "anyio": "gateway",
-    "starlette": "gateway",
-    "uvicorn": "gateway",
-    "grpc": "gateway",
-    "google.protobuf": "gateway",
-    "zeroconf": "discovery",
-    "opentelemetry.sdk": "otel",
-    "opentelemetry.exporter.otlp.proto.http": "otel",
-}
-"""Which extra installs a top-level module."""
-
 _ALIASES: Final[dict[str, str]] = {
     "model-not-found": "file-missing",
     "invalid-cut": "usage",
@@ -409,14 +331,6 @@ _ALIASES: Final[dict[str, str]] = {
 }
 """Codes of rooms that are ours under another name; finer ones are found by their base class."""
 
-_ROOMS: Final[dict[str, type[DeferError]]] = {
-    "partitioner": InvalidModel,
-    "router": NoRoute,
-    "node_agent": AgentFault,
-    "models": UnknownModel,
-}
-"""What an error of a room means when its code has no row in the table."""
-
 
 def _classes(root: type[DeferError]) -> dict[str, type[DeferError]]:
     found = {root.code: root}
@@ -428,123 +342,14 @@ def _classes(root: type[DeferError]) -> dict[str, type[DeferError]]:
 _BY_CODE: Final[dict[str, type[DeferError]]] = _classes(DeferError) | {"internal": Internal}
 
 
+def kind_of(code: str) -> type[DeferError] | None:
+    """The class for a code, of ours or of a room; None for one that is not known."""
+    return _BY_CODE.get(_ALIASES.get(code, code))
+
+
 def from_code(code: str, message: str, hint: str = "", where: str = "") -> DeferError:
     """The error for a code that came over the wire; an unknown code is an `AgentFault` that shows it."""
-    known = _BY_CODE.get(_ALIASES.get(code, code))
+    known = kind_of(code)
     if known is None:
         return AgentFault(f"{message} ({code})", hint=hint, where=where)
     return known(message, hint=hint or known.usual_hint, where=where)
-
-
-def translate(exc: BaseException) -> DeferError:
-    """The `DeferError` that says what a foreign error means to a user.
-
-    Args:
-        exc: Any exception. A `DeferError` is returned as it is.
-
-    Returns:
-        An error ready to be raised `from exc`; `Internal` when nothing better is known.
-    """
-    if isinstance(exc, DeferError):
-        return exc
-    if isinstance(exc, BaseExceptionGroup):
-        return translate(exc.exceptions[0])
-    if (known := _of_room(exc)) is not None:
-        return known(_sentence(exc), hint=str(getattr(exc, "hint", "") or "") or known.usual_hint)
-    if isinstance(exc, KeyboardInterrupt | asyncio.CancelledError):
-        return Cancelled("interrupted")
-    if isinstance(exc, msgspec.MsgspecError):
-        return InvalidDocument(_sentence(exc))
-    if isinstance(exc, ImportError):
-        return _missing_module(exc)
-    if isinstance(exc, MemoryError):
-        return OutOfMemory("not enough memory", hint="free some, or use a machine with more")
-    if isinstance(exc, TimeoutError) and exc.errno is None:
-        return DeadlineExceeded(_sentence(exc) if exc.args else "it took too long")
-    if isinstance(exc, RecursionError):
-        return InvalidModel("the input is nested too deeply")
-    number = getattr(exc, "errno", None)
-    if isinstance(number, int) and (isinstance(exc, OSError) or type(exc).__module__.startswith("zmq")):
-        return _system_error(exc, number)
-    return Internal(
-        f"{type(exc).__name__}: {_sentence(exc)}",
-        hint="this is a fault of defer; DEFER_DEBUG=1 shows where it happened, please report it",
-    )
-
-
-def _of_room(exc: BaseException) -> type[DeferError] | None:
-    """What an error of a room is here: its own code, else the nearest base class's, else the room's."""
-    room = type(exc).__module__.partition(".")[0]
-    if room not in _ROOMS or not isinstance(getattr(exc, "code", None), str):
-        return None
-    for kind in type(exc).__mro__:
-        code = getattr(kind, "code", "")
-        if (code := _ALIASES.get(code, code)) in _BY_CODE:
-            found = _BY_CODE[code]
-            break
-    else:
-        found = _ROOMS[room]
-    cause = exc.__cause__
-    if found is FileProblem and isinstance(cause, OSError) and cause.errno in _SYSTEM:
-        why = _SYSTEM[cause.errno][0]  # a room says that writing failed, its cause says why
-        return found if why is FileMissing else why  # but no file is missing where one was to be written
-    return found
-
-
-def _sentence(exc: BaseException) -> str:
-    """The first line of an error's text; libraries append pages."""
-    lines = str(exc).strip().splitlines()
-    return lines[0].strip() if lines else type(exc).__name__
-
-
-def _missing_module(exc: ImportError) -> DeferError:
-    name = exc.name or ""
-    for module, extra in EXTRAS.items():
-        if isinstance(exc, ModuleNotFoundError) and (name == module or name.startswith(f"{module}.")):
-            return MissingExtra.of(module, extra)
-    return Internal(
-        f"cannot import {name or 'a module'}: {_sentence(exc)}",
-        hint="`defer doctor` shows where each package comes from",
-    )
-
-
-_SYSTEM: Final[dict[int, tuple[type[DeferError], str, str]]] = {
-    errno.ENOSPC: (DiskFull, "no space left on the disk", "free some space, or write elsewhere"),
-    errno.EDQUOT: (DiskFull, "the disk quota is used up", "free some space, or write elsewhere"),
-    errno.EADDRINUSE: (PortInUse, "another process listens there", "stop it, or choose another port"),
-    errno.EADDRNOTAVAIL: (
-        UsageError,
-        "this machine has no such address",
-        "listen on one of its own, or 0.0.0.0",
-    ),
-    errno.EACCES: (
-        PermissionDenied,
-        "permission denied",
-        "check the owner and mode, or choose another place",
-    ),
-    errno.EPERM: (PermissionDenied, "the operation is not permitted", "check who may do this"),
-    errno.EROFS: (PermissionDenied, "the file system is read-only", "choose another place"),
-    errno.ENOENT: (FileMissing, "no such file or directory", "check the path"),
-    errno.EISDIR: (FileProblem, "this is a directory", "name a file"),
-    errno.EEXIST: (FileProblem, "something else is there already", "choose another place"),
-    errno.ENOTDIR: (FileProblem, "a part of the path is not a directory", "check the path"),
-    errno.ENOMEM: (OutOfMemory, "not enough memory", "free some, or use a machine with more"),
-    errno.EMFILE: (FileProblem, "too many open files", "raise the limit (`ulimit -n`)"),
-    errno.ECONNREFUSED: (AgentUnreachable, "nobody listens there", "is it started, and is the port right?"),
-    errno.EHOSTUNREACH: (AgentUnreachable, "the host cannot be reached", "check the address and the network"),
-    errno.ENETUNREACH: (
-        AgentUnreachable,
-        "the network cannot be reached",
-        "check the address and the network",
-    ),
-    errno.ETIMEDOUT: (AgentUnreachable, "no answer in time", "check the address and the network"),
-}
-
-
-def _system_error(exc: BaseException, number: int) -> DeferError:
-    filename = getattr(exc, "filename", None)
-    where = str(filename) if filename else ""
-    if number in _SYSTEM:
-        kind, message, hint = _SYSTEM[number]
-        return kind(message, hint=hint, where=where)
-    return FileProblem(str(getattr(exc, "strerror", None) or exc), where=where)

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 import zmq
 
 from defer.documents.address import Address
-from defer.errors import AgentUnreachable, DeferError, InvalidCluster, from_code, translate
+from defer.errors import AgentUnreachable, DeferError, InvalidCluster, from_code
 from defer.hops import DISPATCHER
+from defer.translating import translate
 from node_agent import messages as m
 from node_agent.errors import AgentError
 from node_agent.frames import decode_control, encode_control

@@ -16,8 +16,8 @@ from typing import Final, Literal
 import msgspec
 
 from defer import units
-from defer.errors import EXTRAS
 from defer.paths import cache
+from defer.translating import EXTRAS
 
 PACKAGES: Final = ("defer", "partitioner", "router", "node_agent", "models")
 """Our five top-level names, all generic enough that another distribution or a file may shadow them."""

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from defer.errors import FileMissing, FileProblem, InvalidKey, OutputExists, UsageError, translate
+from defer.errors import FileMissing, FileProblem, InvalidKey, OutputExists, UsageError
+from defer.translating import translate
 from node_agent.errors import AgentError
 from node_agent.keys import (
     ALLOWED,

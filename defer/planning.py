@@ -22,8 +22,9 @@ from defer.cutting_around import Refusals
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan, PlanAdvice, PlanWhatIf
 from defer.documents.profile import CostProfile
-from defer.errors import UnknownDevice, UsageError, translate
+from defer.errors import UnknownDevice, UsageError
 from defer.route_plans import to_plan, to_route
+from defer.translating import translate
 from defer.wishes import NO_LIMITS, NO_RULES, Limits, Rules, check_wishes
 
 if TYPE_CHECKING:

@@ -110,7 +110,7 @@ def test_the_reference_has_every_key_with_its_meaning(generated: ModuleType) -> 
 
 
 def test_the_reference_has_every_error(generated: ModuleType) -> None:
-    from defer.errors import OUTCOMES
+    from defer.outcomes import OUTCOMES
 
     text = generated.errors()
     for code, outcome in OUTCOMES.items():

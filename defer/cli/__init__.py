@@ -22,7 +22,8 @@ from click.shell_completion import CompletionItem
 
 from defer.cli import completion
 from defer.cli.output import examples, report
-from defer.errors import Cancelled, DeferError, MissingExtra, UsageError, translate
+from defer.errors import Cancelled, DeferError, MissingExtra, UsageError
+from defer.translating import translate
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
     "analyze": (

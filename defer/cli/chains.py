@@ -13,7 +13,8 @@ from defer.accuracy import Budget, parse_budget
 from defer.blocks import PLANNING_BLOCKS, planning_chain
 from defer.cli.output import progress
 from defer.documents.blocks import BlocksDocument
-from defer.errors import UsageError, translate
+from defer.errors import UsageError
+from defer.translating import translate
 
 if TYPE_CHECKING:
     from partitioner import BlockChain

@@ -14,7 +14,8 @@ import click
 from defer import units
 from defer.cli.output import note
 from defer.documents.address import Address, parse_address
-from defer.errors import DeferError, FileMissing, PermissionDenied, UsageError, translate
+from defer.errors import DeferError, FileMissing, PermissionDenied, UsageError
+from defer.translating import translate
 
 if TYPE_CHECKING:
     from defer.gateway.backend import Backend

@@ -20,16 +20,9 @@ from defer.client import Client
 from defer.client_arrays import Array
 from defer.client_served import without_versions
 from defer.documents.files import write_bytes
-from defer.errors import (
-    FileMissing,
-    InvalidDocument,
-    NotReady,
-    OutputExists,
-    UnknownModel,
-    UsageError,
-    translate,
-)
+from defer.errors import FileMissing, InvalidDocument, NotReady, OutputExists, UnknownModel, UsageError
 from defer.signature import bind_free
+from defer.translating import translate
 from node_agent.dtypes import storage
 
 Arrays = dict[str, Array]

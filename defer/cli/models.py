@@ -9,7 +9,8 @@ import click
 
 from defer import units
 from defer.cli.output import common_options, console, examples, note, print_json, progress, table
-from defer.errors import OutputExists, UnknownModel, translate
+from defer.errors import OutputExists, UnknownModel
+from defer.translating import translate
 
 
 @click.group(epilog=examples("defer models list", "defer models build resnet50 -o resnet50.onnx"))

@@ -45,9 +45,10 @@ from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster, Replan
 from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile, Created
-from defer.errors import Cancelled, FileMissing, Internal, UsageError, translate
+from defer.errors import Cancelled, FileMissing, Internal, UsageError
 from defer.live.watcher import Watcher
 from defer.paths import profile_cache
+from defer.translating import translate
 from node_agent.machine import keep_buffers, settle_collector
 from node_agent.security import Security
 

@@ -16,7 +16,8 @@ from typing import Protocol
 import msgspec
 
 from defer import api
-from defer.errors import DeferError, NotReady, Overloaded, ProtocolMismatch, translate
+from defer.errors import DeferError, NotReady, Overloaded, ProtocolMismatch
+from defer.translating import translate
 from node_agent.errors import VersionError
 from node_agent.messages import Chunk, Done, Fault, Have, Hello, Progress, Taken, Want, Welcome
 from node_agent.versions import OURS, VersionRange, negotiate

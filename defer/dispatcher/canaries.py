@@ -15,7 +15,8 @@ from defer.dispatcher.proving import zeros
 from defer.dispatcher.pulse import Pulse, patience
 from defer.dispatcher.shell import Answer, DataShell
 from defer.documents.cluster import Dispatcher
-from defer.errors import DeferError, translate
+from defer.errors import DeferError
+from defer.translating import translate
 
 logger = logging.getLogger("defer.dispatcher")
 

@@ -39,9 +39,10 @@ from defer.dispatcher.store_sqlite import SqliteStore
 from defer.dispatcher.verbs import DispatcherVerbs
 from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster
-from defer.errors import AgentUnreachable, PortInUse, translate
+from defer.errors import AgentUnreachable, PortInUse
 from defer.event_log import EventLog
 from defer.hops import DISPATCHER
+from defer.translating import translate
 from node_agent.security import OPEN, Security
 
 if TYPE_CHECKING:

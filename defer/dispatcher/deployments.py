@@ -35,8 +35,9 @@ from defer.dispatcher.store import KeptModel, KeptRoute, Snapshot
 from defer.dispatcher.unloading import UNLOAD_S
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile
-from defer.errors import OutOfMemory, translate
+from defer.errors import OutOfMemory
 from defer.event_log import EventLog
+from defer.translating import translate
 
 if TYPE_CHECKING:
     from defer.deployer import Deployment

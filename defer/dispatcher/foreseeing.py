@@ -13,7 +13,7 @@ from defer.blocks import planning_chain
 from defer.dispatcher.foresight import Foreseen, Question, without
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
-from defer.errors import translate
+from defer.translating import translate
 
 if TYPE_CHECKING:
     from defer.replanning import Replanned

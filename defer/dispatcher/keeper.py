@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from defer.dispatcher.store import Change, KeptAnswer, Snapshot, Store
-from defer.errors import DeferError, FileProblem, translate
+from defer.errors import DeferError, FileProblem
+from defer.translating import translate
 
 T = TypeVar("T")
 

@@ -24,8 +24,9 @@ from defer.dispatcher.state_lock import lock
 from defer.dispatcher.state_url import StateUrl
 from defer.dispatcher.store import KeptModel, ModelDropped, ModelKept
 from defer.dispatcher.uploads import Uploads
-from defer.errors import NotReady, translate
+from defer.errors import NotReady
 from defer.model_files import calibration_file, model_files
+from defer.translating import translate
 from node_agent.messages import Chunk, FileRef
 
 if TYPE_CHECKING:

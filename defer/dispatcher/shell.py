@@ -27,8 +27,9 @@ from defer.dispatcher.neighbours import Neighbours, drain, refuse, take
 from defer.dispatcher.noted import RequestTraces
 from defer.dispatcher.store import KeptAnswer, Spent
 from defer.doors import DATA, FETCH
-from defer.errors import DeferError, from_code, translate
+from defer.errors import DeferError, from_code
 from defer.socket_loop import SocketLoop
+from defer.translating import translate
 from node_agent.connection import Handshake
 from node_agent.errors import AgentError, FrameError, WireError
 from node_agent.frames import encode_header

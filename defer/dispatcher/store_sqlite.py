@@ -16,7 +16,8 @@ import msgspec
 
 from defer.dispatcher import store as s
 from defer.dispatcher.rollout import Split
-from defer.errors import CorruptFile, DeferError, DiskFull, FileProblem, PermissionDenied, translate
+from defer.errors import CorruptFile, DeferError, DiskFull, FileProblem, PermissionDenied
+from defer.translating import translate
 from node_agent.messages import Infer, Rejection, Result
 
 BUSY_S = 5.0

@@ -7,7 +7,8 @@ import secrets
 import sys
 from pathlib import Path
 
-from defer.errors import DeferError, FileProblem, translate
+from defer.errors import DeferError, FileProblem
+from defer.translating import translate
 
 STDOUT = "-"
 """Names standard input or output in place of a file."""

@@ -20,8 +20,9 @@ import numpy.typing as npt
 
 from defer import api
 from defer.client_events import Submit
-from defer.errors import DeferError, FileMissing, Overloaded, UnknownModel, from_code, translate
+from defer.errors import DeferError, FileMissing, Overloaded, UnknownModel, from_code
 from defer.gateway.watch import DispatcherWatch
+from defer.translating import translate
 from node_agent import messages
 from node_agent.messages import NO_DEADLINE, Infer, Rejection, Result, TensorHeader
 

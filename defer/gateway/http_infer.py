@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from defer.errors import WrongInput, translate
+from defer.errors import WrongInput
 from defer.gateway.bodies import Body, answer_body, input_names, parse, parse_raw
 from defer.gateway.calls import Call, trace_of
 from defer.gateway.classification import classified
@@ -23,6 +23,7 @@ from defer.gateway.reading import (
 )
 from defer.gateway.replies import error_reply
 from defer.gateway.service import Service
+from defer.translating import translate
 
 LENGTH_HEADER = b"inference-header-content-length"
 

@@ -11,7 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from defer.errors import DeferError, translate
+from defer.errors import DeferError
+from defer.translating import translate
 
 _ENCODER = msgspec.json.Encoder()
 

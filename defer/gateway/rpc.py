@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from defer.documents.address import Address
-from defer.errors import DeferError, PortInUse, translate
+from defer.errors import DeferError, PortInUse
 from defer.gateway.auth import token_problem
 from defer.gateway.calls import Call, trace_of
 from defer.gateway.classification import classified
@@ -19,6 +19,7 @@ from defer.gateway.protobuf import DATA_TYPES, METHODS, SERVICE, message
 from defer.gateway.replies import error_text
 from defer.gateway.rpc_bodies import parse, response, stream_error, stream_response, values
 from defer.gateway.service import EXTENSIONS, Service
+from defer.translating import translate
 
 STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT,

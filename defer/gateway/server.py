@@ -20,10 +20,11 @@ from typing import Any, Self
 import uvicorn
 
 from defer.documents.address import Address
-from defer.errors import FileMissing, UsageError, translate
+from defer.errors import FileMissing, UsageError
 from defer.gateway.app import create_app
 from defer.gateway.protocol import Http
 from defer.gateway.service import Service
+from defer.translating import translate
 
 logger = logging.getLogger("defer.gateway")
 

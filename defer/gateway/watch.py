@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from defer import api
-from defer.errors import DeferError, DispatcherUnreachable, from_code, translate
+from defer.errors import DeferError, DispatcherUnreachable, from_code
+from defer.translating import translate
 
 logger = logging.getLogger("defer.gateway")
 

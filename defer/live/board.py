@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from defer import api
-from defer.errors import NotReady, Overloaded, UnknownModel, UsageError, translate
+from defer.errors import NotReady, Overloaded, UnknownModel, UsageError
 from defer.live.view import plan_summary, snapshot
 from defer.live.what_if import Changes, Slower, predict
+from defer.translating import translate
 
 if TYPE_CHECKING:
     from defer.dispatcher.bringup import Order

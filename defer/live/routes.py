@@ -18,9 +18,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from defer.errors import PermissionDenied, UsageError, translate
+from defer.errors import PermissionDenied, UsageError
 from defer.live.board import Asked, Board, changes_of
 from defer.live.watcher import Watcher
+from defer.translating import translate
 from node_agent.pages import Page
 
 FILES: Final = {

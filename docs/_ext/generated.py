@@ -150,6 +150,7 @@ def _attributes(kind: type) -> dict[str, str]:
 def errors() -> str:
     """Every error by its code: class, exit code, HTTP status, meaning."""
     from defer import errors as module
+    from defer.outcomes import OUTCOMES
 
     classes = {
         each.code: each
@@ -157,7 +158,7 @@ def errors() -> str:
         if inspect.isclass(each) and issubclass(each, module.DeferError) and each is not module.DeferError
     }
     shown = ["| code | in Python | exit code | HTTP | when |\n|---|---|---|---|---|"]
-    for code, outcome in module.OUTCOMES.items():
+    for code, outcome in OUTCOMES.items():
         kind = classes[code]
         numbers = f"{outcome.exit_code} | {outcome.http_status}"
         shown.append(f"| `{code}` | `{kind.__name__}` | {numbers} | {_cell(_first_line(kind))} |")

@@ -10,7 +10,9 @@ import pytest
 import zmq
 
 from defer import errors
-from defer.errors import DeferError, translate
+from defer.errors import DeferError
+from defer.outcomes import OUTCOMES
+from defer.translating import EXTRAS, translate
 
 
 def every(root: type[DeferError]) -> list[type[DeferError]]:
@@ -18,7 +20,7 @@ def every(root: type[DeferError]) -> list[type[DeferError]]:
 
 
 def test_every_error_has_a_row_and_every_row_an_error() -> None:
-    assert {kind.code for kind in every(DeferError)} == set(errors.OUTCOMES)
+    assert {kind.code for kind in every(DeferError)} == set(OUTCOMES)
 
 
 def table() -> list[type[DeferError]]:
@@ -138,7 +140,7 @@ def test_zeromq_errors_are_system_errors() -> None:
 
 
 def test_a_missing_module_names_its_extra() -> None:
-    for module, extra in errors.EXTRAS.items():
+    for module, extra in EXTRAS.items():
         ours = translate(ModuleNotFoundError(f"No module named '{module}'", name=module))
         assert type(ours) is errors.MissingExtra
         assert f'pip install "defer-edge[{extra}]"' in ours.hint

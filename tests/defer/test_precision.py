@@ -11,8 +11,9 @@ import models
 import partitioner
 from defer import precision
 from defer.documents.cluster import loads_cluster
-from defer.errors import InvalidCluster, UnsupportedOp, translate
+from defer.errors import InvalidCluster, UnsupportedOp
 from defer.parts import bound_inputs, write_parts
+from defer.translating import translate
 from node_agent.engines import engine_named
 from node_agent.engines.base import Partition
 from node_agent.samples import samples
