@@ -50,7 +50,7 @@ class Bitmap:
             return plain
         elements = np.frombuffer(plain, word)
         mask = elements != 0
-        held = elements[np.flatnonzero(mask)]
+        held = elements.take(np.flatnonzero(mask))
         return np.concatenate([np.packbits(mask, bitorder="little"), held.view(np.uint8)]).data
 
     def decode(self, frame: Any, dtype: str, shape: Sequence[int]) -> Array:

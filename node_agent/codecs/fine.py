@@ -26,7 +26,7 @@ from node_agent.codecs.base import (
     plain_bytes,
     rounding,
 )
-from node_agent.codecs.int8 import by_channels, steps_of
+from node_agent.codecs.int8 import by_channels, pieces, steps_of
 from node_agent.dtypes import storage
 from node_agent.errors import CodecError
 
@@ -63,9 +63,13 @@ class Fine:
         steps, zeros = steps_of(grouped, self._last)
         scaled = np.zeros_like(steps)
         np.divide(np.float32(1), steps, out=scaled, where=steps > 0)
-        levels = grouped * scaled
-        levels += _MAGIC
-        words = (levels.reshape(-1).view(np.uint32) & self._last).astype(np.uint16)
+        leveled = np.empty(grouped.shape, np.uint16)
+        for part in pieces(grouped.shape):
+            levels = grouped[part] * scaled[part[1]]
+            levels += _MAGIC
+            leveled[part] = levels.view(np.uint32)
+        words = leveled.reshape(-1)
+        words &= self._last
         head = [
             steps.reshape(-1).astype("<f4").view(np.uint8),
             zeros.reshape(-1).astype("<u2").view(np.uint8),
@@ -73,7 +77,7 @@ class Fine:
         if self._sparse:
             mask = words != 0
             head.append(np.packbits(mask, bitorder="little"))
-            words = words[np.flatnonzero(mask)]
+            words = words.take(np.flatnonzero(mask))
         return np.concatenate([*head, *self._packed(words)]).data
 
     def decode(self, frame: Any, dtype: str, shape: Sequence[int]) -> Array:
@@ -101,11 +105,18 @@ class Fine:
             words[places] = self._unpacked(held[split + map_bytes :], places.size, dtype, shape)
         else:
             words = self._unpacked(held[split:], elements, dtype, shape)
-        # Steps from the least value, then from zero: they wrap around.
-        values = ((words.reshape(grouping) + zeros) & self._last).astype(np.float32)
-        values -= zeros
+        words = words.reshape(grouping)
+        values = np.empty(grouping, np.float32)
+        below = bool(zeros.any())  # nothing is below zero behind a ReLU
         with np.errstate(over="ignore"):
-            values *= steps
+            for part in pieces(grouping):
+                if below:
+                    # Steps from the least value, then from zero: they wrap around.
+                    from_least = (words[part] + zeros[part[1]]) & self._last
+                    np.subtract(from_least, zeros[part[1]], out=values[part], dtype=np.float32)
+                    values[part] *= steps[part[1]]
+                else:
+                    np.multiply(words[part], steps[part[1]], out=values[part], dtype=np.float32)
         return as_type(values.reshape(-1), dtype, shape)
 
     def bound(self, array: Array) -> Array:

@@ -10,7 +10,7 @@ the values, has one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,9 @@ _MAGIC = np.float32(1.5 * 2**23)
 
 _SMALLEST_STEP = 2.0**-120
 """Below, 1/step and products of it leave float32's normal range."""
+
+_PIECE = 32 * 1024
+"""Elements of a piece: its floats and words fit into a core's own cache."""
 
 _STEP_BYTES = 5
 """Step and zero of one channel."""
@@ -94,11 +97,18 @@ class Int8:
         if not (np.isfinite(steps).all() and (steps >= 0).all()):
             raise CodecError(f"A frame of codec {self.name} has steps that are no sizes.")
         zeros = held[4 * channels : _STEP_BYTES * channels].reshape(per_channel)
-        # Steps from the least value, then from zero: bytes wrap around.
-        values = (held[_STEP_BYTES * channels :].reshape(grouping) + zeros).astype(np.float32)
-        values -= zeros
+        levels = held[_STEP_BYTES * channels :].reshape(grouping)
+        values = np.empty(grouping, np.float32)
+        below = bool(zeros.any())  # nothing is below zero behind a ReLU
         with np.errstate(over="ignore"):
-            values *= steps
+            for part in pieces(grouping):
+                if below:
+                    # Steps from the least value, then from zero: bytes wrap around.
+                    from_least = levels[part] + zeros[part[1]]
+                    np.subtract(from_least, zeros[part[1]], out=values[part], dtype=np.float32)
+                    values[part] *= steps[part[1]]
+                else:
+                    np.multiply(levels[part], steps[part[1]], out=values[part], dtype=np.float32)
         return as_type(values.reshape(-1), dtype, shape)
 
     def bound(self, array: Array) -> Array:
@@ -138,6 +148,27 @@ def by_channels(shape: Sequence[int], step_bytes: int) -> tuple[int, int, int]:
         if 8 * step_bytes * channels <= elements:
             return (count(shape[:axis]), channels, count(shape[axis + 1 :]))
     return (1, 1, elements)
+
+
+def pieces(grouping: tuple[int, int, int]) -> Iterator[tuple[slice, slice]]:
+    """A tensor in pieces that stay in a core's cache from one pass over them to the next.
+
+    Args:
+        grouping: As `by_channels` gives it.
+
+    Yields:
+        Indices of the first two axes.
+    """
+    before, channels, after = grouping
+    if channels * after <= _PIECE:
+        rows = max(1, _PIECE // max(1, channels * after))
+        for start in range(0, before, rows):
+            yield slice(start, start + rows), slice(None)
+        return
+    some = max(1, _PIECE // max(1, after))
+    for row in range(before):
+        for start in range(0, channels, some):
+            yield slice(row, row + 1), slice(start, start + some)
 
 
 def steps_of(grouped: Floats, most: int) -> tuple[Floats, Floats]:
