@@ -9,13 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from defer.access import client_security
 from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.client_arrays import Array, Inputs, Outputs, copied, fill
 from defer.client_events import Submit
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests, check_id, wished
-from defer.documents.address import parse_addresses
 from defer.errors import UsageError, WrongInput
 
 
@@ -39,9 +37,8 @@ class AsyncClient:
             timeout=timeout,
             codec=codec,
             connect_timeout=connect_timeout,
-            security=client_security(
-                *(each.host for each in parse_addresses(address)), keys=keys, insecure=insecure
-            ),
+            keys=keys,
+            insecure=insecure,
         )
 
     async def infer(

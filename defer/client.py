@@ -17,7 +17,6 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from defer.access import client_security
 from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.async_client import AsyncClient
@@ -25,7 +24,6 @@ from defer.client_arrays import Array, Inputs, Outputs, fill
 from defer.client_core import GRACE_S
 from defer.client_errands import Awaited
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
-from defer.documents.address import parse_addresses
 from defer.errors import DeadlineExceeded, UsageError
 
 __all__ = ["AsyncClient", "Client"]
@@ -72,9 +70,8 @@ class Client:
             timeout=timeout,
             codec=codec,
             connect_timeout=connect_timeout,
-            security=client_security(
-                *(each.host for each in parse_addresses(address)), keys=keys, insecure=insecure
-            ),
+            keys=keys,
+            insecure=insecure,
         )
 
     def infer(

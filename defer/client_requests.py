@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
+from pathlib import Path
 
 import msgspec
 
@@ -25,7 +26,6 @@ from defer.documents.address import parse_addresses
 from defer.errors import Cancelled, DispatcherUnreachable, Overloaded, UsageError, WrongInput
 from defer.tracing.otel import calling, ended, failed, telemetry
 from node_agent.messages import ID_BYTES, LOWEST_PRIORITY
-from node_agent.security import Security
 
 DEFAULT_TIMEOUT_S = 30.0
 """Seconds that a request may take where nothing else is said."""
@@ -77,7 +77,8 @@ class Requests:
         timeout: Seconds of requests that name none.
         codec: How inputs are encoded on the wire; `auto` does as the model's plan wants.
         connect_timeout: Seconds in which a dispatcher must answer at all; `timeout` where that is shorter.
-        security: How connections are protected; what `defer.access` says where it is not given.
+        keys: Folder of keys or a certificate; what `defer.access` says where it is not given.
+        insecure: Talk to a dispatcher on another machine without keys.
         absence_s: Longest that a request waits for a connection, its own deadline aside.
     """
 
@@ -89,7 +90,8 @@ class Requests:
         timeout: float,
         codec: str,
         connect_timeout: float,
-        security: Security | None = None,
+        keys: str | Path | None = None,
+        insecure: bool = False,
         absence_s: float = math.inf,
     ) -> None:
         self.encoder = Encoder(codec)
@@ -98,7 +100,7 @@ class Requests:
         self.served = Served(
             addresses,
             min(connect_timeout, max(timeout, BRIEF_S)),
-            client_security(*(each.host for each in addresses)) if security is None else security,
+            client_security(*(each.host for each in addresses), keys=keys, insecure=insecure),
         )
         self.model = model
         self._timeout = timeout

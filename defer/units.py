@@ -203,11 +203,6 @@ def format_duration(seconds: float) -> str:
     return _format(seconds, DURATION)
 
 
-def format_speed(flop_per_s: float) -> str:
-    """FLOP/s with the prefix that fits, exactly: 2e11 → `"200 GFLOP/s"`."""
-    return _format(flop_per_s, SPEED)
-
-
 def _step(value: Fraction, quantity: Quantity) -> str:
     """The largest unit in which the value is at least 1."""
     fitting = [unit for unit in quantity.steps if value >= quantity.factors[unit]]

@@ -210,16 +210,6 @@ def _decoded_bytes(header: TensorHeader, limits: Limits) -> int:
     return size
 
 
-def check_frames(headers: Sequence[TensorHeader], frames: Sequence[Any], limits: Limits = DEFAULT) -> None:
-    """Checks a whole item: `check_headers`, one frame per header, each as long as its header says.
-
-    Raises:
-        FrameError: It is not so.
-    """
-    check_headers(headers, limits)
-    check_lengths(headers, frames)
-
-
 def check_lengths(headers: Sequence[TensorHeader], frames: Sequence[Any]) -> None:
     """Checks that there is one frame per header, each as long as its header says.
 
@@ -299,7 +289,7 @@ def unpack_tensor(header: TensorHeader, frame: Any) -> Array:
 
 
 def unpack(headers: Iterable[TensorHeader], frames: Iterable[Any]) -> dict[str, Array]:
-    """The tensors of an item by name; call `check_frames` first.
+    """The tensors of an item by name, whose headers and frames were checked.
 
     Raises:
         CodecError: A frame does not decode to what its header says.

@@ -227,7 +227,6 @@ class DispatcherCore(Losses):
         ):
             fits = _outputs(state, item, request.infer.outputs)
             if isinstance(fits, str):
-                self.counters.malformed += 1
                 return self._failed(item.epoch, item.request, "agent-fault", fits)
             told = fits
         took = now - request.arrived

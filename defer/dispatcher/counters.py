@@ -132,7 +132,6 @@ class Counters:
         failed: Accepted requests that ended with an error, by code.
         repeated: Requests that were already known and not run again.
         stale: Results and failures of requests that had ended, or of routes that are gone.
-        malformed: Results that did not carry what the plan says.
         replayed: Requests sent again because a connection broke.
     """
 
@@ -140,5 +139,4 @@ class Counters:
     failed: Counter[str] = field(default_factory=Counter)
     repeated: int = 0
     stale: int = 0
-    malformed: int = 0
     replayed: int = 0

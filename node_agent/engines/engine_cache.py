@@ -99,10 +99,6 @@ class EngineCache:
         """Forget the engine of this key."""
         self.path(key).unlink(missing_ok=True)
 
-    def size_bytes(self) -> int:
-        """Bytes that all engines take."""
-        return sum(size for _, size, _ in self._entries())
-
     def _entries(self) -> list[tuple[float, int, Path]]:
         found = []
         for path in self._folder.glob(f"*{_SUFFIX}"):

@@ -314,7 +314,7 @@ def test_results_of_another_epoch_twice_or_malformed() -> None:
     ask(core, "c")
     short = core.handle(e.ItemReturned(Item(1, 3, 2, NO_DEADLINE, (Y,)), ("fy",)), 0)
     assert "without 'z'" in refused(short).message
-    assert core.counters.malformed == 2
+    assert core.counters.failed["agent-fault"] == 2
 
 
 def test_failures_name_the_device() -> None:

@@ -105,11 +105,6 @@ def test_durations_read_back(value: float) -> None:
     assert units.parse_duration(units.format_duration(value)) == value
 
 
-@given(FINITE)
-def test_speeds_read_back(value: float) -> None:
-    assert units.parse_speed(units.format_speed(value)) == value
-
-
 @given(
     st.decimals(min_value=0, max_value=10**6, places=6, allow_nan=False),
     st.sampled_from(list(units.BANDWIDTH.factors)),

@@ -72,11 +72,11 @@ def test_whole_item_limits() -> None:
 
 def test_frames_must_be_what_the_header_says() -> None:
     headers = (tensor(), tensor("y"))
-    frames.check_frames(headers, [b"12345678", b"12345678"])
+    frames.check_lengths(headers, [b"12345678", b"12345678"])
     with pytest.raises(FrameError, match="1 frames"):
-        frames.check_frames(headers, [b"12345678"])
+        frames.check_lengths(headers, [b"12345678"])
     with pytest.raises(FrameError, match=r"'y' came with 4 bytes; its header says 8"):
-        frames.check_frames(headers, [b"12345678", b"1234"])
+        frames.check_lengths(headers, [b"12345678", b"1234"])
 
 
 @given(st.binary(max_size=300))
@@ -101,7 +101,7 @@ def test_a_mutated_item_is_decoded_or_refused(data: st.DataObject) -> None:
     try:
         header = frames.decode_header(bytes(message[0]))
         tensors = getattr(header, "tensors", ())
-        frames.check_frames(tensors, message[1:])
+        frames.check_lengths(tensors, message[1:])
         got = frames.unpack(tensors, message[1:])
     except AgentError:
         return
@@ -151,7 +151,7 @@ def test_text_travels_behind_its_lengths() -> None:
         headers, buffers = frames.pack_item({"t": array}, "lz4")
         (header,) = headers
         assert (header.dtype, header.codec, header.nbytes) == ("string", "raw", len(buffers[0]))
-        frames.check_frames(headers, buffers)
+        frames.check_lengths(headers, buffers)
         got = frames.unpack(headers, buffers)["t"]
         assert got.shape == array.shape
         assert got.tolist() == array.tolist()
