@@ -22,6 +22,7 @@ from click.shell_completion import CompletionItem
 
 from defer.cli import completion
 from defer.cli.output import examples, report
+from defer.cli.stopping import ending_in_order
 from defer.errors import Cancelled, DeferError, MissingExtra, UsageError
 from defer.translating import translate
 
@@ -161,15 +162,19 @@ class VerbGroup(click.Group):
         call = super().main
         if not standalone_mode:
             return call(words, prog_name, complete_var, standalone_mode=False, **extra)
-        try:
-            code = call(words, prog_name, complete_var, standalone_mode=False, **extra)
-            sys.stdout.flush()
-        except (BrokenPipeError, click.exceptions.Exit) as exc:
-            sys.exit(_quiet_end(exc))
-        except BaseException as exc:
-            if isinstance(exc, SystemExit | GeneratorExit):
-                raise
-            _fail(exc, words)
+        with ending_in_order() as ending:
+            try:
+                code = call(words, prog_name, complete_var, standalone_mode=False, **extra)
+                sys.stdout.flush()
+            except (BrokenPipeError, click.exceptions.Exit) as exc:
+                sys.exit(_quiet_end(exc))
+            except BaseException as exc:
+                if ending.number:  # whatever went wrong on the way out: the terminal may be gone
+                    _forget_output()
+                    sys.exit(128 + ending.number)
+                if isinstance(exc, SystemExit | GeneratorExit):
+                    raise
+                _fail(exc, words)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -208,9 +213,14 @@ def _stand_in(name: str, summary: str, error: DeferError) -> click.Command:
 def _quiet_end(exc: BaseException) -> int:
     if isinstance(exc, click.exceptions.Exit):
         return exc.exit_code
-    # Nobody reads on: keep the interpreter from failing once more when it flushes at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _forget_output()
     return BROKEN_PIPE
+
+
+def _forget_output() -> None:
+    """Nobody reads on: keep the interpreter from failing once more when it flushes at exit."""
+    with contextlib.suppress(OSError, ValueError):  # not a file at all, in a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(exc: BaseException, words: Sequence[str]) -> NoReturn:

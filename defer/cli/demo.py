@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -70,7 +65,6 @@ def command(
     """
     options = DemoOptions(model, agents, requests, window, threads, output, max_error)
     with (
-        _ended_in_order(),
         tempfile.TemporaryDirectory(prefix="defer-demo-") as work,
         progress("demo", as_json=as_json) as step,
     ):
@@ -79,21 +73,6 @@ def command(
         print_json(result)
     else:
         _show(result)
-
-
-@contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Make a closed terminal or a SIGTERM end the block like Ctrl-C does, so that the children are stopped."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        sys.exit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show(result: DemoResult) -> None:

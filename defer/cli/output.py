@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -78,9 +78,10 @@ def table(*columns: str, title: str = "", right: tuple[str, ...] = ()) -> Table:
 
 
 def note(text: str, *, as_json: bool = False) -> None:
-    """A line for people, on standard error; silent for programs."""
+    """A line for people, on standard error; silent for programs, and where the terminal was closed."""
     if not as_json:
-        click.echo(text, err=True)
+        with suppress(OSError):
+            click.echo(text, err=True)
 
 
 def report(error: DeferError, *, as_json: bool) -> None:
@@ -118,7 +119,8 @@ def progress(title: str, *, as_json: bool = False) -> Iterator[Step]:
         console=console(stderr=True),
         transient=True,
     )
-    with bar:
+    bar.start()
+    try:
         task = bar.add_task(title, total=None)
 
         def step(what: str, fraction: float) -> None:
@@ -127,3 +129,8 @@ def progress(title: str, *, as_json: bool = False) -> Iterator[Step]:
             )
 
         yield step
+    finally:
+        with suppress(
+            OSError
+        ):  # the terminal was closed, which is no reason for another error than what it made
+            bar.stop()

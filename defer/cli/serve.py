@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -192,7 +192,7 @@ def command(
                 place.url, place.folder, cluster, order, pages, security, stop, stack, as_json=as_json
             )
             if shared is None:
-                _note("stopped while it stood by", as_json=as_json)
+                note("stopped while it stood by", as_json=as_json)
                 return
             order = shared.order
         crashed: list[BaseException] = []
@@ -242,7 +242,7 @@ def command(
         except StopNow:
             if stop.number == signal.SIGINT:
                 raise Cancelled("stopped before it was ready") from None
-            _note("stopped before it was ready", as_json=as_json)
+            note("stopped before it was ready", as_json=as_json)
             return
         stop.wait()
         if crashed:
@@ -252,7 +252,7 @@ def command(
             if shared is None
             else "the next dispatcher takes over"
         )
-        _note(f"stopping: {what}", as_json=as_json)
+        note(f"stopping: {what}", as_json=as_json)
         if http is not None:
             http.service.draining = True  # its probe says so from now on
         if shared is None:
@@ -282,11 +282,6 @@ def _gateway(
     made = make_gateway(wish, LocalBackend(daemon), more=pages, open_paths=OPEN, on_crash=on_crash)
     made.service.starting = True
     return stack.enter_context(made)
-
-
-def _note(message: str, *, as_json: bool) -> None:
-    with suppress(OSError):  # a terminal that was closed is a reason to stop in order
-        note(message, as_json=as_json)
 
 
 class _Reporter:

@@ -1,4 +1,4 @@
-"""Signals that end a command which serves: the first in order, the second at once."""
+"""Signals that end a command: one that serves in order at the first, at once at the second; others as Ctrl-C does."""
 
 from __future__ import annotations
 
@@ -11,6 +11,43 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Ending:
+    """Whether a signal ends the command.
+
+    Attributes:
+        number: Which; 0 where none came.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+
+@contextmanager
+def ending_in_order() -> Iterator[Ending]:
+    """SIGTERM and a closed terminal end the block as Ctrl-C does: by an exception, so that nothing is left behind.
+
+    Signals that this process was started to ignore stay ignored, and those that somebody else looks after are theirs.
+    """
+    ending = Ending()
+    if threading.current_thread() is not threading.main_thread():
+        yield ending
+        return
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        ending.number = number
+        for each in before:  # closing a terminal is told twice; asking twice to end is another matter
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    ours = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    before = {number: signal.signal(number, leave) for number in ours}
+    try:
+        yield ending
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class StopNow(BaseException):
@@ -83,8 +120,10 @@ class Stop:
         """A signal came, in the main thread."""
         self._signals += 1
         self.number = number
-        if self._signals > 1:
-            os._exit(128 + number)  # whoever asks twice does not want to wait for anything
+        # Whoever asks twice does not want to wait for anything; a terminal that closes says so twice by itself, its
+        # shell and the system one after the other.
+        if self._signals > 1 and number != signal.SIGHUP:
+            os._exit(128 + number)
         self.set()
         if self._interrupts:
             self._interrupts = False

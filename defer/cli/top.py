@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import sys
@@ -125,16 +126,20 @@ def _watch(watched: _Watched, interval: float) -> None:
     from rich.live import Live
 
     # A signal sets a flag: one that raised in the middle of a frame could leave the terminal half drawn.
-    with (
-        stopping() as stop,
-        _keys(stop) as pressed,
-        Live(watched.frame(), console=console(), screen=True, auto_refresh=False) as live,
-    ):
-        while True:
-            live.update(watched.frame(), refresh=True)
-            if pressed(interval).lower() in END_KEYS:
-                return
-            watched.look()
+    try:
+        with (
+            stopping() as stop,
+            _keys(stop) as pressed,
+            Live(watched.frame(), console=console(), screen=True, auto_refresh=False) as live,
+        ):
+            while True:
+                live.update(watched.frame(), refresh=True)
+                if pressed(interval).lower() in END_KEYS:
+                    return
+                watched.look()
+    except OSError as error:
+        if error.errno != errno.EIO:  # the terminal was closed: nobody looks any more
+            raise
 
 
 @contextlib.contextmanager
