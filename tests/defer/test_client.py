@@ -24,6 +24,7 @@ from defer.client_encoding import plain
 from defer.dispatcher import events as e
 from defer.dispatcher.neighbours import link_of
 from node_agent.messages import Credit, TensorSpec
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -310,17 +311,17 @@ def test_a_name_that_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_restarted_dispatcher_is_found_again(make_server: Callable[..., Any]) -> None:
-    first = make_server()
+    port = free_ports(2)
+    first = make_server(None, port, port + 1)
     stage = first.stage()
     stage.hold = True
     first.serve(stage)
     with Client(first.address) as client:
         waiting = client.submit(x(5))
         until(lambda: stage.seen)
-        ports = int(first.address.rpartition(":")[2]), first.shell.data_port
         first.stop()
         first.stages.clear()
-        make_server(None, *ports, serving=True)
+        make_server(None, port, port + 1, serving=True)
         assert float(waiting.result(20)["y"][0, 0]) == 10
         assert float(client.infer(x(6))["y"][0, 0]) == 12
 

@@ -18,6 +18,7 @@ from defer import errors
 from defer.client import Client
 from defer.client_session import Session
 from defer.socket_loop import SocketLoop
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -148,7 +149,8 @@ def test_a_deadline_passes_while_the_caller_drives(server: Any) -> None:
 
 
 def test_a_dispatcher_that_is_restarted_answers_who_drives(make_server: Callable[..., Any]) -> None:
-    first = make_server()
+    port = free_ports(2)
+    first = make_server(None, port, port + 1)
     first.serve(first.stage())
     with driving(first) as client:
         first.stages[0].hold = True
@@ -156,23 +158,22 @@ def test_a_dispatcher_that_is_restarted_answers_who_drives(make_server: Callable
         caller = threading.Thread(target=lambda: answers.append(doubled(client, 7)))
         caller.start()
         until(lambda: len(first.stages[0].seen) == 6)
-        ports = int(first.address.rpartition(":")[2]), first.shell.data_port
         first.stop()
         first.stages.clear()
-        make_server(None, *ports, serving=True)
+        make_server(None, port, port + 1, serving=True)
         caller.join(20)
         assert answers == [True]
         assert all(doubled(client, value) for value in range(5))
 
 
 def test_a_connection_that_breaks_while_nobody_drives_comes_back(make_server: Callable[..., Any]) -> None:
-    first = make_server()
+    port = free_ports(2)
+    first = make_server(None, port, port + 1)
     first.serve(first.stage())
     with driving(first) as client:
-        ports = int(first.address.rpartition(":")[2]), first.shell.data_port
         first.stop()
         first.stages.clear()
-        make_server(None, *ports, serving=True)
+        make_server(None, port, port + 1, serving=True)
         assert all(doubled(client, value) for value in range(5))
 
 
@@ -281,15 +282,15 @@ def test_a_map_whose_results_are_not_taken_is_looked_after(server: Any) -> None:
 
 
 def test_a_map_goes_on_after_a_restart_and_ends_with_its_client(make_server: Callable[..., Any]) -> None:
-    first = make_server()
+    port = free_ports(2)
+    first = make_server(None, port, port + 1)
     first.serve(first.stage())
     with driving(first) as client:
         results = client.map((x(n) for n in range(40)), window=4)
         assert values([next(results)]) == [0]
-        ports = int(first.address.rpartition(":")[2]), first.shell.data_port
         first.stop()
         first.stages.clear()
-        second = make_server(None, *ports, serving=True)
+        second = make_server(None, port, port + 1, serving=True)
         assert values(next(results) for _ in range(30)) == [2 * n for n in range(1, 31)]
         second.stages[0].hold = True
         closer = threading.Timer(0.2, client.close)
