@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import msgspec
 
 from defer.documents.base import Document
-from defer.errors import InvalidDocument
+from defer.documents.plan_checks import check_plan
 
 Objective = Literal["latency", "throughput", "cost", "energy", "weighted"]
 """What a plan makes least: seconds of one request, seconds between two results, money or joules per request, or a
@@ -322,82 +322,5 @@ class Plan(Document, frozen=True, kw_only=True):
         return tuple(dict.fromkeys(name for transfer in self.transfers for name in transfer.path))
 
     def problems(self) -> None:
-        """Checks that stages cover the chain without a gap and that transfers join them."""
-        blocks = len(self.positions) - 1
-        if not self.stages:
-            raise InvalidDocument("a plan needs at least one stage", where="stages", hint=f"`{self.MADE_BY}`")
-        if len(self.transfers) != len(self.stages) + 1:
-            raise InvalidDocument(
-                f"{len(self.stages)} stages need {len(self.stages) + 1} transfers, not {len(self.transfers)}",
-                where="transfers",
-                hint=f"`{self.MADE_BY}`",
-            )
-        at = 0
-        for number, stage in enumerate(self.stages):
-            if stage.start != at or not stage.start < stage.stop <= blocks:
-                raise InvalidDocument(
-                    f"blocks {stage.start} to {stage.stop} do not follow on block {at} of {blocks}",
-                    where=f"stages[{number}]",
-                    hint=f"`{self.MADE_BY}`",
-                )
-            if stage.ops != (self.positions[stage.start], self.positions[stage.stop]):
-                raise InvalidDocument(
-                    f"ops {list(stage.ops)} are not those of blocks {stage.start} to {stage.stop}",
-                    where=f"stages[{number}].ops",
-                    hint=f"`{self.MADE_BY}`",
-                )
-            at = stage.stop
-        if at != blocks:
-            raise InvalidDocument(
-                f"blocks {at} to {blocks} are not placed", where="stages", hint=f"`{self.MADE_BY}`"
-            )
-        self._check_transfers()
-        self._check_shares()
-        if self.order and sorted(self.order) != list(range(self.positions[-1])):
-            raise InvalidDocument(
-                f"an order must hold each of the ops 0 to {self.positions[-1] - 1} once",
-                where="order",
-                hint=f"`{self.MADE_BY}`",
-            )
-        if self.batching is not None and (problem := self.batching.problem()):
-            raise InvalidDocument(
-                problem, where="batching", hint="for example sizes [4, 8] and delay_s 0.002"
-            )
-        if unknown := sorted(self.weights.keys() - {"latency", "period", "cost", "energy"}):
-            raise InvalidDocument(
-                f"{unknown[0]!r} is nothing to weigh", where="weights", hint="latency, period, cost or energy"
-            )
-
-    def _check_shares(self) -> None:
-        for number, share in enumerate(self.shares):
-            route = msgspec.structs.replace(self, stages=share.stages, transfers=share.transfers, shares=())
-            try:
-                route.problems()
-            except InvalidDocument as exc:
-                exc.where = f"shares[{number}].{exc.where}"
-                raise
-        if self.shares and abs(sum(share.fraction for share in self.shares) - 1) > 1e-6:
-            raise InvalidDocument(
-                "the fractions do not add up to 1", where="shares", hint=f"`{self.MADE_BY}`"
-            )
-
-    def _check_transfers(self) -> None:
-        for number, transfer in enumerate(self.transfers):
-            last = number == len(self.stages)
-            expected = self.stages[-1].stop if last else self.stages[number].start
-            start = self.stages[number - 1].device if number else None
-            stop = None if last else self.stages[number].device
-            path = transfer.path
-            if not path or (start and path[0] != start) or (stop and path[-1] != stop):
-                ends = f"from {start or 'the source'} to {stop or 'the sink'}"
-                raise InvalidDocument(
-                    f"the path {' → '.join(path) or '(empty)'} does not lead {ends}",
-                    where=f"transfers[{number}].path",
-                    hint=f"`{self.MADE_BY}`",
-                )
-            if transfer.boundary != expected:
-                raise InvalidDocument(
-                    f"boundary {transfer.boundary} is not where stage {number} begins, which is {expected}",
-                    where=f"transfers[{number}].boundary",
-                    hint=f"`{self.MADE_BY}`",
-                )
+        """Checks what types cannot say; see `Document.problems`."""
+        check_plan(self)
