@@ -55,7 +55,11 @@ def _show(status: ServerStatus, address: str) -> None:
         click.echo(f"{model.name}: not ready, {model.reason}")
     if not status.deployments and not waiting:
         click.echo("no model is deployed; `defer deploy MODEL` deploys one")
+    # What only stands by takes no requests: it is told with the loss that it is for, and not as one more model.
+    told = {each.epoch for each in status.standby}
     for deployment in status.deployments:
+        if deployment.state == "standby" and deployment.epoch in told:
+            continue
         _show_deployment(deployment)
         if deployment.stages:
             stages = table(
