@@ -82,6 +82,7 @@ class _Bringing:
     epochs: list[int] = field(default_factory=list)
     waiting: int = 0
     failed: bool = False
+    serves: bool = False
 
 
 class Dispatcher:
@@ -292,9 +293,21 @@ class Dispatcher:
         self.shell.open_route(self._route(epoch, leg, made), made.first)
         headers, frames = pack_item({"x": np.array([7, 8], np.int64)}, "raw")
         future = self.shell.canary(epoch, headers, frames, CANARY_S)
+        whole = len(bringing.epochs) == len(bringing.legs)
+        if whole and bringing.spare is None and bringing.order is self.order and self._unserved():
+            # Nothing else serves: the switch does not wait for the canary.
+            bringing.serves = True
+            self._switch(bringing)
         future.add_done_callback(lambda done: self.process.soon(self._canary, bringing, leg, done))
 
     def _canary(self, bringing: _Bringing, leg: Leg, done: Any) -> None:
+        if done.exception() is not None and bringing.serves:
+            for epoch in bringing.epochs:
+                self.shell.post(e.RouteVoid(epoch, "the canary failed"))
+            self._bringing, self._stale = None, True
+            self.process.after(AGAIN_S, self._retry, bringing.order)
+            self._next()
+            return
         if done.exception() is not None:
             self._give_up(bringing, leg)
             return
@@ -310,6 +323,16 @@ class Dispatcher:
             self._stands(bringing.order, bringing.spare, first, tuple(beside))
             self._next()
             return
+        if not bringing.serves:
+            self._switch(bringing)
+        self._stale = False
+        self._next()
+
+    def _unserved(self) -> bool:
+        return not self.shell._core.routes.ready_for("m")
+
+    def _switch(self, bringing: _Bringing) -> None:
+        first, *beside = bringing.epochs
         the_same = bringing.order is self.order
         self.shell.post(e.RouteReady(first, tuple(beside), the_same))
         if not the_same:
@@ -317,9 +340,7 @@ class Dispatcher:
             self._spares = deque(range(len(bringing.order.spares)))
         self._helping.clear()
         self.order = bringing.order
-        self._stale = False
         Stage.world.note(HOST, "ready", *bringing.epochs)
-        self._next()
 
     def _stands(self, order: Order, spare: int, first: int, beside: tuple[int, ...]) -> None:
         if order is not self.order:

@@ -245,7 +245,16 @@ class DispatcherCore(Losses):
         if request is None or request.epoch != epoch:
             self.counters.stale += 1
             return []
-        return self._end(request, code, text)
+        state = self.routes[epoch]
+        if state.lost and not request.sent:  # it is to be sent again, on what takes the place of this one
+            self.counters.stale += 1
+            return []
+        out = self._end(request, code, text)
+        if request.pinned and state.state == "ready" and not state.traffic.answered:
+            # The canary of a route that serves already; what went behind it waits for the next route.
+            self.routes.void(epoch, f"nothing has passed it, and its canary failed: {text}")
+            self._send_again(state)
+        return out
 
     def _expire(self, now: float) -> list[e.Instruction]:
         out: list[e.Instruction] = []

@@ -712,3 +712,30 @@ def test_what_drains_on_a_route_whose_device_is_lost_then_moves_to_what_takes_th
     out = core.handle(e.RouteReady(3), 3)
     assert [said.item.epoch for said in out if isinstance(said, e.SendItem)] == [3]
     assert core.routes.by_epoch.keys() == {3}
+
+
+def test_where_the_canary_of_what_serves_already_fails_nothing_behind_it_does() -> None:
+    core = ready_core()
+    ask(core, "r")
+    core.handle(e.DeviceLost("a", "gone", restarted=True), 1)
+    core.handle(e.RouteLoaded(route(2, link="L", devices=("c",))), 2)
+    core.handle(e.InferArrived(b"", infer("canary"), ("fx",), 2), 2)
+    core.handle(e.RouteReady(2, the_same=True), 2)
+    canary, behind = 2, 1
+    (said,) = core.handle(e.FailureReturned(Failure(2, canary, 2, "run-failed", "it broke", "c")), 3)
+    assert refused([said]).request == infer("canary").request
+    assert core.handle(e.FailureReturned(Failure(2, behind, 2, "run-failed", "it broke", "c")), 3) == []
+    core.handle(e.RouteLoaded(route(3, link="L", devices=("d",))), 4)
+    out = core.handle(e.RouteReady(3, the_same=True), 4)
+    assert [said.item.request for said in out if isinstance(said, e.SendItem)] == [behind]
+    assert isinstance(back(core, behind, 5, epoch=3)[0], e.Deliver)
+
+
+def test_a_failure_of_one_request_ends_it_alone_where_others_have_passed() -> None:
+    core = ready_core()
+    for name in ("one", "two", "three"):
+        ask(core, name)
+    back(core, 1)
+    assert refused(core.handle(e.FailureReturned(Failure(1, 2, 1, "wrong-input", "no", "a")), 1))
+    assert core.routes[1].state == "ready"
+    assert isinstance(back(core, 3)[0], e.Deliver)
