@@ -47,6 +47,10 @@ class Part:
     warm_up: tuple[TensorSpec, ...]
 
 
+Signature = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+"""A model's inputs, its outputs, and its inputs with every dimension bound."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Every agent's hops, and the dispatcher's two neighbours.

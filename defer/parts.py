@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import partitioner
-from defer.hops import Part
+from defer.hops import Part, Signature
 from node_agent.messages import FileRef, TensorSpec
 
 
@@ -74,6 +74,11 @@ def _write(free: partitioner.Partition, frozen: partitioner.Partition, directory
 def wire_spec(spec: partitioner.TensorSpec) -> TensorSpec:
     """The partitioner's description of a tensor in the wire's words."""
     return TensorSpec(spec.name, spec.dtype, tuple(spec.shape))
+
+
+def signature_of(chain: partitioner.BlockChain) -> Signature:
+    """What a model takes and gives."""
+    return tuple(map(wire_spec, chain.inputs)), tuple(map(wire_spec, chain.outputs)), bound_inputs(chain)
 
 
 def bound_inputs(chain: partitioner.BlockChain) -> tuple[TensorSpec, ...]:

@@ -166,7 +166,7 @@ def load(
     pool: AgentPool,
     cluster: Cluster,
     order: Order,
-    chain: BlockChain,
+    chain: Callable[[], BlockChain],
     plan: Plan,
     places: Places,
     *,
@@ -176,9 +176,12 @@ def load(
     patient: bool = False,
     noted: Callable[[], None] = lambda: None,
 ) -> Deployment:
-    """Cut the model by the plan, unless that was done, and load it on the agents; the rest as in `deployer.deploy`."""
+    """Cut the model by the plan, unless that was done, and load it on the agents; the rest as in `deployer.deploy`.
+
+    `chain` is asked for the model's analysis where that is needed: not for a plan that was made ahead.
+    """
     from defer.deployer import deploy
-    from defer.parts import bound_inputs, wire_spec, write_parts
+    from defer.parts import signature_of, write_parts
     from defer.precision import precisions_of, ranges_for
 
     if foreseen is not None:
@@ -187,15 +190,17 @@ def load(
         on_progress("cutting the model", 0.0)
         cuts = tuple(stage.ops[1] for stage in plan.stages[:-1])
         precisions = precisions_of(cluster, (stage.device for stage in plan.stages))
-        ranges = ranges_for(precisions, order.model, chain, places.parts, order.calibration)
-        parts = write_parts(order.model, chain, cuts, places.parts, precisions, ranges, plan.order)
-    inputs, outputs = map(wire_spec, chain.inputs), map(wire_spec, chain.outputs)
+        ranges = ranges_for(precisions, order.model, chain(), places.parts, order.calibration)
+        parts = write_parts(order.model, chain(), cuts, places.parts, precisions, ranges, plan.order)
+    signature = (
+        foreseen.signature if foreseen is not None and any(foreseen.signature) else signature_of(chain())
+    )
     return deploy(
         pool,
         cluster,
         plan,
         parts,
-        (tuple(inputs), tuple(outputs), bound_inputs(chain)),
+        signature,
         places.dispatcher,
         epoch=epoch,
         name=order.name,

@@ -186,7 +186,7 @@ class Deployments(Raising):
     def _bring_up(self, order: Order, on_progress: OnProgress, begin: float) -> Outcome:
         chain, plan, profile = make_ready(self._pool, self.cluster, order, self.places(), on_progress)
         self._chains[order.name] = (order.model, chain)
-        opened = self._load_in_room(order, chain, plan, None, on_progress)
+        opened = self._load_in_room(order, plan, None, on_progress)
         canary_s = max(self.canaries.get(made.epoch, 0.0) for made in opened)
         with self._switching:
             self._switch(order, plan, profile, opened)
@@ -319,13 +319,12 @@ class Deployments(Raising):
         """
         self._changing += 1
         try:
-            chain = self.chain_of(order)
             try:
-                opened = self._load_in_room(order, chain, plan, foreseen, on_progress, hurry=True)
+                opened = self._load_in_room(order, plan, foreseen, on_progress, hurry=True)
             except OutOfMemory:
                 if not self._make_room(order.name):
                     raise
-                opened = self._load_plan(order, chain, plan, foreseen, on_progress, hurry=True)
+                opened = self._load_plan(order, plan, foreseen, on_progress, hurry=True)
             sent: dict[int, Canary] = {}
             with self._switching:
                 if not (self.orders.get(order.name) is order and wanted()):
@@ -369,8 +368,7 @@ class Deployments(Raising):
         assert plan is not None
         self._changing += 1
         try:
-            chain = self.chain_of(order)
-            opened = self._load_plan(order, chain, plan, foreseen, lambda _w, _f: None, patient=True)
+            opened = self._load_plan(order, plan, foreseen, lambda _w, _f: None, patient=True)
             first, *beside = opened
             with self._switching:
                 if self.orders.get(order.name) is order and wanted():

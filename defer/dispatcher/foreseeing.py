@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def answer(question: Question, chain: BlockChain | None = None) -> tuple[Foreseen, ...]:
     """Plan for each set of lost devices, and cut the model by each plan; `chain` is the model's analysis, if known."""
     import partitioner
-    from defer.parts import write_parts
+    from defer.parts import signature_of, write_parts
     from defer.planning import make_plan
     from defer.precision import precisions_of, ranges_for
     from defer.staying import staying
@@ -52,7 +52,8 @@ def answer(question: Question, chain: BlockChain | None = None) -> tuple[Foresee
         except Exception as error:
             told = translate(error)
             return Foreseen(code=told.code, problem=str(told))
-        return Foreseen(plan, tuple(each.part for each in written), reason=reason)
+        parts_made = tuple(each.part for each in written)
+        return Foreseen(plan, parts_made, reason=reason, signature=signature_of(chain))
 
     return tuple(map(foresee, question.without))
 

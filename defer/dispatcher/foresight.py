@@ -20,7 +20,7 @@ from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan
 from defer.documents.profile import CostProfile
 from defer.errors import DeferError, from_code
-from defer.hops import Part
+from defer.hops import Part, Signature
 from node_agent.messages import FileRef
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Foreseen(msgspec.Struct, frozen=True):
     """A plan and its stages' partitions, in order, all on disk; or why there is none, as code and sentence.
 
     `reason` says, where it was weighed against a running plan, why that gives way or, without a plan, is kept.
+    `signature` has the model's inputs, its outputs, and its inputs with every dimension bound.
     """
 
     plan: Plan | None = None
@@ -80,6 +81,7 @@ class Foreseen(msgspec.Struct, frozen=True):
     code: str = ""
     problem: str = ""
     reason: str = ""
+    signature: Signature = ((), (), ())
 
     @property
     def files(self) -> tuple[FileRef, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,6 @@ class Raising:
     def _load_in_room(
         self,
         order: Order,
-        chain: BlockChain,
         plan: Plan,
         foreseen: Foreseen | None,
         on_progress: OnProgress,
@@ -79,12 +79,12 @@ class Raising:
     ) -> list[Deployment]:
         """`_load_plan`, for which what stands by gives way where memory does not do for both."""
         try:
-            return self._load_plan(order, chain, plan, foreseen, on_progress, hurry=hurry)
+            return self._load_plan(order, plan, foreseen, on_progress, hurry=hurry)
         except OutOfMemory:
             if not self.clear_standbys():
                 raise
         try:
-            return self._load_plan(order, chain, plan, foreseen, on_progress, hurry=hurry)
+            return self._load_plan(order, plan, foreseen, on_progress, hurry=hurry)
         finally:
             self.resume_standbys()
             self.changed()  # there may be room for some of it beside that
@@ -92,7 +92,6 @@ class Raising:
     def _load_plan(
         self,
         order: Order,
-        chain: BlockChain,
         plan: Plan,
         foreseen: Foreseen | None,
         on_progress: OnProgress,
@@ -110,7 +109,7 @@ class Raising:
         try:
             # Routes that share a stage share its partition on the device: agents load it once.
             for fraction, leg in plan.legs:
-                made = self._load_route(order, chain, leg, foreseen, on_progress, patient=patient)
+                made = self._load_route(order, leg, foreseen, on_progress, patient=patient)
                 opened.append(made)
                 exact = reference_of(leg) if every else None
                 route = replace(route_of(made), sample_every=every if exact else 0, fraction=fraction)
@@ -121,7 +120,7 @@ class Raising:
                     on_progress("sending a canary through the pipeline", 0.0)
                     self.canaries[made.epoch] = prove(self._shell, made)
                 if exact is not None:
-                    self._load_reference(order, chain, exact, made, on_progress)
+                    self._load_reference(order, exact, made, on_progress)
         except BaseException as error:
             for made in opened:
                 self._shell.post(e.RouteDropped(made.epoch, f"the deployment failed: {error}"))
@@ -151,7 +150,6 @@ class Raising:
     def _load_route(
         self,
         order: Order,
-        chain: BlockChain,
         leg: Plan,
         foreseen: Foreseen | None,
         on_progress: OnProgress,
@@ -167,7 +165,7 @@ class Raising:
                 self._pool,
                 self.cluster,
                 order,
-                chain,
+                partial(self.chain_of, order),
                 leg,
                 self.places(),
                 epoch=epoch,
@@ -195,9 +193,7 @@ class Raising:
             if known is None or known.state != "alive":
                 raise AgentUnreachable("it was lost while the model was loaded", where=device)
 
-    def _load_reference(
-        self, order: Order, chain: BlockChain, exact: Plan, of: Deployment, on_progress: OnProgress
-    ) -> None:
+    def _load_reference(self, order: Order, exact: Plan, of: Deployment, on_progress: OnProgress) -> None:
         """Load a deployment's lossless reference, which samples are compared with; serving goes on without it."""
         devices = devices_of(of)
         epoch = self._epochs.begin(devices)
@@ -206,7 +202,7 @@ class Raising:
                 self._pool,
                 self.cluster,
                 order,
-                chain,
+                partial(self.chain_of, order),
                 exact,
                 self.places(),
                 epoch=epoch,

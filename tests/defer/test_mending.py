@@ -15,6 +15,7 @@ from defer.dispatcher.trust import LONGEST_S, MEMORY_S, Trust
 from defer.documents.cluster import Cluster, loads_cluster
 from defer.documents.plan import Plan, PlanShare
 from defer.errors import DeferError
+from defer.parts import signature_of
 from defer.planning import make_plan, parse_placement
 from partitioner import analyze
 
@@ -134,6 +135,7 @@ def test_plans_for_what_is_left_are_cut_and_one_that_cannot_be_says_why(
     assert [stage.device for stage in one.plan.stages] == ["c"]
     (part,) = one.written(tmp_path)
     assert all(path.stat().st_size == ref.nbytes for ref, path in part.files.items())
+    assert one.signature == signature_of(analyze(model))
     assert (none.plan, none.code) == (None, "no-route")
 
 
