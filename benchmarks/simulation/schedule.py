@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.simulation import checks, wire
+from benchmarks.simulation import checks
 from benchmarks.simulation.agent import Agent
 from benchmarks.simulation.client import Client
 from benchmarks.simulation.dispatcher import HOST, Dispatcher, Leg, Order
 from benchmarks.simulation.model import LAYERS, Piece, Version, file_of
+from benchmarks.simulation.network import GIVE_UP_S, Network
 from benchmarks.simulation.seams import Stage
 from benchmarks.simulation.world import BEGIN_S, World
 from defer.dispatcher import events as e
@@ -92,7 +93,7 @@ class Schedule:
         limits: e.Limits | None = None,
     ) -> None:
         self.world = Stage.world = World(seed)
-        self.net = Stage.net = wire.Network(self.world)
+        self.net = Stage.net = Network(self.world)
         self.random = self.world.random
         # Its own, so that schedules in which nothing stands by are what they were.
         self.spare_random = random.Random(-1 - seed)
@@ -340,7 +341,7 @@ class Schedule:
             return
         connection = self.random.choice(list(self.net.connections))
         self.world.note("!", kind, *(end.process.name for end in connection.ends))
-        late = self.random.choice((0.2, 2.0, wire.GIVE_UP_S))
+        late = self.random.choice((0.2, 2.0, GIVE_UP_S))
         connection.cut((0.0005, late) if self.random.random() < 0.5 else (late, 0.0005))
 
     def _do_partition(self, kind: str) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.simulation import wire
+from benchmarks.simulation.network import Network
 from benchmarks.simulation.world import Process, World
 from defer import socket_loop
 from node_agent import data_loop, link, machine
@@ -28,7 +29,7 @@ class Stage:
     """What is simulated now, and whose code is running where a constructor asks."""
 
     world: World
-    net: wire.Network
+    net: Network
     process: Process
 
 
