@@ -129,6 +129,7 @@ def test_a_clock_can_be_moved_while_a_process_runs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.integration
+@pytest.mark.alone
 def test_nothing_is_lost_while_things_go_wrong(tmp_path: Path) -> None:
     if lacking := missing(abilities()):
         pytest.skip(f"no testbed on this machine: {'; '.join(one.name for one in lacking)}")

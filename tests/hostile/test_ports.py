@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.integration
+@pytest.mark.alone
 def test_ports_take_mutated_messages_and_refuse_bombs_and_strangers(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     command = [sys.executable, "-m", "benchmarks.hostile", "--frames", "2000", "--decoders", "9000"]

@@ -70,6 +70,7 @@ def test_every_row_of_a_request_is_checked(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.integration
+@pytest.mark.alone
 def test_nothing_is_lost_or_wrong_in_a_short_soak(tmp_path: Path) -> None:
     told = tmp_path / "soak.json"
     command = [sys.executable, "-m", "benchmarks.soak", "--quick", "--seed", "5", "--json", str(told)]

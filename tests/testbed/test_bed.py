@@ -19,7 +19,7 @@ from benchmarks.testbed.agents import AgentPlace
 from benchmarks.testbed.layout import SEGMENT
 from defer.errors import AgentUnreachable, DeadlineExceeded, UnknownDevice, UsageError
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("clean")]
+pytestmark = [pytest.mark.integration, pytest.mark.alone, pytest.mark.usefixtures("clean")]
 
 Near = Callable[[Callable[[], float], float, float], None]
 PAYLOAD = SEGMENT / 1514

@@ -21,7 +21,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.testbed import Testbed, uniform
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("clean")]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.alone,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("clean"),
+]
 
 DEADLINE_S = 100.0
 MBIT = 125_000.0
