@@ -100,6 +100,11 @@ class Controllers:
         name = self._names.pop(connection, None)
         return [] if name is None else [ev.Log(logging.INFO, f"The control connection of {name} is gone.")]
 
+    @property
+    def calm(self) -> bool:
+        """Whether nobody who was dialled has to be asked again."""
+        return all(dial.welcomed or not dial.up for dial in self._dials.values())
+
     def tick(self, now: float) -> list[ev.Instruction]:
         """Registers again where no answer came."""
         due: list[ev.Instruction] = []

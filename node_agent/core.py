@@ -152,10 +152,14 @@ class AgentCore:
 
     # ------------------------------------------------------------------------------------------------- time
 
-    def _tick(self, event: ev.Tick, now: float) -> list[ev.Instruction]:
-        gauge = event.gauge
-        instructions = self.controllers.tick(now)
-        beat = Heartbeat(
+    @property
+    def calm(self) -> bool:
+        """Whether time brings nothing but heartbeats: then `beat` is all that `Tick` would come to."""
+        return self.state == "serving" and self.controllers.calm
+
+    def beat(self, gauge: ev.Gauge) -> Heartbeat:
+        """What the controllers are told ten times a second."""
+        return Heartbeat(
             self.boot,
             gauge.progress,
             gauge.item_age_s,
@@ -165,6 +169,11 @@ class AgentCore:
             self.loaded,
             gauge.run_cpu_s,
         )
+
+    def _tick(self, event: ev.Tick, now: float) -> list[ev.Instruction]:
+        gauge = event.gauge
+        instructions = self.controllers.tick(now)
+        beat = self.beat(gauge)
         instructions += [ev.Say(connection, beat) for connection in self.controllers.connections]
         if self.state == "draining":
             idle = gauge.queued == 0 and gauge.item_age_s == 0

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 JOIN_S = 5.0
 """How long a thread may take to end; a run that hangs is not waited for longer."""
 
+RESIDENT_EVERY = 10
+"""The process's memory is read for one in so many heartbeats."""
+
 
 class DataPlane:
     """The threads of the data path: one over all data sockets, one that runs, two for what a codec takes time for.
@@ -47,6 +50,8 @@ class DataPlane:
     ) -> None:
         self._name = name
         self._window = window or Window()
+        self._gauged = 0
+        self._resident = 0
         self._table = RoutingTable()
         self._loaded: dict[tuple[int, int], LoadedRoute] = {}
         self._loop = loop = DataLoop()
@@ -154,7 +159,11 @@ class DataPlane:
         age = (time.monotonic_ns() - started) / 1e9 if started else 0.0
         progress = self._worker.progress + self._sender.relayed
         cpu_s = self._worker.cpu_s() if started else 0.0
-        return Gauge(progress, max(0.0, age), self._receiver.held, resident_bytes(), cpu_s)
+        # Read now and then only: a heartbeat's cost is noticed on a small box.
+        if self._gauged % RESIDENT_EVERY == 0:
+            self._resident = resident_bytes()
+        self._gauged += 1
+        return Gauge(progress, max(0.0, age), self._receiver.held, self._resident, cpu_s)
 
     def status(self) -> tuple[tuple[HopStatus, ...], int]:
         """The counters of every hop in force, and the number of items that belonged to none."""
