@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from defer import api
 from defer.client_events import Submit
 from defer.documents.address import Address
@@ -149,3 +151,25 @@ def exchange(
         return response.status, json.loads(data) if plain and data else data, told
     finally:
         connection.close()
+
+
+INFER = "/v2/models/same/infer"
+
+
+def tensor(**more: Any) -> dict[str, Any]:
+    return {"name": "x", "shape": [1, 4], "datatype": "FP32"} | more
+
+
+def body(**more: Any) -> dict[str, Any]:
+    return {"inputs": [tensor(data=[1, 2, 3, 4])]} | more
+
+
+def binary(values: Any, *, outputs: Any = None, after: bytes = b"") -> tuple[bytes, dict[str, str]]:
+    """A request with binary data in and out."""
+    raw = np.asarray(values, np.float32).tobytes()
+    told: dict[str, Any] = {
+        "inputs": [tensor(shape=[len(raw) // 16, 4], parameters={"binary_data_size": len(raw)})],
+        "parameters": {"binary_data_output": True},
+    }
+    head = json.dumps(told | ({"outputs": outputs} if outputs else {})).encode()
+    return head + raw + after, {"Inference-Header-Content-Length": str(len(head))}
