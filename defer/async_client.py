@@ -173,18 +173,22 @@ class AsyncClient:
         patient: bool,
     ) -> Submit:
         requests = self._requests
-        deadline = requests.deadline(timeout)
+        deadline, given = requests.deadline(timeout), requests.given(timeout)
         model = model or requests.model
         info = requests.served.known(model)
         if info is None:
             info = await asyncio.to_thread(requests.served.signature, model)
         try:
-            return requests.encoder.encode(info, inputs, outputs, deadline, copy=copy, patient=patient)
+            return requests.encoder.encode(
+                info, inputs, outputs, deadline, copy=copy, patient=patient, timeout=given
+            )
         except WrongInput:
             newer = await asyncio.to_thread(requests.served.newer, model, info)
             if newer is None:
                 raise
-            return requests.encoder.encode(newer, inputs, outputs, deadline, copy=copy, patient=patient)
+            return requests.encoder.encode(
+                newer, inputs, outputs, deadline, copy=copy, patient=patient, timeout=given
+            )
 
     async def _launch(self, submit: Submit) -> asyncio.Future[Outputs]:
         future = self._requests.try_launch(submit)

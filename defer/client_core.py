@@ -167,7 +167,7 @@ class ClientCore:
             return []
         del self._pending[rejection.request]
         late = rejection.code == "deadline-exceeded"
-        hint = _longer(pending.submit.deadline - pending.submitted) if late else ""
+        hint = _longer(pending.submit) if late else ""
         return [Fail(rejection.request, rejection.code, rejection.message, hint)]
 
     def _given_up(self, request: bytes, now: float) -> list[Instruction]:
@@ -209,14 +209,14 @@ class ClientCore:
                 request,
                 "deadline-exceeded",
                 f"the time was up before the connection to the dispatcher at {self.address} stood",
-                _longer(took),
+                _longer(pending.submit),
             )
         if self.connected:
             return Fail(
                 request,
                 "deadline-exceeded",
                 f"the dispatcher at {self.address} did not answer within {took:.3g} s",
-                _longer(took),
+                _longer(pending.submit),
             )
         what = "the connection was lost" if self._ever else "nobody answers there"
         return Fail(
@@ -233,11 +233,7 @@ class ClientCore:
         return failed
 
 
-def _longer(given: float) -> str:
-    """What to do about a deadline that passed, with what the request was given, as far as that is known here."""
+def _longer(submit: Submit) -> str:
+    """What to do about a deadline that passed, with what the request was given, as far as that is known."""
     advice = "`timeout` in Python and --timeout on the command line give a request longer"
-    if not 0.005 <= given < math.inf:
-        return advice
-    # What the signature and the encoding took before has gone from it: with few digits it is what the caller said.
-    told = f"{given:.2g}" if given < 1 else f"{round(given, 1):g}"
-    return f"it was given {told} s; {advice}"
+    return f"it was given {submit.timeout:g} s; {advice}" if submit.timeout < math.inf else advice

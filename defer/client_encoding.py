@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,7 @@ class Encoder:
         *,
         copy: bool,
         patient: bool,
+        timeout: float = math.inf,
     ) -> Submit:
         """Check a request against a signature and encode it; asks nobody.
 
@@ -62,6 +64,7 @@ class Encoder:
             deadline: When it must have ended, on the monotonic clock, s; infinity for never.
             copy: Whether the caller may change its arrays before the answer.
             patient: Try again where the dispatcher is overloaded.
+            timeout: What the caller gave it, s.
 
         Raises:
             WrongInput: They do not fit, or there is no such output.
@@ -71,7 +74,7 @@ class Encoder:
             told = None if given is None else self._seen.get(kind_of(info, given))
             if given is not None and told is not None:
                 frames = [byte_view(array.copy() if copy else array) for array in given]
-                return Submit(new_id(), info.name, (), told[1], frames, deadline, patient)
+                return Submit(new_id(), info.name, (), told[1], frames, deadline, patient, timeout=timeout)
         arrays, wanted = as_arrays(inputs, info), check_outputs(outputs, info)
         if copy:
             arrays = {name: array.copy() for name, array in arrays.items()}
@@ -84,7 +87,7 @@ class Encoder:
             raise WrongInput(str(error), hint=error.hint) from error
         if not outputs and codec == "raw":
             self._remember(info, inputs, headers)
-        return Submit(new_id(), info.name, wanted, headers, frames, deadline, patient)
+        return Submit(new_id(), info.name, wanted, headers, frames, deadline, patient, timeout=timeout)
 
     def _codec(self, info: ModelInfo) -> str:
         if self._wanted != AUTO:

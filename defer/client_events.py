@@ -6,6 +6,7 @@ to the garbage collector.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
         durable: Have the dispatcher keep the request and its answer in its store.
         recall: Ask for the answer to a request that was sent before, by its id alone.
         priority: Of the requests that wait, those with the smallest go first, from 1 on; 0 for the usual one.
+        timeout: What its caller gave it, s, to be told where that was too short; infinity where nobody knows.
     """
 
     request: bytes
@@ -42,6 +44,7 @@ class Submit(msgspec.Struct, frozen=True, gc=False):
     durable: bool = False
     recall: bool = False
     priority: int = 0
+    timeout: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

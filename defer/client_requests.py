@@ -144,15 +144,20 @@ class Requests:
         if request is not None:
             check_id(request)
         deadline = self.deadline(timeout)
+        given = self.given(timeout)
         model = model or self.model
         info = self.served.known(model) or self.served.signature(model)
         try:
-            submit = self.encoder.encode(info, inputs, outputs, deadline, copy=copy, patient=patient)
+            submit = self.encoder.encode(
+                info, inputs, outputs, deadline, copy=copy, patient=patient, timeout=given
+            )
         except WrongInput:
             newer = self.served.newer(model, info)
             if newer is None:
                 raise
-            submit = self.encoder.encode(newer, inputs, outputs, deadline, copy=copy, patient=patient)
+            submit = self.encoder.encode(
+                newer, inputs, outputs, deadline, copy=copy, patient=patient, timeout=given
+            )
         return wished(submit, durable=durable, request=request, priority=priority, trace=trace)
 
     def recall(self, request: bytes, timeout: float | None) -> Submit:
@@ -165,7 +170,11 @@ class Requests:
         deadline = self.deadline(timeout)
         if self.served.data is None:
             self.served.refresh()
-        return Submit(request, "", (), (), (), deadline, recall=True)
+        return Submit(request, "", (), (), (), deadline, recall=True, timeout=self.given(timeout))
+
+    def given(self, timeout: float | None) -> float:
+        """Seconds that a request is given: its own, or the client's."""
+        return self._timeout if timeout is None else timeout
 
     def deadline(self, timeout: float | None) -> float:
         """When a request made now must have ended, on the monotonic clock; infinity for never.
@@ -173,7 +182,7 @@ class Requests:
         Raises:
             UsageError: The timeout is not positive.
         """
-        seconds = self._timeout if timeout is None else timeout
+        seconds = self.given(timeout)
         if not seconds > 0:
             raise UsageError(f"a timeout of {seconds} s leaves no time", hint="give a positive number")
         return time.monotonic() + seconds if seconds <= ENDLESS_S else math.inf

@@ -87,6 +87,9 @@ EXTENSIBLE: Final = frozenset(("plan", "replan", "jobs", "profile", "serve", "de
 NOISY: Final = ("onnx", "onnx_ir", "onnxscript")
 """Libraries whose log is for their own developers; what matters of it comes as an error of ours."""
 
+HINTS: Final = {"wrong-input": "`defer infer --random` sends inputs as the model takes them"}
+"""What somebody at a command line may do about an error whose message says the rest."""
+
 BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 """Exit code when the reader of standard output went away, as a shell reports it."""
 
@@ -226,6 +229,7 @@ def _forget_output() -> None:
 def _fail(exc: BaseException, words: Sequence[str]) -> NoReturn:
     """Reports an error and ends the process."""
     error = _from_click(exc)
+    error.hint = error.hint or error.usual_hint or HINTS.get(error.code, "")
     if error.code == "usage" and not error.hint:
         verb = f"defer {words[0]}" if words and words[0] in VERBS else "defer"
         error.hint = f"`{verb} --help` shows how it is used"

@@ -63,7 +63,9 @@ if TYPE_CHECKING:
     "--warm-up", default=3, show_default=True, type=click.IntRange(min=0), help="Requests that nobody counts."
 )
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Free dimensions.")
-@click.option("--seed", default=0, show_default=True, help="Of the random inputs.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the random inputs."
+)
 @click.option(
     "--watts",
     default=(2.0, 5.0),

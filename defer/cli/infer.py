@@ -44,7 +44,7 @@ FEW_VALUES: Final = 64
     "--input", "named", multiple=True, metavar="NAME=FILE.npy", help="One input; repeat for several."
 )
 @click.option("--random", "use_random", is_flag=True, help="Seeded random inputs of the model's own shapes.")
-@click.option("--seed", default=0, show_default=True, help="For --random.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="For --random.")
 @click.option(
     "--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Free dimensions, for --random."
 )

@@ -59,7 +59,9 @@ MOST_REQUESTS = 1000
 )
 @click.option("-f", "--force", is_flag=True, help="Replace files that are no traces or drawings.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Free dimensions.")
-@click.option("--seed", default=0, show_default=True, help="Of the random inputs.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the random inputs."
+)
 @timeout_option(60.0)
 @address_option
 @common_options

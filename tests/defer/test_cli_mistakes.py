@@ -86,6 +86,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("infer --input x.npy", 2, "is not NAME=FILE.npy"),
         ("infer --random --dim 3", 2, "is not NAME=SIZE"),
         ("infer --random --timeout -1", 2, "-1"),
+        ("infer --random --seed -1", 2, "-1"),
+        ("trace --seed -1", 2, "-1"),
         ("bench --watts jetson", 2, "requires 2 arguments"),
         ("bench --requests 0", 2, "0 is not in the range"),
         ("trace --plot x.foo", 2, "no kind of drawing"),
