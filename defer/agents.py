@@ -196,7 +196,11 @@ class AgentPool:
         self._loop.enqueue(lambda: self._sockets.send(name, message))
 
     def result(self, future: Future[m.ControlMessage], name: str, timeout: float) -> m.ControlMessage:
-        """The answer that a future of `submit` brings, with the errors of `ask`."""
+        """The answer that a future of `submit` brings; `timeout` as there, s.
+
+        Raises:
+            AgentFault, AgentUnreachable: As in `ask`.
+        """
         try:
             # The control thread settles each question at its deadline; the margin is for a stalled machine only.
             answer = future.result(timeout + 10)

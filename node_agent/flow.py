@@ -134,7 +134,11 @@ class ReceiveWindow:
         self._held += 1
 
     def release(self, nbytes: int) -> Credit | None:
-        """Notes that an item is no longer held; the credit to send now, if a batch is full."""
+        """Notes that an item of `nbytes` bytes is no longer held; the credit to send now, if a batch is full.
+
+        Raises:
+            FlowError: None is held.
+        """
         if self._held <= 0:
             raise FlowError("More items were released than received.")
         self._held -= 1

@@ -88,7 +88,17 @@ def predict(
 
 
 def changed(cluster: Cluster, running: Plan, links: tuple[Slower, ...]) -> Cluster:
-    """The cluster with links at another speed; what a link entry says goes before what was measured."""
+    """The cluster with links at another speed; what a link entry says goes before what was measured.
+
+    Args:
+        cluster: As it is described.
+        running: The plan by which the links' speeds are known.
+        links: Which are how many times as fast.
+
+    Raises:
+        UsageError: A factor that cannot be, or a link that the plan does not know.
+        UnknownDevice: An end of one that the cluster does not have.
+    """
     entries = list(cluster.links)
     for slower in links:
         if not 0 < slower.factor <= 1000:
