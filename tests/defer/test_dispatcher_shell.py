@@ -122,7 +122,7 @@ def test_a_peer_that_sends_results_without_credit_is_refused(server: Any, dealer
 
 def test_probes_are_echoed_without_their_bytes(dealer: Any) -> None:
     dealer.send_multipart([pack(["probe", 5, 100_000]), bytes(100_000)])
-    assert answer(dealer) == ["echo", 5]
+    assert answer(dealer)[:2] == ["echo", 5]  # behind it, what receiving them cost
 
 
 def test_a_client_that_does_not_read_is_kept_within_bounds(make_server: Callable[..., Any]) -> None:
