@@ -34,10 +34,10 @@ GRACE_S = 10.0
 """A thread that was told to end may need a moment; one that was not told never ends."""
 
 
-def _children() -> set[int]:
-    """Process ids whose parent is this process, whichever thread started them; empty where /proc does not say."""
+def _children(thread: int | str) -> set[int]:
+    """Process ids of the children that a thread started, or all threads (`*`); empty where /proc does not say."""
     found: set[int] = set()
-    for listing in Path("/proc/self/task").glob("*/children"):
+    for listing in Path("/proc/self/task").glob(f"{thread}/children"):
         with suppress(OSError):  # the thread has ended meanwhile
             found.update(int(pid) for pid in listing.read_text().split())
     return found
@@ -77,25 +77,31 @@ def nothing_unclosed() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_executor_left_behind() -> Iterator[None]:
-    """Fail the module that leaves a thread of an executor running."""
-    threads = _executors()
+    """Fail the module that leaves a thread of an executor running, or a process that any thread started."""
+    threads, children = _executors(), _children("*")
     yield
     deadline = time.monotonic() + GRACE_S
-    while time.monotonic() < deadline and _executors() - threads:
+    while time.monotonic() < deadline and (_executors() - threads or _children("*") - children):
         time.sleep(0.01)
     left = [thread.name for thread in _executors() - threads]
     assert not left, f"threads left running: {left}"
+    orphans = _children("*") - children
+    assert not orphans, f"processes left running: {orphans}"
 
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """Fail the test that leaves a thread or a process running."""
-    threads, children = _threads(pooled=False), _children()
+    """Fail the test that leaves a thread running, or a process that it started.
+
+    What other threads start belongs to whoever started them: a cluster that a module's tests share.
+    """
+    own = os.getpid()
+    threads, children = _threads(pooled=False), _children(own)
     yield
     deadline = time.monotonic() + GRACE_S
-    while time.monotonic() < deadline and (_threads(pooled=False) - threads or _children() - children):
+    while time.monotonic() < deadline and (_threads(pooled=False) - threads or _children(own) - children):
         time.sleep(0.01)
     left = [thread.name for thread in _threads(pooled=False) - threads]
     assert not left, f"threads left running: {left}"
-    orphans = _children() - children
+    orphans = _children(own) - children
     assert not orphans, f"processes left running: {orphans}"

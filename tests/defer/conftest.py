@@ -180,8 +180,12 @@ class Server:
         self.serving = serving
 
     def start(self) -> Server:
+        # Clients know a port that was given: what they ask as soon as it is open must find the route.
+        before = self.serving and self.shell.data_port
+        if before:
+            self._open(self.stage())
         self.shell.start()
-        if self.serving:  # before anybody can ask
+        if self.serving and not before:
             self.serve(self.stage())
         self.pool.start()
         self.api = ApiServer("test", "boot", self.verbs, self.pool.reply)
@@ -220,10 +224,21 @@ class Server:
         inputs: tuple[TensorSpec, ...] = INPUTS,
         outputs: tuple[TensorSpec, ...] = OUTPUTS,
     ) -> None:
+        self._open(stage, epoch=epoch, model=model, inputs=inputs, outputs=outputs)
+        self.core(lambda core: core.routes[epoch])  # raw sockets must not be faster than the commands above
+
+    def _open(
+        self,
+        stage: FakeStage,
+        *,
+        epoch: int = 1,
+        model: str = "twice",
+        inputs: tuple[TensorSpec, ...] = INPUTS,
+        outputs: tuple[TensorSpec, ...] = OUTPUTS,
+    ) -> None:
         route = e.Route(model, epoch, inputs, outputs, link_of(stage.first), 1, ("a",))
         self.shell.open_route(route, stage.first)
         self.shell.post(e.RouteReady(epoch))
-        self.core(lambda core: core.routes[epoch])  # raw sockets must not be faster than the commands above
         info = api.ModelInfo(model, "ready", "", epoch, inputs, outputs)
         self.verbs.infos = (*(i for i in self.verbs.infos if i.name != model), info)
 

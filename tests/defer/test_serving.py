@@ -312,7 +312,7 @@ def test_a_port_in_use_and_an_agent_that_is_not_there(tmp_path: Path) -> None:
 
 
 def defer(*words: object) -> Any:
-    return CliRunner().invoke(
+    return CliRunner(env={"COLUMNS": "160"}).invoke(  # a narrow table shortens words
         group, [str(word) for word in words], standalone_mode=False, catch_exceptions=True
     )
 
