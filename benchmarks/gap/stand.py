@@ -108,6 +108,8 @@ class Stand:
 
             more = [*self.bed.certificate(DISPATCHER), "--state", str(self.work / "state"), "--wait", "60"]
             more += ["--model", str(self.work / f"{NAME}.onnx"), "--objective", "throughput"]
+            # A busy machine looks like a slow device: each round is to begin with the same plan.
+            more += ["--replan", "never"]
             more += ["--input", f"a0={model.ROWS},{model.WIDTH}", "--standby", standby, *self.more]
             if fresh:
                 more += ["--save-plan", str(self.work / "plan.json")]
