@@ -56,6 +56,8 @@ def kills(stand: Stand, rounds: int, by: str) -> Seen:
         seen.more["stages"] = len(home)
         chosen = [name for name in home[1:] if name in covered] or covered
         victim = chosen[number % len(chosen)]
+        if by == "none":
+            stand.empty_stores()  # the round before left what it needed
         load = stand.load(BEFORE_S + 2 * AFTER_S)
         time.sleep(BEFORE_S + AFTER_S)
         wall, at, sent = time.time(), time.monotonic(), stand.running.traffic()

@@ -128,6 +128,12 @@ class Stand:
             raise SystemExit(f"defer {' '.join(words)} failed: {done.stdout}{done.stderr}")
         return str(done.stdout)
 
+    def empty_stores(self) -> None:
+        """Remove every partition from the devices' stores; what is loaded stays loaded."""
+        for path in (self.running.directory / "stores").rglob("*"):
+            if path.suffix in (".onnx", ".bin"):
+                path.unlink(missing_ok=True)
+
     def status(self) -> Any:
         """`defer status`."""
         return json.loads(self.defer("status", "--json"))
