@@ -45,8 +45,8 @@ logger = logging.getLogger("defer.dispatcher")
 LOOK_S = 0.05
 """How often heartbeats are looked at: twice as often as they come, so that what they tell is known soon."""
 
-AGAIN_S = 1.0
-"""Pause before a model that could not be mended is tried again."""
+AGAIN_S = 0.25
+"""Pause before a model that could not be mended is tried again, unless other devices are missing by then."""
 
 AT_ONCE = 4
 """Models that are mended at the same time."""
@@ -79,6 +79,7 @@ class Recovery:
         self._busy: dict[str, float] = {}
         self._again: dict[str, float] = {}
         self._stuck: dict[str, frozenset[str]] = {}
+        self._failed: dict[str, tuple[frozenset[str], float]] = {}
         self._thread: threading.Thread | None = None
         self._workers = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="defer-recovery")
 
@@ -126,10 +127,11 @@ class Recovery:
                 self._look_at_heartbeats()
                 self._look_at_links()
                 now = time.monotonic()
-                due = [name for name, at in self._again.items() if at <= now]
+                due = [name for name, at in list(self._again.items()) if at <= now]
                 if self._dirty or due:
                     self._dirty = False
-                    self._again = {name: at for name, at in self._again.items() if name not in due}
+                    for name in due:  # one by one: other threads add to it
+                        self._again.pop(name, None)
                     self._look_at_models()
             except Exception:
                 if not self._closing:
@@ -252,8 +254,11 @@ class Recovery:
                     running = serving[0].plan if len(serving) == 1 else None
                     self.ahead.want(order, missing, devices, running=running, state=state)
             elif not (what == "elsewhere" and self._stuck.get(name) == missing):
+                failed = self._failed.get(name)
+                if failed is not None and failed[0] == missing and now < failed[1]:
+                    continue  # `_again` brings it back here
                 self._busy[name] = time.monotonic()
-                self._workers.submit(self._mend, order, what == "home")
+                self._workers.submit(self._mend, order, what == "home", missing)
 
     def coverage(self) -> tuple[StandbyInfo, ...]:
         """What is prepared for the loss of each device that serves a model."""
@@ -284,9 +289,10 @@ class Recovery:
 
     # ------------------------------------------------------------------------------------- in a thread per model
 
-    def _mend(self, order: Order, home: bool) -> None:
+    def _mend(self, order: Order, home: bool, missing: frozenset[str]) -> None:
         name = order.name
         try:
+            self._failed.pop(name, None)
             self._try_to_mend(order, home)
         except Exception as error:
             if not self._closing:
@@ -294,7 +300,8 @@ class Recovery:
                 logger.log(
                     level, "model %s could not be mended: %s", name, error, exc_info=level == logging.ERROR
                 )
-            self._again[name] = time.monotonic() + AGAIN_S
+            self._again[name] = again = time.monotonic() + AGAIN_S
+            self._failed[name] = (missing, again)
         finally:
             del self._busy[name]
             self.look()

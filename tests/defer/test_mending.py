@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -11,10 +13,11 @@ import models
 from defer.dispatcher.foreseeing import answer
 from defer.dispatcher.foresight import Foresight, Question, without
 from defer.dispatcher.mending import Remedy, Serving, devices_of_plan, remedy
+from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.trust import LONGEST_S, MEMORY_S, Trust
 from defer.documents.cluster import Cluster, loads_cluster
 from defer.documents.plan import Plan, PlanShare
-from defer.errors import DeferError
+from defer.errors import DeferError, NoRoute
 from defer.parts import signature_of
 from defer.planning import make_plan, parse_placement
 from partitioner import analyze
@@ -149,3 +152,37 @@ def test_planning_in_a_process_of_its_own(model: Path, cluster: Cluster, tmp_pat
     foresight.close()
     with pytest.raises(DeferError, match="shutting down"):
         foresight.ask(question)
+
+
+def test_a_model_that_could_not_be_mended_is_tried_again_after_a_pause_or_when_other_devices_are_missing(
+    home: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = Mock(plan=home)
+    order.name = "model"
+    deployments, shell = Mock(orders={"model": order}, served={}), Mock()
+    shell.call.return_value.result.return_value = ({}, {})
+    recovery = Recovery(deployments, Mock(), shell)
+    missing = frozenset({"a"})
+    tried: list[frozenset[str]] = []
+    monkeypatch.setattr(recovery, "missing", lambda **_: missing)
+
+    def fails(*_: object) -> None:
+        tried.append(missing)
+        raise NoRoute("it does not fit anywhere")
+
+    def look() -> int:
+        recovery._look_at_models()
+        while recovery._busy:
+            time.sleep(0.001)
+        return len(tried)
+
+    monkeypatch.setattr(recovery, "_try_to_mend", fails)
+    monkeypatch.setattr("defer.dispatcher.recovery.AGAIN_S", 3600.0)
+    try:
+        assert [look(), look()] == [1, 1]
+        missing = frozenset({"a", "b"})
+        assert [look(), look()] == [2, 2]
+        recovery._failed["model"] = (missing, time.monotonic())
+        assert look() == 3
+    finally:
+        recovery.close()
