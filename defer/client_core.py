@@ -12,6 +12,7 @@ same id as soon as there is a new one; the dispatcher never runs it twice.
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import msgspec
 
@@ -42,6 +43,9 @@ GRACE_S = 0.25
 
 BRIEF_S = 0.5
 """A request that had less than this to connect says nothing about whether a dispatcher is there."""
+
+UNTOLD = 1024
+"""Durable requests given up while there was no connection, of which the dispatcher is told when there is one."""
 
 PAUSE_S = 0.02
 PAUSE_LIMIT_S = 1.0
@@ -75,6 +79,7 @@ class ClientCore:
         self._wake = math.inf
         self._pending: dict[bytes, _Pending] = {}
         self._paused: dict[bytes, None] = {}
+        self._untold: deque[bytes] = deque(maxlen=UNTOLD)
 
     @property
     def unanswered(self) -> int:
@@ -105,7 +110,9 @@ class ClientCore:
                 return self._given_up(request, now)
             case Connected():
                 self.connected = self._ever = True
-                return [self._send(pending, now) for pending in self._pending.values()]
+                told = [SendGiveUp(request) for request in self._untold]
+                self._untold.clear()
+                return [*told, *(self._send(pending, now) for pending in self._pending.values())]
             case Disconnected():
                 if self.connected:
                     self._gone_at = now
@@ -175,9 +182,13 @@ class ClientCore:
         if pending is None:
             return []
         self._paused.pop(request, None)
-        # What is to be kept until somebody asks for it, by this client or another, is not for this caller to end.
-        kept = pending.submit.durable or pending.submit.recall
-        told: list[Instruction] = [SendGiveUp(request)] if self.connected and not kept else []
+        told: list[Instruction] = []
+        # Whoever asked for an answer by its id alone only waits no longer: the request is not its to end.
+        if not pending.submit.recall:
+            if self.connected:
+                told.append(SendGiveUp(request))
+            elif pending.submit.durable:
+                self._untold.append(request)  # the dispatcher may have it in its store, and would run it
         return [*told, *self._resume(now)]
 
     def _tick(self, now: float) -> list[Instruction]:

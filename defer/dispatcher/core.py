@@ -29,6 +29,8 @@ from defer.units import show_duration
 from node_agent.flow import SendWindow
 from node_agent.messages import NO_DEADLINE, Failure, Infer, Item, Rejection, Result
 
+CANCELLED = "the client cancelled the request"
+
 
 class DispatcherCore(Losses):
     """The dispatcher's decisions.
@@ -83,6 +85,8 @@ class DispatcherCore(Losses):
                 return self._results_broke(peer, now)
             case e.Tick():
                 return [*self._expire(now), *self._send_lost(now)]
+            case e.CancelArrived() if self.parking.open:
+                return self.parking.take(event, now)
             case e.CancelArrived(client, request):
                 return self._cancel(client, request)
             case e.DevicesQuiet(since):
@@ -264,9 +268,14 @@ class DispatcherCore(Losses):
 
     def _cancel(self, client: bytes, name: bytes) -> list[e.Instruction]:
         request = self.ledger.named(name)
-        if request is None or request.client != client:
-            return []  # it was answered already, or is somebody else's
-        return self._give_up(request, "cancelled", "the client cancelled the request")
+        if request is None:
+            held = self.parking.let_go(name)
+            if held is None:
+                return []  # it was answered already
+            return self.durable.ended(b"", held.infer, Answer(Rejection(name, "cancelled", CANCELLED)))
+        if request.client != client and not request.infer.durable:
+            return []  # it is somebody else's; a durable one is whose who know its id, on whatever connection
+        return self._give_up(request, "cancelled", CANCELLED)
 
     def _give_up(self, request: Request, code: str, text: str) -> list[e.Instruction]:
         """End a request that may be under way, and have what is left of it dropped there."""

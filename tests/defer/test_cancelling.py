@@ -14,6 +14,7 @@ from defer.async_client import AsyncClient
 from defer.client import Client
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
+from defer.errors import Cancelled
 from node_agent import messages as m
 from tests.defer.test_adapting import dispatcher, slow_agents
 
@@ -61,6 +62,15 @@ def test_what_a_client_cancels_is_not_run(daemon: Daemon) -> None:
         assert runs - before == 3
         # Those that were at the stage ended there; the others never left the dispatcher.
         assert 1 <= failures <= 5
+
+
+def test_a_durable_request_that_is_cancelled_is_recalled_as_cancelled(daemon: Daemon) -> None:
+    name = b"1" * 16
+    with Client(str(daemon.address)) as client:
+        future = client.submit(INPUTS, timeout=60, durable=True, request=name)
+        assert future.cancel()
+        with pytest.raises(Cancelled, match="the client cancelled"):
+            client.recall(name, timeout=60)
 
 
 def test_a_task_that_is_cancelled_frees_the_stage(daemon: Daemon) -> None:

@@ -175,6 +175,31 @@ def test_other_rejections_fail_even_patient_requests() -> None:
     assert core.handle(c.RejectionArrived(Rejection(b"z" * 16, "not-ready", "soon")), 0) == []
 
 
+def test_giving_up_reaches_the_dispatcher_but_for_what_was_only_recalled() -> None:
+    core = connected()
+    plain = submit("plain")
+    durable = msgspec.structs.replace(submit("durable"), durable=True)
+    recalled = msgspec.structs.replace(submit("recalled"), recall=True)
+    for each in (plain, durable, recalled):
+        core.handle(each, 0)
+    assert core.handle(c.GivenUp(plain.request), 1) == [c.SendGiveUp(plain.request)]
+    assert core.handle(c.GivenUp(durable.request), 1) == [c.SendGiveUp(durable.request)]
+    assert core.handle(c.GivenUp(recalled.request), 1) == []
+
+
+def test_a_durable_request_given_up_without_a_connection_is_told_with_the_next() -> None:
+    core = connected()
+    durable = msgspec.structs.replace(submit("durable"), durable=True)
+    core.handle(durable, 0)
+    core.handle(submit("plain"), 0)
+    core.handle(c.Disconnected(), 1)
+    assert core.handle(c.GivenUp(durable.request), 2) == []
+    assert core.handle(c.GivenUp(b"plain".ljust(16)), 2) == []
+    assert core.handle(c.Connected(), 3) == [c.SendGiveUp(durable.request)]
+    core.handle(c.Disconnected(), 4)
+    assert core.handle(c.Connected(), 5) == []
+
+
 def test_refusal_and_closing_end_everything() -> None:
     core = connected()
     core.handle(submit("a"), 0)

@@ -131,6 +131,42 @@ def test_recall_finds_what_runs_what_was_answered_and_says_what_is_unknown() -> 
     ]
 
 
+def test_cancelling_ends_it_wherever_it_is_and_recall_says_so() -> None:
+    name = (1).to_bytes(16)
+    core = made()
+    ask(core, 1)
+    core.handle(kept("request"), 0.0)
+    # On another connection than it came by: the client's has broken meanwhile.
+    keep, dropped = core.handle(e.CancelArrived(b"again", name), 1.0)
+    assert dropped == e.CancelItems("L", 1, (1,))
+    (change,) = changes([keep])
+    assert isinstance(change, s.AnswerKept)
+    assert isinstance(change.answer.message, Rejection)
+    assert change.answer.message.code == "cancelled"
+    core.handle(kept("answer"), 2.0)
+    assert core.handle(e.RecallArrived(b"d", name), 3.0) == [e.Recall(b"d", name)]
+    (said,) = core.handle(e.Recalled(b"d", name, change.answer), 3.0)
+    assert isinstance(said, e.Reject)
+    assert said.rejection.code == "cancelled"
+    assert core.handle(e.CancelArrived(b"c", name), 4.0) == [], "it has its answer"
+
+
+def test_one_that_waits_for_a_restarted_dispatchers_model_is_cancelled_too() -> None:
+    name = (1).to_bytes(16)
+    core = DispatcherCore()
+    core.durable.enable((), WALL)
+    core.parking.open = True
+    assert core.handle(e.CancelArrived(b"c", name), 0.0) == []
+    core.routes.announced["m"] = "it is coming back"
+    waits = e.InferArrived(b"", infer(1), (b"xx",), kept=True)
+    (keep,) = core.handle(e.Resumed((waits,)), 1.0)
+    (change,) = changes([keep])
+    assert isinstance(change, s.AnswerKept)
+    assert isinstance(change.answer.message, Rejection)
+    assert change.answer.message.code == "cancelled"
+    assert not any(isinstance(each, e.SendItem) for each in ready(core))
+
+
 def test_a_dispatcher_that_stops_leaves_them_for_the_next() -> None:
     core = made()
     ask(core, 1)
