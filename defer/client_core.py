@@ -39,7 +39,13 @@ CLIENT = "@client"
 """What a client calls itself in its greeting; no device may be called so."""
 
 GRACE_S = 0.25
-"""The dispatcher's own answer to a passed deadline says more than ours: we wait this much longer for it."""
+GRACE_PART = 0.1
+GRACE_LIMIT_S = 2.0
+"""The dispatcher's own answer to a passed deadline says more than ours: we wait longer for it, by this part of what the
+request was given, which is what a busy dispatcher may be late by; at least, and at most, so many seconds."""
+
+ALIVE_S = 2.0
+"""A dispatcher that answered anything within this time is alive."""
 
 BRIEF_S = 0.5
 """A request that had less than this to connect says nothing about whether a dispatcher is there."""
@@ -50,6 +56,9 @@ UNTOLD = 1024
 PAUSE_S = 0.02
 PAUSE_LIMIT_S = 1.0
 """First and longest pause before a patient request is sent again to an overloaded dispatcher."""
+
+OWN = "this is what the request itself was given when it was sent, not how long it is waited for now"
+"""Of a deadline that had passed before somebody asked for the answer."""
 
 _S = 1_000_000_000
 
@@ -76,6 +85,7 @@ class ClientCore:
         self.connected = False
         self.late = 0
         self._ever = False
+        self._heard = -math.inf
         self._wake = math.inf
         self._pending: dict[bytes, _Pending] = {}
         self._paused: dict[bytes, None] = {}
@@ -95,6 +105,7 @@ class ClientCore:
         """Take in one event at `now` (seconds, monotonic) and say what to do."""
         match event:
             case ResultArrived(result, frames):
+                self._heard = now
                 if self._pending.pop(result.request, None) is None:
                     self.late += 1
                     return []
@@ -105,6 +116,7 @@ class ClientCore:
                 self._wake = min(self._wake, self._limit(pending))
                 return [self._send(pending, now)] if self.connected else []
             case RejectionArrived(rejection):
+                self._heard = now
                 return self._rejected(rejection, now)
             case GivenUp(request):
                 return self._given_up(request, now)
@@ -174,7 +186,7 @@ class ClientCore:
             return []
         del self._pending[rejection.request]
         late = rejection.code == "deadline-exceeded"
-        hint = _longer(pending.submit) if late else ""
+        hint = "" if not late else OWN if pending.submit.recall else _longer(pending.submit)
         return [Fail(rejection.request, rejection.code, rejection.message, hint)]
 
     def _given_up(self, request: bytes, now: float) -> list[Instruction]:
@@ -198,7 +210,7 @@ class ClientCore:
             limit = self._limit(pending)
             if now >= limit:
                 del self._pending[request]
-                out.append(self._overdue(request, pending, limit))
+                out.append(self._overdue(request, pending, limit, now))
                 continue
             if now >= pending.again_at and self.connected:
                 out.append(self._send(pending, now))
@@ -210,10 +222,11 @@ class ClientCore:
         """When a request is given up as things are now."""
         deadline = pending.submit.deadline
         if self.connected:
-            return deadline + GRACE_S
+            given = deadline - pending.submitted
+            return deadline + min(GRACE_LIMIT_S, max(GRACE_S, GRACE_PART * given))
         return min(deadline, max(pending.submitted, self._gone_at) + self._absence_s)
 
-    def _overdue(self, request: bytes, pending: _Pending, limit: float) -> Fail:
+    def _overdue(self, request: bytes, pending: _Pending, limit: float, now: float) -> Fail:
         took = max(0.0, min(limit, pending.submit.deadline) - pending.submitted)
         if not self._ever and took < BRIEF_S and limit >= pending.submit.deadline:
             return Fail(
@@ -223,10 +236,13 @@ class ClientCore:
                 _longer(pending.submit),
             )
         if self.connected:
+            what = f"the dispatcher at {self.address} did not answer within {took:.3g} s"
+            if self._heard >= max(pending.submitted, now - ALIVE_S):
+                what += "; it is alive, and answers other requests: it has more to do than it keeps up with"
             return Fail(
                 request,
                 "deadline-exceeded",
-                f"the dispatcher at {self.address} did not answer within {took:.3g} s",
+                what,
                 _longer(pending.submit),
             )
         what = "the connection was lost" if self._ever else "nobody answers there"

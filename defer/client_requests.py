@@ -210,7 +210,10 @@ class Requests:
         left = submit.deadline - time.monotonic() if submit.deadline < math.inf else threading.TIMEOUT_MAX
         future = self.try_launch(submit, wait=max(0.0, left), kept=kept, waits=waits, owner=owner)
         if future is None:
-            raise Overloaded(f"{MOST_REQUESTS} requests of this client are under way, or {MOST_BYTES} bytes")
+            raise Overloaded(
+                f"{MOST_REQUESTS} requests of this client are under way, or {MOST_BYTES} bytes",
+                hint=Overloaded.usual_hint,
+            )
         return future
 
     def launch_kept(self, submit: Submit) -> Future[Outputs]:

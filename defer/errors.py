@@ -212,6 +212,7 @@ class Overloaded(DeferError):
     """Refused before it was accepted, because the pipeline is full; try again later."""
 
     code = "overloaded"
+    usual_hint = "try again in a moment, or have fewer requests under way; `map` tries again by itself"
 
 
 class NotReady(DeferError):

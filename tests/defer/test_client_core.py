@@ -11,7 +11,7 @@ import pytest
 from defer import client_events as c
 from defer.api import ModelInfo
 from defer.client_arrays import as_arrays, check_outputs
-from defer.client_core import GRACE_S, PAUSE_S, ClientCore
+from defer.client_core import GRACE_LIMIT_S, GRACE_S, PAUSE_S, ClientCore
 from defer.errors import WrongInput
 from node_agent.messages import NO_DEADLINE, Rejection, Result, TensorHeader, TensorSpec
 
@@ -73,6 +73,13 @@ def test_deadlines_say_who_did_not_answer() -> None:
         "the dispatcher at host:1 did not answer within 1 s",
     )
     assert "--timeout" in fail.hint
+    core.handle(submit("b", 31), 11)
+    assert core.next_wake() == 31 + GRACE_LIMIT_S, "a busy dispatcher may say it late"
+    core.handle(submit("c", 31.5), 31.5)
+    core.handle(c.ResultArrived(Result(b"c".ljust(16), ()), ()), 32.5)
+    (fail,) = core.handle(c.Tick(), 33)
+    assert isinstance(fail, c.Fail)
+    assert "did not answer within 20 s; it is alive" in fail.message
     assert core.next_wake() == math.inf
     fresh = ClientCore("host:1")
     fresh.handle(submit("a", 1), 0)
@@ -101,6 +108,18 @@ def test_a_deadline_that_passed_is_told_as_it_was_given_and_with_what_to_do(give
     (fail,) = core.handle(c.RejectionArrived(late), 1.4)
     assert isinstance(fail, c.Fail)
     assert fail.hint == f"{told}`timeout` in Python and --timeout on the command line give a request longer"
+
+
+def test_a_recalled_requests_own_deadline_is_not_mixed_up_with_the_wait_for_its_answer() -> None:
+    core = connected()
+    core.handle(msgspec.structs.replace(submit("a", 20), recall=True, timeout=20), 0)
+    late = Rejection(
+        b"a".ljust(16), "deadline-exceeded", "no result before its deadline, 20 ms after it arrived"
+    )
+    (fail,) = core.handle(c.RejectionArrived(late), 1)
+    assert isinstance(fail, c.Fail)
+    assert "20 s" not in fail.hint
+    assert "the request itself" in fail.hint
 
 
 def test_other_rejections_are_told_without_a_word_on_timeouts() -> None:
