@@ -54,6 +54,10 @@ class AgentNews:
             self._detours.lost(name)
         elif kind == "alive":
             self._members.answered(name)
+            if self._deployments.resumed:
+                # It was away when this dispatcher started, and may hold what the one before had it load.
+                self._background.do(lambda: self._deployments.clean(name))
+            self._recovery.look()  # it may be what a model's own plan lacks
         elif kind == "back":
             self._shell.post(e.DeviceBack(name))
             self._background.do(lambda: self._deployments.clean(name))

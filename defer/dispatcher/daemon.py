@@ -294,6 +294,7 @@ class Daemon:
         self.deployments.rollouts.load(self._snapshot.splits)
         for model in self._snapshot.models:
             self._restore(model)
+        self.deployments.resumed = True
         self.deployments.clean()
         if self._shared is not None:
             self.recovery.start()

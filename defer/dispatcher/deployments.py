@@ -28,7 +28,7 @@ from defer.dispatcher.proving import (
 )
 from defer.dispatcher.raising import Raising
 from defer.dispatcher.report import Served
-from defer.dispatcher.restoring import KeptModels, digest_of, load_kept, order_of
+from defer.dispatcher.restoring import KeptModels, digest_of, load_kept, order_of, plan_of
 from defer.dispatcher.rollouts import Rollouts
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.store import KeptModel, KeptRoute, Snapshot
@@ -87,6 +87,8 @@ class Deployments(Raising):
         self.freed = 0
         """Routes that served and were unloaded: there is more memory than before."""
         self._has_served: set[int] = set()
+        self.resumed = False
+        """Whether what an earlier process left was taken over or forgotten, wherever an agent was there."""
         self.orders: dict[str, Order] = {}
         self.files_ahead: Callable[[], set[str]] = set
         self._switching = threading.Lock()
@@ -105,12 +107,11 @@ class Deployments(Raising):
             DeferError: They do not hold it any more, or one is not there.
         """
         with self._lock:
-            order = order_of(kept)
-            plan = order.plan
-            assert plan is not None
+            order, plan = order_of(kept), plan_of(kept)
             self.orders[order.name] = order
             self._shell.post(e.ModelAnnounced(order.name, "coming back, because the dispatcher restarted"))
-            if order.sample > 0:  # its reference is loaded too, in the ordinary way
+            # With its reference, which is loaded in the ordinary way; a plan that helps out has nothing to compare.
+            if order.sample > 0 and order.plan == plan:
                 self.bring_up(order, lambda _what, _fraction: None)
                 return
             opened: list[Deployment] = []
@@ -127,7 +128,7 @@ class Deployments(Raising):
                 raise
             self._has_served.update(made.epoch for made in opened)
             self._shell.post(e.RouteReady(opened[0].epoch, tuple(made.epoch for made in opened[1:])))
-            self.kept.put(order, plan, order.profile, opened)
+            self.kept.put(order, plan, opened)
             epochs = ", ".join(str(made.epoch) for made in opened)
             self.log.note("restored", f"{order.name} is served again as {epochs}", model=order.name)
 
@@ -188,10 +189,11 @@ class Deployments(Raising):
         self._chains[order.name] = (order.model, chain)
         opened = self._load_in_room(order, plan, None, on_progress)
         canary_s = max(self.canaries.get(made.epoch, 0.0) for made in opened)
+        # The same plan is loaded again when an agent restarts, so the order keeps it.
+        follows = replace(order, plan=plan, profile=profile)
         with self._switching:
-            self._switch(order, plan, profile, opened)
-            # The same plan is loaded again when an agent restarts, so the order keeps it.
-            self.orders[order.name] = replace(order, plan=plan, profile=profile)
+            self._switch(follows, plan, opened)
+            self.orders[order.name] = follows
         deployment = replace(opened[0], plan=plan, sent_bytes=sum(made.sent_bytes for made in opened))
         return Outcome(deployment, profile, time.monotonic() - begin, canary_s)
 
@@ -199,15 +201,15 @@ class Deployments(Raising):
         self,
         order: Order,
         plan: Plan,
-        profile: CostProfile | None,
         opened: Sequence[Deployment],
         *,
         the_same: bool = False,
     ) -> None:
+        """Have routes of `plan` serve; the order, which may be to follow another one, is kept beside it."""
         first, *beside = opened
         self._has_served.update(made.epoch for made in opened)
         self._shell.post(e.RouteReady(first.epoch, tuple(made.epoch for made in beside), the_same))
-        self.kept.put(order, plan, profile, opened)
+        self.kept.put(order, plan, opened)
 
     def widen(self, order: Order, profile: CostProfile) -> Order | None:
         """Have an order's model planned with more devices from now on; None where another order is served by now."""
@@ -334,9 +336,9 @@ class Deployments(Raising):
                 for made in opened:
                     if made.epoch not in self.canaries:
                         sent[made.epoch] = send_canary(self._shell, made)
-                self._switch(order, plan, order.profile, opened, the_same=True)
-                if for_good:
-                    self.orders[order.name] = replace(order, plan=plan)
+                follows = replace(order, plan=plan) if for_good else order
+                self._switch(follows, plan, opened, the_same=True)
+                self.orders[order.name] = follows
             switched(opened[0])
             self._prove_later(opened, sent)
             return opened[0]
@@ -395,4 +397,4 @@ class Deployments(Raising):
                 return
             serving = self._shell.call(lambda core, _: core.routes.serving.get(name, ())).result(5)
             if opened[0].epoch in serving:
-                self.kept.put(order, plan, order.profile, opened)
+                self.kept.put(order, plan, opened)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from defer.agents import AgentPool
 from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.joining import expecting, with_joined
-from defer.dispatcher.restoring import order_of
+from defer.dispatcher.restoring import order_of, plan_of
 from defer.dispatcher.store import KeptModel
 from defer.errors import DeferError
 from defer.units import show_size
@@ -38,11 +38,10 @@ class Membership:
         plans = []
         for kept in models:
             try:
-                plan = order_of(kept).plan
+                own = order_of(kept).plan
+                plans += [plan_of(kept)] if own is None else [plan_of(kept), own]
             except DeferError:
                 continue  # restoring it tells
-            if plan is not None:
-                plans.append(plan)
         with self._lock:
             self._deployments.cluster, expected = expecting(self._deployments.cluster, plans)
             self._joined |= expected

@@ -60,13 +60,12 @@ def _asked(value: object) -> object:
     return sorted(value.items()) if isinstance(value, Mapping) else repr(value)
 
 
-def kept_of(order: Order, plan: Plan, profile: CostProfile | None, made: Sequence[Deployment]) -> KeptModel:
+def kept_of(order: Order, plan: Plan, made: Sequence[Deployment]) -> KeptModel:
     """What to keep of a deployment.
 
     Args:
-        order: What was asked for.
-        plan: What it is served by.
-        profile: Its costs.
+        order: What was asked for, with the plan that it is to follow.
+        plan: What it is served by; another one only while a device of its own plan is lost.
         made: Its routes, in the order of the plan's legs.
     """
     first = made[0]
@@ -83,7 +82,7 @@ def kept_of(order: Order, plan: Plan, profile: CostProfile | None, made: Sequenc
             KeptRoute(each.epoch, fraction, dict(each.layout.hops))
             for (fraction, _), each in zip(plan.legs, made, strict=True)
         ),
-        profile=encode(profile).decode() if profile is not None else "",
+        profile=encode(order.profile).decode() if order.profile is not None else "",
         objective=order.objective,
         shapes=dict(order.shapes),
         blocks=order.blocks,
@@ -92,19 +91,29 @@ def kept_of(order: Order, plan: Plan, profile: CostProfile | None, made: Sequenc
         sample=order.sample,
         given=order.given,
         standby=order.standby,
+        home=encode(order.plan).decode() if order.plan is not None and order.plan != plan else "",
     )
 
 
-def order_of(kept: KeptModel) -> Order:
-    """The order that a kept deployment came from, with its plan.
+def plan_of(kept: KeptModel) -> Plan:
+    """What a kept deployment was served by: its routes are the legs of this.
 
     Raises:
-        InvalidDocument: Its plan was written by another version of defer.
+        InvalidDocument: It was written by another version of defer.
+    """
+    return decode(Plan, kept.plan.encode(), f"the plan kept for {kept.name}")
+
+
+def order_of(kept: KeptModel) -> Order:
+    """The order that a kept deployment came from, with the plan that it is to follow.
+
+    Raises:
+        InvalidDocument: That plan was written by another version of defer.
     """
     return Order(
         name=kept.name,
         model=Path(kept.model),
-        plan=decode(Plan, kept.plan.encode(), f"the plan kept for {kept.name}"),
+        plan=decode(Plan, (kept.home or kept.plan).encode(), f"the plan kept for {kept.name}"),
         profile=decode(CostProfile, kept.profile.encode(), f"the profile kept for {kept.name}")
         if kept.profile
         else None,
@@ -132,10 +141,10 @@ class KeptModels:
     def __init__(self, keeper: Keeper, log: EventLog) -> None:
         self._keeper, self._log = keeper, log
 
-    def put(self, order: Order, plan: Plan, profile: CostProfile | None, made: Sequence[Deployment]) -> None:
+    def put(self, order: Order, plan: Plan, made: Sequence[Deployment]) -> None:
         """A model is served like this; arguments as in `kept_of`."""
         try:
-            self._keeper.commit((ModelKept(kept_of(order, plan, profile, made)),))
+            self._keeper.commit((ModelKept(kept_of(order, plan, made)),))
         except DeferError as error:
             self._failed(order.name, f"{order.name} is served, but not after a restart: {error}")
 

@@ -32,7 +32,7 @@ class KeptModel(msgspec.Struct, frozen=True):
         source: `serve` where the command line of the dispatcher asked for it, `deploy` where an admin did.
         digest: Of what was asked for; the same again needs no new plan.
         model: Path of its ONNX file.
-        plan: Its plan document in JSON.
+        plan: The plan document, in JSON, that its routes are made from.
         profile: Its profile document in JSON; empty where it was planned elsewhere.
         objective: What its plan makes least.
         shapes: Input shapes that bind free dimensions.
@@ -46,6 +46,7 @@ class KeptModel(msgspec.Struct, frozen=True):
         routes: Its routes; partitions in them are named by content.
         given: Whether its plan was brought by whoever asked for it.
         standby: What is prepared for the loss of a device; empty for the usual.
+        home: The plan that it is to follow, where `plan` only helps out while a device is lost; else empty.
     """
 
     name: str
@@ -66,6 +67,7 @@ class KeptModel(msgspec.Struct, frozen=True):
     sample: float = 0.0
     given: bool = False
     standby: str = ""
+    home: str = ""
 
 
 class KeptRequest(msgspec.Struct, frozen=True):

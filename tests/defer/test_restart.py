@@ -127,6 +127,24 @@ def loads(client: Client) -> dict[str, int]:
     return {device.name: device.loads for device in client.status().devices}
 
 
+def devices_of(client: Client) -> list[tuple[str, ...]]:
+    """Per deployment that is ready, the devices of its stages."""
+    deployments = client.status().deployments
+    return [tuple(stage.device for stage in each.stages) for each in deployments if each.state == "ready"]
+
+
+@contextmanager
+def agent_again(agent: LocalAgent, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """An agent that was killed, at the address and with the store that it had."""
+    command = [sys.executable, "-m", "node_agent", "--name", agent.name, "--listen", agent.address, "--json"]
+    command += ["--threads", "1", "--store", str(folder / agent.name)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def same(outputs: Any, wanted: dict[str, np.ndarray]) -> None:
     for name, array in wanted.items():
         np.testing.assert_allclose(outputs[name], array, rtol=1e-4, atol=1e-5)
@@ -270,3 +288,33 @@ def test_an_agent_that_is_gone_when_it_comes_back_is_waited_for(
                     same(client.infer(models.example_inputs(MODEL, seed=3), timeout=60), expected(3))
                 finally:
                     again.terminate()
+
+
+@pytest.mark.slow
+def test_a_plan_that_helps_out_does_not_take_the_place_of_the_one_that_was_asked_for(
+    model: Path, expected: Any, tmp_path: Path
+) -> None:
+    port = free_ports()
+    with local_agents(["a"], tmp_path) as (a,), local_agents(["b"], tmp_path) as (b,):
+        cluster = write_cluster((a, b), tmp_path / "cluster.toml", port)
+        plan = two_stages(model, cluster, tmp_path / "plan.json")
+        words = ["--model", model, "--plan", plan, "--wait", "2"]
+        with dispatchers(cluster, port, tmp_path, *words) as serving, Client(serving.address) as client:
+            assert devices_of(client) == [("a", "b")]
+            serving.kill()
+            b.process.kill()
+            b.process.wait(10)
+            serving.start()
+            until(lambda: devices_of(client) == [("a",)])
+            with agent_again(b, tmp_path) as again:
+                until(lambda: devices_of(client) == [("a", "b")])
+                serving.kill()
+                again.kill()
+                again.wait(10)
+            serving.start()
+            until(lambda: devices_of(client) == [("a",)])
+            serving.kill()  # what helps out is what is kept as served, and the plan of the command line beside it
+            with agent_again(b, tmp_path):
+                serving.start()
+                until(lambda: devices_of(client) == [("a", "b")])
+                same(client.infer(models.example_inputs(MODEL, seed=3), timeout=60), expected(3))

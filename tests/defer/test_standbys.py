@@ -154,7 +154,7 @@ def bare(pool: object, **more: object) -> Any:
 def test_only_what_serves_for_the_same_order_is_kept() -> None:
     kept: list[int] = []
     shell = Fake().shell
-    keeper = SimpleNamespace(put=lambda _order, _plan, _profile, opened: kept.append(opened[0].epoch))
+    keeper = SimpleNamespace(put=lambda _order, _plan, opened: kept.append(opened[0].epoch))
     deployments = bare(None, _shell=shell, kept=keeper, orders={"m": ORDER})
     made = [SimpleNamespace(epoch=1)]
     deployments.keep_served(ORDER, PLAN, made)

@@ -118,9 +118,9 @@ def test_what_stands_by_takes_over_and_nothing_is_loaded(
     kept: list[list[int]] = []
     put = daemon.deployments.kept.put
 
-    def note(order: Any, plan: Any, profile: Any, opened: Any) -> None:
+    def note(order: Any, plan: Any, opened: Any) -> None:
         kept.append([made.epoch for made in opened])
-        put(order, plan, profile, opened)
+        put(order, plan, opened)
 
     monkeypatch.setattr(daemon.deployments.kept, "put", note)
     first = daemon.deployments.bring_up(two_stages(model, cluster), lambda _w, _f: None).deployment.epoch
