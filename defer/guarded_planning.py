@@ -31,8 +31,8 @@ from defer.documents.plan import Objective, Plan, PlanAccuracy, PlanAdvice
 from defer.documents.profile import CostProfile
 from defer.errors import MissingExtra, NoRoute
 from defer.parts import bound_inputs
-from defer.planning import Placement, goal_of, make_plan, recode_plan
-from defer.wishes import NO_LIMITS, NO_RULES, Limits, Rules
+from defer.planning import Placement, goal_of, in_our_words, make_plan, recode_plan
+from defer.wishes import NO_LIMITS, NO_RULES, Limits, Rules, check_wishes
 from node_agent.errors import EngineMissingError
 from partitioner import BlockChain
 
@@ -201,9 +201,15 @@ class _Search:
         return self._told(*self._best)
 
     def _jointly(self, check: Callable[[Plan], float]) -> bool:
-        """Cuts and codecs at once, under the sum of errors; whether a plan near what can be proved keeps the budget."""
+        """Cuts and codecs at once, under the sum of errors; whether a plan near what can be proved keeps the budget.
+
+        The sum is a guess: so a plan without any comes first, which may keep the budget for all that.
+        """
         limit = room = self._budget.limit
         wish, errors = self._wish, self._errors(1.0)
+        if wish.rules.replicas or wish.placement is not None:
+            return False
+        check_wishes(wish.objective, wish.limits, wish.rules, placed=False)
         costs = make_costs(
             self._chain,
             self._cluster,
@@ -214,21 +220,26 @@ class _Search:
             rules=wish.rules,
         )
         goal = goal_of(wish.objective, wish.limits, limit**self._budget.power)
-        if wish.rules.replicas or wish.placement is not None or not router.soon(costs.problem, goal):
-            return False
-        for _ in range(TIGHTENINGS):
+        with in_our_words(costs):
+            if not router.soon(costs.problem, goal):
+                return False
+        most = math.inf
+        for _ in range(1 + TIGHTENINGS):
             try:
-                plan = self._made(errors, max_error=room**self._budget.power)
+                plan = self._made(errors, max_error=most)
             except NoRoute:
                 return False  # said by the search below, whose words are about this
-            if plan.value > plan.bound * NEAR:
+            if most == math.inf:
+                self._bound = plan.bound  # what is proved under a guess is no bound
+            elif plan.value > plan.bound * NEAR:
                 return False
-            self._bound = self._bound or plan.bound
             error = check(plan)
             if error <= limit:
                 self._best = plan, error
                 return True
-            room = min(room, self._sum(plan)) * MARGIN * (limit / error if math.isfinite(error) else 0.5)
+            if most < math.inf:
+                room = min(room, self._sum(plan)) * MARGIN * (limit / error if math.isfinite(error) else 0.5)
+            most = room**self._budget.power
         return False
 
     def _told(self, plan: Plan, error: float) -> tuple[Plan, float]:

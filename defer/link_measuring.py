@@ -57,15 +57,18 @@ def measure_one(
     link = LinkProfile.of(left, right, answer.bandwidth, answer.delay)
     return msgspec.structs.replace(
         link,
-        send_byte_s=answer.send_byte_s / _cores(pool, left),
-        receive_byte_s=answer.receive_byte_s / _cores(pool, right),
+        send_byte_s=_of_device(pool, left, answer.send_byte_s),
+        receive_byte_s=_of_device(pool, right, answer.receive_byte_s),
     )
 
 
-def _cores(pool: AgentPool, name: str) -> float:
-    """Cores that work on a device is spread over; a dispatcher's is not planned with."""
+def _of_device(pool: AgentPool, name: str, processor_s: float) -> float:
+    """Seconds that a byte takes a device, without encryption; a dispatcher's own device is not planned with."""
     known = pool.liveness(name)
-    return known.offer.cores if known is not None and known.offer is not None and known.offer.cores else 1.0
+    if known is None or known.offer is None:
+        return processor_s
+    encrypting = known.offer.encryption_byte_s if pool.security.curve else 0.0
+    return max(0.0, processor_s - encrypting) / (known.offer.cores or 1.0)
 
 
 def encryption_costs(pool: AgentPool, cluster: Cluster) -> dict[str, float]:
@@ -97,7 +100,6 @@ def without_encryption(
         coded = encryption.get(link.source, 0.0) + encryption.get(link.target, 0.0)
         seconds = max(per_byte - coded, per_byte / 10)
         bare = LinkProfile.of(link.source, link.target, 1 / seconds, link.delay_s)
-        sending = max(0.0, link.send_byte_s - encryption.get(link.source, 0.0))
-        receiving = max(0.0, link.receive_byte_s - encryption.get(link.target, 0.0))
-        plain.append(msgspec.structs.replace(bare, send_byte_s=sending, receive_byte_s=receiving))
+        work = {"send_byte_s": link.send_byte_s, "receive_byte_s": link.receive_byte_s}
+        plain.append(msgspec.structs.replace(bare, **work))
     return tuple(plain)

@@ -117,7 +117,7 @@ class Gate(Shell):
         if mechanism == b"CURVE" and public:
             why = self._problem(domain.decode(errors="replace"), public)
         if why:
-            self._tell(domain.decode(errors="replace"), _where(address.decode(errors="replace")), public, why)
+            self._tell(domain.decode(errors="replace"), address.decode(errors="replace"), public, why)
         status, text = (b"400", b"not authorised") if why else (b"200", b"")
         self._socket.send_multipart([version, number, status, text, b"" if why else public.encode(), b""])
 
@@ -221,14 +221,6 @@ class Context(zmq.Context[zmq.Socket[bytes]]):
         """See pyzmq."""
         self._end_gate()
         super().term()
-
-
-def _where(address: str) -> str:
-    """A peer's address as a person reads it; of a Unix socket ZeroMQ tells `host:user:group:process`."""
-    host, *ids = address.split(":")
-    if host == "localhost" and len(ids) == 3:
-        return f"127.0.0.1 (process {ids[2]} of user {ids[0]})"
-    return address
 
 
 def _nothing() -> None:

@@ -9,7 +9,6 @@ A socket is made, used and closed by one thread. Connection states and credit wi
 
 from __future__ import annotations
 
-import contextlib
 import enum
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any, Literal
 
 import zmq
 
-from node_agent import unix_sockets
 from node_agent.connection import Handshake, ReceivingEnd, SendingEnd
 from node_agent.errors import (
     AddressInUseError,
@@ -185,7 +183,7 @@ def dial(socket: Socket, endpoint: str, to: str, lender: Lender | None = None) -
         socket.setsockopt(zmq.CURVE_SERVERKEY, security.server_key(to).encode())
         socket.setsockopt(zmq.CURVE_PUBLICKEY, security.own.public.encode())
         socket.setsockopt(zmq.CURVE_SECRETKEY, security.own.secret.encode())
-    socket.connect(unix_sockets.instead(endpoint, keys=security.curve))
+    socket.connect(endpoint)
 
 
 def _guard(socket: Socket, door: Door, hung_up: Callable[[], object]) -> None:
@@ -249,12 +247,7 @@ def bind(
             hint="Give an address of this machine with --listen HOST:PORT.",
         ) from None
     endpoint: bytes = socket.getsockopt(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
-    bound = int(str(endpoint, "ascii").rstrip("\0").rsplit(":", 1)[1])
-    beside = unix_sockets.beside(host, bound)
-    if beside is not None:
-        with contextlib.suppress(zmq.ZMQError):  # another process has that name: then TCP it is
-            socket.bind(beside)
-    return bound
+    return int(str(endpoint, "ascii").rstrip("\0").rsplit(":", 1)[1])
 
 
 def refused(socket: Socket, frame: Any, message: Any) -> NotAllowedError | None:

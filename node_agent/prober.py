@@ -22,6 +22,10 @@ _SHARE = 1 / 16
 """Of the budget: a probe that takes less is too short to tell a rate from jitter."""
 _LEAST_SHARE = 1 / 20
 """Of a large round trip: what its bytes take at least, whatever the small ones say."""
+_PAUSE_S = 0.02
+"""Without probes, to see what else the processes at both ends do."""
+_ELSE = 0.1
+"""Of a core: what a process may do beside the probes."""
 _PATIENCE = 10.0
 """A single probe may take this many times the budget before the link counts as dead."""
 
@@ -48,6 +52,7 @@ def measure_link(context: Context, request: MeasureLink) -> LinkMeasured:
             if time.perf_counter() > deadline:
                 break
         nbytes, fastest, costs = _large(socket, request, least, patience)
+        busy = _busy(socket, request, patience)
         # Once more: had something else kept the machine busy before, the delay would be too long and the rate,
         # from which it is taken off, beyond any link's.
         for number in range(_SMALL_ROUNDS):
@@ -56,7 +61,8 @@ def measure_link(context: Context, request: MeasureLink) -> LinkMeasured:
                 break
         # On a fast link a round trip's jitter may be all there is.
         seconds = max(fastest - least, fastest * _LEAST_SHARE)
-        return LinkMeasured(request.id, nbytes / seconds, least / 2, *costs)
+        known = (0.0 if other else cost for cost, other in zip(costs, busy, strict=True))
+        return LinkMeasured(request.id, nbytes / seconds, least / 2, *known)
     finally:
         monitor.close()
         socket.close()
@@ -91,6 +97,16 @@ def _large(
         if not grows or time.perf_counter() > deadline:
             return nbytes, fastest, (sending / nbytes, receiving / nbytes if receiving < math.inf else 0.0)
         nbytes = min(request.nbytes, nbytes * _GROWTH)
+
+
+def _busy(socket: Socket, request: MeasureLink, patience: float) -> tuple[bool, bool]:
+    """Whether this process, and the peer's, have much else to do: then nobody can tell what a probe's bytes took."""
+    _, there = _round_trip(socket, 0, b"", request, patience)
+    here, since = time.process_time(), time.perf_counter()
+    time.sleep(_PAUSE_S)
+    most = _ELSE * (time.perf_counter() - since)
+    working = time.process_time() - here > most
+    return working, _round_trip(socket, 1, b"", request, patience)[1] - there > most
 
 
 def _unreachable(request: MeasureLink, why: str) -> AgentError:

@@ -21,8 +21,19 @@ SOON = 0.2e-3
 """Seconds of delay that make no difference."""
 
 
+MOST = 64
+"""Kinds of devices; a cluster of more is not made small enough by this."""
+
+
 def alike(instance: Instance) -> Instance:
-    """The instance with the best of nearly equal numbers in the place of each; nothing in it is slower or smaller."""
+    """The instance with the best of nearly equal numbers in the place of each; nothing in it is slower or smaller.
+
+    Returns:
+        The instance itself where its devices are of more than `MOST` kinds.
+    """
+    families = _families(instance)
+    if len(families) > MOST:
+        return instance
     n, m = instance.n, len(instance.src)
     tables: dict[str, Floats] = {
         "block": instance.block.copy(),
@@ -33,7 +44,7 @@ def alike(instance: Instance) -> Instance:
         name: getattr(instance, name).copy() for name in ("overhead", "wait", "memory", "power", "price")
     }
     free = instance.free.copy()
-    for group in _families(instance):
+    for group in families:
         for name, table in tables.items():
             axis = 0 if name == "block" else 1
             best = np.take(table, group, axis).min(axis, keepdims=True)
@@ -87,6 +98,8 @@ def _families(instance: Instance) -> list[list[int]]:
                 break
         else:
             families.append((numbers, [u]))
+            if len(families) > MOST:
+                break
     return [members for _, members in families]
 
 

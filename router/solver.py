@@ -73,6 +73,8 @@ class _Attempt:
         self.value = math.inf
         self.route: Route | None = None
         self.gave_up = False
+        self.roughly = False
+        """Whether what is nearly alike was taken for alike."""
 
     @cached_property
     def rough(self) -> Pipeline:
@@ -93,7 +95,8 @@ class _Attempt:
     def runs(self) -> int:
         """How often the stage-by-stage program is run at most."""
         goal = self.goal
-        return BISECTIONS if goal.bounds or (goal.primary is not None and goal.period_weight) else 1
+        many = len(goal.bounds) == 1 if goal.primary is None else goal.period_weight > 0
+        return BISECTIONS if many else 1
 
     @property
     def quick(self) -> bool:
@@ -124,7 +127,7 @@ class _Attempt:
     @property
     def settled(self) -> bool:
         """Whether the plan is as good as can be told where what is nearly alike was taken for alike."""
-        return "rough" in self.__dict__ and self.value <= self.bound * (1 + NEARLY)
+        return self.roughly and self.value <= self.bound * (1 + NEARLY)
 
     def run(self, labels: int) -> Solution | None:
         """Best plan, or None when there is none (or none was found within the effort)."""
@@ -155,6 +158,7 @@ class _Attempt:
         pipeline, goal = self.pipeline, self.goal
         if pipeline.effort * self.runs > EFFORT and self.rough.effort * self.runs <= EFFORT:
             pipeline, goal = self.rough, make_goal(self.rough.instance, self.objective)
+            self.roughly = True
         if pipeline.effort > EFFORT:
             if goal.primary is None:
                 least, routes = beam_period(pipeline)

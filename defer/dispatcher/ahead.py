@@ -93,6 +93,12 @@ class Ahead:
             old = self._before.get(order.name, {}).get(missing)
         return None if old is None or old.plan is None else batching_as(order, old)
 
+    def forget(self, order: Order, missing: frozenset[str]) -> None:
+        """The plan for these devices missing could not be loaded: another one is made when it is asked for."""
+        with self._lock:
+            self._of(order).pop(missing, None)
+            self._before.get(order.name, {}).pop(missing, None)
+
     def files(self) -> set[str]:
         """Names of the files of all plans that are kept."""
         with self._lock:
@@ -162,6 +168,9 @@ class Ahead:
                     logger.info("model %s: planned ahead for the loss of %s", order.name, _told(sets))
                 if order.standby_mode == "none":
                     return
+                with self._lock:
+                    if self._asked.get(order.name) != asked:
+                        return
                 known = self.known(order)
                 made = {lost: known[lost] for lost in wanted if lost in known}
                 self._bring(order, asked, list(made.values()))
@@ -208,6 +217,8 @@ class Ahead:
 
     def _keep(self, order: Order, made: dict[frozenset[str], Foreseen]) -> None:
         with self._lock:
+            if self._orders.get(order.name, order) is not order:
+                return  # planned for an order that another one has followed since
             plans = self._of(order)
             plans.update(made)
             while len(plans) > MOST:

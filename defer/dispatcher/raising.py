@@ -121,6 +121,11 @@ class Raising:
                     self.canaries[made.epoch] = prove(self._shell, made)
                 if exact is not None:
                     self._load_reference(order, exact, made, on_progress)
+            if len(opened) > 1 and hurry and not self.unserved(order.name):
+                # What stood by took over meanwhile: nothing that is not proved takes its place.
+                for made in opened:
+                    if made.epoch not in self.canaries:
+                        self.canaries[made.epoch] = prove(self._shell, made)
         except BaseException as error:
             for made in opened:
                 self._shell.post(e.RouteDropped(made.epoch, f"the deployment failed: {error}"))

@@ -344,14 +344,18 @@ class Recovery:
             self._log.note("model-stuck", f"{name}: {reason}", level="error", model=name)
             logger.error("model %s: %s", name, reason)
             return
-        self._deployments.change(
-            order,
-            foreseen.plan,
-            foreseen,
-            lambda: self._deployments.unserved(name),
-            switched=switched,
-            on_progress=steps,
-        )
+        try:
+            self._deployments.change(
+                order,
+                foreseen.plan,
+                foreseen,
+                lambda: self._deployments.unserved(name),
+                switched=switched,
+                on_progress=steps,
+            )
+        except BaseException:
+            self.ahead.forget(order, missing)  # or it would be found again, and fail again
+            raise
 
     def _plan(self, order: Order) -> tuple[Foreseen, frozenset[str]]:
         """The best plan for the devices that are left, and those that are missing."""

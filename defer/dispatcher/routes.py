@@ -303,6 +303,9 @@ class Routes:
         route, heir = state.route, self.by_epoch.get(state.heir)
         if heir is not None:
             heir.traffic.inherit(state.traffic)
+        for other in self.by_epoch.values():
+            if other.heir == epoch:  # it drains for longer than what took its place has lived
+                other.heir = state.heir
         self._backlog.close(epoch)
         turns = self._turns[route.link]
         turns.remove(epoch)

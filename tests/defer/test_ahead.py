@@ -122,5 +122,10 @@ def test_a_plan_from_before_the_costs_changed_is_better_than_none() -> None:
     assert made.find(again, lost) is plan  # type: ignore[arg-type]
     assert made.known(again) == {}  # type: ignore[arg-type]
     assert made.find(again, frozenset({"b"})) is None  # type: ignore[arg-type]
+    made._keep(first, {lost: Foreseen()})  # type: ignore[arg-type]
+    assert made.find(again, lost) is plan, "what was planned for an order before comes too late"  # type: ignore[arg-type]
+    made.forget(again, lost)  # type: ignore[arg-type]
+    assert made.find(again, lost) is None, "it could not be loaded"  # type: ignore[arg-type]
+    made._keep(again, {lost: plan})  # type: ignore[arg-type]
     assert made.find(other, lost) is None  # type: ignore[arg-type]
     made.close()

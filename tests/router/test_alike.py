@@ -92,3 +92,26 @@ def test_the_plan_is_near_the_best_and_the_bound_is_one(seed: int) -> None:
     assert best.value * (1 - 1e-9) <= found.value <= best.value * (1 + NEARLY) ** 2
     assert found.error <= 1.2
     assert math.isclose(router.evaluate(problem, found.route).period, found.value)
+
+
+def test_more_kinds_than_can_be_counted_are_left_as_they_are() -> None:
+    problem = boards(3, count=70, blocks=2)
+    seconds = {
+        name: [each * 1.2**number for each in row]
+        for number, (name, row) in enumerate(problem.block_seconds.items())
+    }
+    instance = compile_problem(replace(problem, block_seconds=seconds))
+    assert alike(instance) is instance
+
+
+@pytest.mark.parametrize(
+    "goal", [Objective("latency", max_error=1.2), Objective("throughput", max_error=1.2, max_latency=60.0)]
+)
+def test_what_one_run_of_the_program_solves_is_solved_exactly(goal: Objective) -> None:
+    """Boards are taken for alike only where telling them apart would take too many runs of the program."""
+    problem = boards(5)
+    instance = compile_problem(problem)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solver, "EFFORT", 2 * solver.make_pipeline(instance).effort)
+        patch.setattr(solver, "alike", lambda _: pytest.fail("taken for alike"))
+        router.solve(problem, goal)
