@@ -302,6 +302,7 @@ class Deployments(Raising):
         Where an agent has no room for both, and what serves is lost anyway, that is unloaded first. While nothing serves
         the model, the switch waits for no canary: each stage has run when its agent says that it is loaded, and requests
         that wait lose nothing by being the first. The canary goes before them, and is waited for after the switch.
+        A plan that is for good is proved first in any case.
 
         Args:
             order: What is served; where that is not so any more, nothing is done.
@@ -322,11 +323,11 @@ class Deployments(Raising):
         self._changing += 1
         try:
             try:
-                opened = self._load_in_room(order, plan, foreseen, on_progress, hurry=True)
+                opened = self._load_in_room(order, plan, foreseen, on_progress, hurry=not for_good)
             except OutOfMemory:
                 if not self._make_room(order.name):
                     raise
-                opened = self._load_plan(order, plan, foreseen, on_progress, hurry=True)
+                opened = self._load_plan(order, plan, foreseen, on_progress, hurry=not for_good)
             sent: dict[int, Canary] = {}
             with self._switching:
                 if not (self.orders.get(order.name) is order and wanted()):
