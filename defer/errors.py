@@ -274,6 +274,9 @@ class NotAllowed(DeferError):
     """Our key does not allow what we ask."""
 
     code = "not-allowed"
+    usual_hint = (
+        "use a key whose role may; `defer keys list` where the other side runs shows what this one is there"
+    )
 
 
 class InvalidKey(DeferError):

@@ -82,7 +82,8 @@ def _refusal(security: Security, event: int, value: int) -> UnauthorisedError | 
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return UnauthorisedError(
             f"the other side refused the key of {own.name!r}, role {own.role}: it is not authorised there",
-            hint=f"there: defer keys authorise {own.name}.toml; if it is, that role may not connect to this port",
+            hint="`defer keys list` there shows whether it was revoked, or is new: "
+            f"defer keys authorise {own.name}.toml; if it is authorised, that role may not connect to this port",
         )
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == _MISMATCH:
         return UnauthorisedError(
@@ -91,5 +92,6 @@ def _refusal(security: Security, event: int, value: int) -> UnauthorisedError | 
         )
     return UnauthorisedError(
         "the handshake broke off: the other side does not have the key that is known here as its own",
-        hint="copy its certificate again and authorise it; it may have been rotated",
+        hint="is the address the one that was meant (not an agent's for a dispatcher's, or the other way round)? "
+        "If it is, copy its certificate again and authorise it: it may have been rotated",
     )

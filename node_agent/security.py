@@ -175,6 +175,8 @@ def choose(
     if path.is_file():
         own, path = read_certificate(path, secret=True), path.resolve().parent.parent
         keys = Keyring(path)
+        if own.public in keys.allowed.revoked:
+            raise _revoked(keys, own)
         if own.role not in roles:
             raise KeyFileError(f"{own.name!r} has the role {own.role}; {' or '.join(roles)} is needed here.")
     else:
@@ -189,7 +191,8 @@ def choose(
 
 
 def _pick(keys: Keyring, roles: Sequence[Role], name: str) -> Certificate:
-    own = keys.own()
+    every, revoked = keys.own(), keys.allowed.revoked
+    own = [each for each in every if each.public not in revoked]
     for role in roles:
         found = [each for each in own if each.role == role]
         if name and role == "agent":
@@ -201,9 +204,24 @@ def _pick(keys: Keyring, roles: Sequence[Role], name: str) -> Certificate:
             )
         if found:
             return found[0]
+    for each in every:
+        if (
+            each.public in revoked
+            and each.role in roles
+            and (each.role != "agent" or name in ("", each.name))
+        ):
+            raise _revoked(keys, each)
     raise KeyFileError(
         f"{keys.folder} holds no secret key of role {' or '.join(roles)}.",
         hint=f"defer keys make {name or 'NAME'} --role {roles[0]} --keys {keys.folder}",
+    )
+
+
+def _revoked(keys: Keyring, own: Certificate) -> KeyFileError:
+    return KeyFileError(
+        f"The key of {own.name!r} is revoked in {keys.folder}, where its secret lies.",
+        hint=f"Name another with --keys; or, for a new one of that name: defer keys rotate {own.name} --keys "
+        f"{keys.folder}, and authorise its certificate where {own.name} is to be let in.",
     )
 
 

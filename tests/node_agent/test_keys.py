@@ -217,6 +217,23 @@ def test_the_own_key_is_found_by_role_and_name(
         choose(tmp_path / "nowhere", roles=("client",), hosts=[])
 
 
+def test_an_own_key_that_is_revoked_is_not_used(folder: Path) -> None:
+    laptop = keep(folder, pair("laptop", "client"), own=True)
+    secret = folder / SECRET / "laptop.toml"
+    assert choose(folder, roles=("client", "dispatcher"), hosts=[]).own == laptop
+    write_certificate(folder / REVOKED / "laptop-1.toml", laptop.without_secret())
+    for named in (folder, secret):
+        with pytest.raises(KeyFileError, match="'laptop' is revoked in") as told:
+            choose(named, roles=("client", "dispatcher"), hosts=[])
+        assert "defer keys rotate laptop" in told.value.hint
+    cluster = keep(folder, pair("cluster", "dispatcher"), own=True)
+    assert choose(folder, roles=("client", "dispatcher"), hosts=[]).own == cluster
+    tablet = keep(folder, pair("tablet", "client"), own=True)
+    assert choose(folder, roles=("client", "dispatcher"), hosts=[]).own == tablet
+    with pytest.raises(KeyFileError, match="no secret key of role agent"):
+        choose(folder, roles=("agent",), hosts=[])
+
+
 def test_the_environment_and_the_default_folder_name_keys(
     monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
 ) -> None:
