@@ -21,6 +21,7 @@ from node_agent.engines.onnxruntime_cpu import QUIET
 settings.register_profile("defer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("defer")
 
+os.environ.pop("COLUMNS", None)  # of the processes that share the tests: a narrow table shortens words
 os.environ.setdefault(*QUIET)  # for tests that import ONNX Runtime by themselves
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
