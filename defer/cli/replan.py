@@ -24,12 +24,13 @@ from defer.documents.base import as_plain
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
 from defer.documents.profile import CostProfile
+from defer.errors import UsageError
 
 
 @click.command(
     epilog=examples(
         "defer replan resnet50.onnx --running plan.json --cluster cluster.toml --profile profile.json -o new.json",
-        'defer replan resnet50.onnx --running plan.json --cluster cluster.toml --horizon "1 h" --rate 20',
+        'defer replan resnet50.onnx --running plan.json --cluster cluster.toml --profile p.json --horizon "1 h"',
         "defer replan --blocks blocks.json --running plan.json --cluster cluster.toml --exclude nano",
     )
 )
@@ -41,7 +42,12 @@ from defer.documents.profile import CostProfile
 @click.option(
     "--cluster", "cluster_file", required=True, metavar="FILE", help="The devices and links as they are now."
 )
-@click.option("--profile", "profile_file", metavar="FILE", help="Costs as they are now, profile.json.")
+@click.option(
+    "--profile",
+    "profile_file",
+    metavar="FILE",
+    help="Costs as they are now, profile.json; wanted where the running plan was made with one.",
+)
 @click.option(
     "--horizon",
     default="10 min",
@@ -118,6 +124,11 @@ def command(
     cluster = Cluster.load(cluster_file)
     profile = CostProfile.load(profile_file) if profile_file else None
     running = Plan.load(running_file)
+    if profile is None and running.method != "static":
+        raise UsageError(
+            "the running plan was made from measurements; without a profile, guesses would decide",
+            hint="give it with --profile; `defer profile MODEL --cluster FILE -o profile.json` measures anew",
+        )
     prospect = Prospect(
         horizon=parse_bound("--horizon", horizon, units.DURATION),
         rate=rate,

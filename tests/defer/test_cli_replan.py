@@ -42,6 +42,17 @@ def test_a_device_is_gone(folder: Path) -> None:
     assert "to load in" in run(*given).stdout
 
 
+def test_a_measured_plan_is_not_weighed_by_guesses(folder: Path) -> None:
+    given = ["replan", "--blocks", folder / "blocks.json", "--running", folder / "running.json", "--cluster"]
+    text = failed(run(*given, folder / "cluster.toml"), 2)
+    assert "was made from measurements" in text
+    assert "give it with --profile" in text
+    static = [*words(folder, "plan")[:-2], "-o", folder / "static.json"]
+    assert run(*static).exit_code == 0
+    given[given.index(folder / "running.json")] = folder / "static.json"
+    assert run(*given, folder / "cluster.toml").exit_code == 0
+
+
 def test_what_is_refused(folder: Path) -> None:
     given = (*words(folder, "replan"), "--running", folder / "running.json")
     assert "only raise the throughput" in failed(run(*given, "--replicas"), 2)
