@@ -73,7 +73,11 @@ def led(
     address = str(replace(listen, host=cluster.dispatcher_host))
     # Planning keeps an interpreter busy for seconds; the thread that renews the lease is not to wait for it.
     sys.setswitchinterval(SWITCH_S)
-    leadership = connected(lambda: Leadership(url, address), lambda: stop.number != 0)
+    leadership = connected(
+        lambda: Leadership(url, address),
+        lambda: stop.number != 0,
+        lambda known: StandbyDoor(listen, pages, known, security, None),
+    )
     if leadership is None:
         return None
     stack.callback(leadership.close)

@@ -7,8 +7,9 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import msgspec
 
@@ -38,27 +39,47 @@ HAS_LED: Final = "DEFER_HAS_LED"
 """Set in the environment of a process that led dispatchers before it became one that stands by."""
 
 
+class Known(Protocol):
+    """What whoever stands by knows of the election."""
+
+    @property
+    def leader(self) -> str:
+        """See `Leadership.leader`."""
+
+    @property
+    def trouble(self) -> str:
+        """See `Leadership.trouble`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfReach:
+    """What a process knows that has led, and does not reach the state since."""
+
+    trouble: str
+    leader: str = ""
+
+
 class StandbyDoor:
     """What is open while a dispatcher stands by; use it as a context manager.
 
     Args:
         listen: Where its api listens when it leads.
         pages: Addresses of its gateway and its metrics, which answer probes alone.
-        leadership: Knows who leads.
+        known: Knows who leads.
         security: How connections are protected.
-        follower: Fetches models' files meanwhile.
+        follower: Fetches models' files meanwhile; None where there is nowhere to fetch them from.
     """
 
     def __init__(
         self,
         listen: Address,
         pages: Sequence[Address],
-        leadership: Leadership,
+        known: Known,
         security: Security,
-        follower: Follower,
+        follower: Follower | None,
     ) -> None:
         self._follower = follower
-        self._leadership = leadership
+        self._known = known
         self._pool = AgentPool(DISPATCHER, listen=listen.endpoint(), on_api=self._heard, security=security)
         lives, leads = ("/healthz", "/v2/health/live"), ("/readyz", "/v2/health/ready", "/metrics")
         probes = {**dict.fromkeys(lives, self._alive), **dict.fromkeys(leads, self._not_ready)}
@@ -67,7 +88,8 @@ class StandbyDoor:
 
     def __enter__(self) -> Self:
         try:
-            self._stack.enter_context(self._follower)
+            if self._follower is not None:
+                self._stack.enter_context(self._follower)
             self._stack.enter_context(self._pool)
             for each in self._servers:
                 self._stack.enter_context(each)
@@ -88,7 +110,7 @@ class StandbyDoor:
         return Page(f"{self._told().message}\n", status=503)
 
     def _told(self) -> DeferError:
-        return standing_by(self._leadership)
+        return standing_by(self._known)
 
     def _heard(self, identity: bytes, frames: list[bytes]) -> None:
         """Whatever is asked, the answer is who leads."""
@@ -99,14 +121,22 @@ class StandbyDoor:
         self._pool.reply(identity, [api.encode(Fault(number, told.code, told.message, told.hint))])
 
 
-def standing_by(leadership: Leadership) -> Standby:
+def standing_by(known: Known) -> Standby:
     """What is said to whoever asks a dispatcher that stands by."""
-    leader = leadership.leader
+    leader = known.leader
+    if known.trouble:  # who led when it was last in reach says little
+        return Standby(
+            f"this dispatcher stands by, and the shared state is out of its reach: {known.trouble}",
+            hint="see whether the NATS servers run; it goes on by itself when it reaches them"
+            + (f"; {leader} led last" if leader else ""),
+        )
     where = f"the one at {leader} leads" if leader else "none leads at the moment"
     return Standby(f"this dispatcher stands by, {where}", hint=f"ask {leader}" if leader else "try again")
 
 
-def connected(make: Callable[[], Leadership], stopped: Callable[[], bool]) -> Leadership | None:
+def connected(
+    make: Callable[[], Leadership], stopped: Callable[[], bool], door: Callable[[Known], StandbyDoor]
+) -> Leadership | None:
     """Stand for election; None where the process was told to stop.
 
     A process that has led waits for the state as long as that takes: it may have lost its lease because the servers
@@ -115,24 +145,30 @@ def connected(make: Callable[[], Leadership], stopped: Callable[[], bool]) -> Le
     Args:
         make: Makes a candidate.
         stopped: Whether the process was told to stop.
+        door: Makes what is open while it waits for the state.
 
     Raises:
         DeferError: See `Leadership.start`.
     """
     has_led = os.environ.pop(HAS_LED, "") != ""
-    while True:
-        leadership = make()
-        try:
-            leadership.start()
-        except NotReady as error:
-            if not has_led:
-                raise
-            logger.warning("standing by, but out of the state's reach: %s", error)
-        else:
-            return leadership
-        if stopped():
-            return None
-        time.sleep(CONNECT_AGAIN_S)
+    with ExitStack() as stack:
+        waits = False
+        while True:
+            leadership = make()
+            try:
+                leadership.start()
+            except NotReady as error:
+                if not has_led:
+                    raise
+                logger.warning("standing by, but out of the state's reach: %s", error)
+                if not waits:
+                    stack.enter_context(door(OutOfReach(str(error))))
+                    waits = True
+            else:
+                return leadership
+            if stopped():
+                return None
+            time.sleep(CONNECT_AGAIN_S)
 
 
 def wait_for_lead(

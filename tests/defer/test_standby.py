@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import pytest
 
 import models
-from defer import errors
+from defer import api, errors
 from defer.admin import Admin
 from defer.client import Client
 from defer.dispatcher.nats_link import NatsLink
@@ -285,6 +285,35 @@ def test_a_machine_with_the_leader_and_an_agent_is_lost(
             first.end(signal.SIGKILL)
             same(client.infer(models.example_inputs(MODEL, seed=2)), expected(2))
             assert second.says("ready")["term"] > 1
+
+
+@pytest.mark.slow
+def test_without_the_state_whoever_led_and_whoever_stood_by_say_so(
+    agents: tuple[LocalAgent, ...], model: Path, expected: Any, tmp_path: Path, nats: NatsServer
+) -> None:
+    def told(at: Dispatcher) -> str:
+        try:
+            with Admin(at.address, connect_s=5) as admin:
+                admin.ask(api.GetStatus(0), api.ServerStatus, timeout=5)
+        except errors.DeferError as error:
+            return f"{error.code}: {error}"
+        return "it leads"
+
+    def out_of_reach(at: Dispatcher) -> bool:
+        said = told(at)
+        return said.startswith("standby: ") and "the shared state is out of its reach" in said
+
+    with ExitStack() as stack:
+        first = stack.enter_context(dispatcher(1, tmp_path, agents, nats.url, "--model", model))
+        first.says("ready")
+        second = stack.enter_context(dispatcher(2, tmp_path, agents, nats.url, "--model", model))
+        second.says("standby")
+        nats.stop()
+        until(lambda: out_of_reach(first) and out_of_reach(second), 60)
+        nats.start()
+        with Client(both(first, second), timeout=60) as client:
+            until(lambda: "it leads" in (told(first), told(second)), 60)
+            same(client.infer(models.example_inputs(MODEL, seed=1)), expected(1))
 
 
 def test_a_shared_state_that_cannot_be_used(
