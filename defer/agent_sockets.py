@@ -113,7 +113,7 @@ class AgentSockets:
     def turned(self, now: float) -> None:
         """Hang up where an agent's key has changed since it was dialled, and dial again."""
         for name in self._keys.changed(now):
-            self._execute(self._core.disconnected(name, now))
+            self._execute(self._core.disconnected(name, now, "its key was revoked, or is another one now"))
         for name in self._keys.due(now):
             known = self._core.agents.get(name)
             if known is not None and name in self._dealers:

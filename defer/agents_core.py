@@ -180,9 +180,9 @@ class AgentsCore:
         self.agents[name] = replace(known, state="refused", refusal=why, refusal_code=KEYS)
         return [Notify("refused", name, why)]
 
-    def disconnected(self, name: str, now: float) -> list[Instruction]:
-        """The connection to the agent closed: its process ended or the link went."""
-        return self._lose(name, "its connection closed", now)
+    def disconnected(self, name: str, now: float, why: str = "its connection closed") -> list[Instruction]:
+        """The connection to the agent closed: its process ended or the link went, where nothing else is said."""
+        return self._lose(name, why, now)
 
     def hung_up(self, now: float) -> None:
         """Somebody who had dialled us is gone; who, the socket does not tell."""

@@ -159,5 +159,5 @@ def weigh(
     if gain <= price:
         text = f"kept: a new plan gains {gain:.4g}{unit} {over}, loading takes {price:.3g}{unit}"
         return Change(False, text, moved, seconds, gain, price)
-    text = f"changed: gains {relative:.1%}, and {gain:.4g}{unit} {over}, for {price:.3g}{unit} of loading"
+    text = f"changed: gains {relative:.1%}, and {gain:.4g}{unit} {over}, where loading was expected to take {price:.3g}{unit}"
     return Change(True, text, moved, seconds, gain, price)

@@ -37,7 +37,8 @@ class Chronicle:
         for epoch in self._known.keys() - routes.by_epoch.keys():
             model, before = self._known.pop(epoch)
             if before == "loaded":
-                self._note("route-dropped", f"deployment {epoch} of {model} never served", model, epoch)
+                text = f"deployment {epoch} of {model}, which was loaded but not in use, is put away"
+                self._note("route-dropped", text, model, epoch)
                 continue
             if before != "retired":
                 self._changed(epoch, model, before, "retired", "", given_up=given_up)

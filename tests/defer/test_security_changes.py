@@ -140,6 +140,7 @@ def test_agents_that_are_revoked_or_rotated_while_they_run(root: Path, model: Pa
         assert infer(daemon, root)
         keys.revoke(root / "main", "n")
         until(lambda: state(daemon, "n") == "lost")
+        until(lambda: any("its key was revoked" in each.text for each in daemon.log.since(0)))
         stranger = pytest.raises(Unauthorised, match="No key of agent 'n'")
         with AgentPool(DISPATCHER, security=security) as pool, stranger:
             pool.connect("n", f"tcp://{listens['n']}")
