@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
+from numbers import Real
 from pathlib import Path
 
 import msgspec
@@ -49,6 +50,11 @@ def check_id(request: bytes) -> None:
             f"a request id has {ID_BYTES} bytes, not {len(request)}",
             hint="uuid.uuid4().bytes is one",
         )
+
+
+def _check_number(seconds: object) -> None:
+    if not isinstance(seconds, Real):
+        raise UsageError(f"a timeout is a number of seconds, not {seconds!r:.80}", hint="such as 2.5")
 
 
 def wished(submit: Submit, *, durable: bool, request: bytes | None, priority: int, trace: str = "") -> Submit:
@@ -94,6 +100,8 @@ class Requests:
         insecure: bool = False,
         absence_s: float = math.inf,
     ) -> None:
+        _check_number(timeout)
+        _check_number(connect_timeout)
         self.encoder = Encoder(codec)
         addresses = parse_addresses(address)
         # Nobody waits longer for a connection than for the answer; what is too short says nothing of who is there.
@@ -180,9 +188,10 @@ class Requests:
         """When a request made now must have ended, on the monotonic clock; infinity for never.
 
         Raises:
-            UsageError: The timeout is not positive.
+            UsageError: The timeout is no positive number.
         """
         seconds = self.given(timeout)
+        _check_number(seconds)
         if not seconds > 0:
             raise UsageError(f"a timeout of {seconds} s leaves no time", hint="give a positive number")
         return time.monotonic() + seconds if seconds <= ENDLESS_S else math.inf

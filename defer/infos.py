@@ -113,6 +113,8 @@ class DeploymentInfo(msgspec.Struct, frozen=True):
     mean_error: float = 0.0
     fraction: float = 1.0
     """Part of the model's requests that the plan deals to it; less than 1 where stages have replicas."""
+    cancelled: int = 0
+    """Of those that failed, the ones that their clients gave up."""
 
 
 class DeviceInfo(msgspec.Struct, frozen=True):

@@ -247,6 +247,9 @@ def _from_click(exc: BaseException) -> DeferError:
         return Cancelled("interrupted")
     if isinstance(exc, click.FileError):
         return translate(OSError(exc.message))
+    if isinstance(exc, click.exceptions.NoArgsIsHelpError) and exc.ctx is not None:
+        click.echo(exc.ctx.get_help(), err=True)
+        return UsageError(f"which command of `{exc.ctx.command_path}`?", hint="they are listed above")
     if isinstance(exc, click.UsageError):
         # Without a context (an option lacks its value) the verb that is called says more than the whole program.
         hint = f"`{exc.ctx.command_path} --help` shows how it is used" if exc.ctx else ""

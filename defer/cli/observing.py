@@ -107,5 +107,9 @@ def log_to_stderr(wish: ObservingWish, *, quiet: bool) -> None:
     log = logging.getLogger("defer")
     log.addHandler(handler)
     log.setLevel(logging.ERROR if quiet else logging.WARNING)
+    # Whom the sockets refuse is told at any rate.
+    room = logging.getLogger("node_agent")
+    room.addHandler(handler)
+    room.setLevel(logging.WARNING)
     # What an operator asked for meanwhile is news, whatever level the rest has.
     logging.getLogger("defer.dispatcher.models").setLevel(logging.ERROR if quiet else logging.INFO)

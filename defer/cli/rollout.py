@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from contextlib import suppress
+from typing import Any, Literal
 
 import click
 import msgspec
@@ -11,6 +12,7 @@ from defer import api
 from defer.admin import Admin
 from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, examples, note, print_json
+from defer.errors import UnknownModel
 
 ANSWER_S = 30.0
 
@@ -29,14 +31,17 @@ def command() -> None:
 
 @command.command(
     name="show",
-    help="Show which version requests for NAME take.\n\n"
-    + examples("defer rollout show resnet", "defer rollout show resnet --json"),
+    help="Show which version requests for NAME take; without NAME, for every model.\n\n"
+    + examples("defer rollout show", "defer rollout show resnet", "defer rollout show resnet --json"),
 )
-@click.argument("name")
+@click.argument("name", default="")
 @address_option
 @common_options
 def show_command(name: str, address: str, as_json: bool) -> None:
-    """Shows a split."""
+    """Shows a split, or all."""
+    if not name:
+        _show_all(address, as_json=as_json)
+        return
     _roll(address, name, "show", as_json=as_json)
 
 
@@ -100,8 +105,36 @@ def _roll(
     with Admin(address) as admin:
         told = admin.ask(api.Roll(0, name, action, version, share), api.Rolled, timeout=ANSWER_S)
     if as_json:
-        print_json({key: value for key, value in msgspec.to_builtins(told).items() if key not in ("id", "t")})
+        print_json(_plain(told))
         return
+    _show(told)
+    if action == "promote":
+        note(f"`defer undeploy {told.before}` frees what it takes, once nothing leads back", as_json=as_json)
+
+
+def _show_all(address: str, *, as_json: bool) -> None:
+    splits = []
+    with Admin(address) as admin:
+        served = admin.ask(api.ListModels(0), api.Models, timeout=ANSWER_S).models
+        for name in sorted({each.name.partition("@")[0] for each in served}):
+            with suppress(
+                UnknownModel
+            ):  # it has gone meanwhile, or has versions that nothing was decided about
+                splits.append(admin.ask(api.Roll(0, name, "show"), api.Rolled, timeout=ANSWER_S))
+    if as_json:
+        print_json({"models": [_plain(each) for each in splits]})
+        return
+    for each in splits:
+        _show(each)
+    if not splits:
+        note("no model is served")
+
+
+def _plain(told: api.Rolled) -> dict[str, Any]:
+    return {key: value for key, value in msgspec.to_builtins(told).items() if key not in ("id", "t")}
+
+
+def _show(told: api.Rolled) -> None:
     for deployment in told.versions:
         if deployment == told.canary:
             what = f"{told.share:.4g} of the requests"
@@ -110,5 +143,3 @@ def _roll(
         else:
             what = "before" if deployment == told.before else "loaded"
         click.echo(f"{deployment:<24} {what}")
-    if action == "promote":
-        note(f"`defer undeploy {told.before}` frees what it takes, once nothing leads back", as_json=as_json)

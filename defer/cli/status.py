@@ -14,12 +14,16 @@ from defer.cli.dispatcher import address_option
 from defer.cli.engines import engine_lines, engine_notes
 from defer.cli.output import common_options, console, examples, print_json, table
 from defer.client import Client
+from defer.errors import Cancelled
 
 CLOCK_S = 1.0
 """A clock that is off by this much is worth a line; answers take less to come."""
 
 INSTEAD: Final = {"replica": "its other routes", "planning": "not known yet", "impossible": "nothing"}
 """What a model runs on after a loss for which there is no plan."""
+
+CANCELLED = Cancelled.code
+"""Requests that ended so failed nobody."""
 
 
 @click.command(epilog=examples("defer status", "defer status --watch 1", "defer status --json"))
@@ -90,11 +94,15 @@ def _show(status: ServerStatus, address: str) -> None:
     _show_standby(status.standby)
     _show_devices(status.devices)
     refused = ", ".join(f"{count} {code}" for code, count in sorted(status.refused.items()))
-    failed = ", ".join(f"{count} {code}" for code, count in sorted(status.failed.items()))
+    failed = ", ".join(
+        f"{count} {code}" for code, count in sorted(status.failed.items()) if code != CANCELLED
+    )
     if refused:
         click.echo(f"refused: {refused}")
     if failed:
         click.echo(f"failed: {failed}")
+    if gone := status.failed.get(CANCELLED, 0):
+        click.echo(f"given up by their clients: {gone}")
 
 
 def _show_deployment(deployment: DeploymentInfo) -> None:
@@ -106,8 +114,9 @@ def _show_deployment(deployment: DeploymentInfo) -> None:
         click.echo("  takes over when what serves is lost")
         return
     line = (
-        f"  {deployment.answered} answered, {deployment.failed} failed, {deployment.in_flight} in flight, "
-        f"{deployment.waiting} waiting, {deployment.rate:.1f}/s"
+        f"  {deployment.answered} answered, {deployment.failed - deployment.cancelled} failed, "
+        + (f"{deployment.cancelled} cancelled, " if deployment.cancelled else "")
+        + f"{deployment.in_flight} in flight, {deployment.waiting} waiting, {deployment.rate:.1f}/s"
     )
     if deployment.answered:
         line += f", p50 {units.show_duration(deployment.p50_s)}, p99 {units.show_duration(deployment.p99_s)}"

@@ -51,6 +51,7 @@ class Before:
     accepted: int = 0
     answered: int = 0
     failed: int = 0
+    cancelled: int = 0
 
 
 @dataclass(slots=True)
@@ -63,6 +64,7 @@ class Traffic:
         accepted: Requests taken.
         answered: Of those, ended with a result.
         failed: Of those, ended with an error.
+        cancelled: Of those, given up by their clients.
         before: What has to be added where a model is told of, and not a route.
     """
 
@@ -71,6 +73,7 @@ class Traffic:
     accepted: int = 0
     answered: int = 0
     failed: int = 0
+    cancelled: int = 0
     before: Before = field(default_factory=Before)
     _latencies: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     _seconds: deque[list[int]] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW_S + 1))
@@ -83,6 +86,7 @@ class Traffic:
     def ended(self, code: str) -> None:
         """An accepted request ended with an error."""
         self.failed += 1
+        self.cancelled += code == "cancelled"
         self.totals.failed[code] += 1
 
     def finished(self, now: float, seconds: float, inputs: Sequence[TensorHeader] = ()) -> None:
@@ -105,6 +109,7 @@ class Traffic:
         self.before.accepted += gone.accepted + gone.before.accepted
         self.before.answered += gone.answered + gone.before.answered
         self.before.failed += gone.failed + gone.before.failed
+        self.before.cancelled += gone.cancelled + gone.before.cancelled
 
     def rate(self, now: float) -> float:
         """Results per second over the last whole seconds, or over what there is of them."""

@@ -156,6 +156,7 @@ def _traffic(state: RouteState, now: float, *, standing: bool) -> api.Deployment
         accepted=traffic.accepted + traffic.before.accepted,
         answered=traffic.answered + traffic.before.answered,
         failed=traffic.failed + traffic.before.failed,
+        cancelled=traffic.cancelled + traffic.before.cancelled,
         rate=traffic.rate(now),
         p50_s=traffic.latency(0.5),
         p99_s=traffic.latency(0.99),

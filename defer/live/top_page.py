@@ -95,8 +95,10 @@ def _line(info: DeploymentInfo) -> Text:
     if info.answered:
         text.append(f", p50 {units.show_duration(info.p50_s)}, p99 {units.show_duration(info.p99_s)}")
     text.append(f"; {info.waiting} waiting, {info.in_flight} under way, {info.answered} answered")
-    if info.failed:
-        text.append(f", {info.failed} failed", "red")
+    if info.cancelled:
+        text.append(f", {info.cancelled} cancelled")
+    if info.failed > info.cancelled:
+        text.append(f", {info.failed - info.cancelled} failed", "red")
     return text
 
 

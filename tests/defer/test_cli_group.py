@@ -47,6 +47,15 @@ def test_every_verb_explains_itself_with_examples(verb: str) -> None:
     assert "--json" in result.output
 
 
+@pytest.mark.parametrize("words", [(), ("keys",), ("models",), ("rollout",)])
+def test_a_group_without_a_command_asks_which(words: tuple[str, ...]) -> None:
+    done = subprocess.run([sys.executable, "-m", "defer", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "Commands:" in done.stderr
+    assert f"error: which command of `{' '.join(('defer', *words))}`?" in done.stderr
+    assert "error: Usage" not in done.stderr
+
+
 def test_a_mistyped_verb_is_suggested() -> None:
     assert "there is no command 'analize', did you mean 'analyze'?" in failed(run("analize"), 2)
 

@@ -19,9 +19,18 @@ STATUS = api.ServerStatus(
     "0",
     1.0,
     deployments=(
-        DeploymentInfo("m", 1, "ready", stages=(StageInfo("a", 0, 4, engine="onnxruntime-cpu"),)),
+        DeploymentInfo(
+            "m",
+            1,
+            "ready",
+            answered=5,
+            failed=3,
+            cancelled=2,
+            stages=(StageInfo("a", 0, 4, engine="onnxruntime-cpu"),),
+        ),
         DeploymentInfo("m", 2, "standby", stages=(StageInfo("b", 0, 4, engine="onnxruntime-cpu"),)),
     ),
+    failed={"cancelled": 2, "agent-lost": 1},
     standby=(
         StandbyInfo("m", "a", "loaded", ("b",), 2),
         StandbyInfo("m", "b", "planning"),
@@ -41,6 +50,8 @@ def test_what_stands_by_is_told_with_its_loss_and_no_cell_is_empty() -> None:
         server.stop()
     assert shown.exit_code == 0, shown.output
     assert "m: ready, deployment 1" in shown.stdout
+    assert "  5 answered, 1 failed, 2 cancelled, 0 in flight, 0 waiting" in shown.stdout
+    assert "failed: 1 agent-lost\ngiven up by their clients: 2\n" in shown.stdout
     assert "m: standby" not in shown.stdout
     lines = {line.split()[0]: " ".join(line.split()) for line in shown.stdout.splitlines() if line.strip()}
     assert lines["a"] == "a m loaded, deployment 2 b"

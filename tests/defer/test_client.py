@@ -250,6 +250,8 @@ def test_a_deadline_passes(server: Any) -> None:
         assert server.core(lambda core: core.requests) == {}
     with pytest.raises(errors.UsageError, match="leaves no time"):
         Client(server.address).infer(x(), timeout=0)
+    with pytest.raises(errors.UsageError, match="number of seconds"):
+        Client(server.address).infer(x(), timeout="2 s")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("timeout", [math.inf, 1e300, 1.9e10, 1e9, 5e8])

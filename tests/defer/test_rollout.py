@@ -243,6 +243,9 @@ def test_two_versions_on_a_cluster(daemon: Daemon, tmp_path: Path) -> None:
             unnamed = defer(*words, "--dispatcher", address, "--json")
             assert unnamed.exit_code == 0, unnamed.exception
             assert json.loads(unnamed.stdout)["model"] == "m"
+        every = json.loads(defer("rollout", "show", "--dispatcher", address, "--json").stdout)
+        assert [each["name"] for each in every["models"]] == ["m"]
+        assert "m@2 " in defer("rollout", "show", "--dispatcher", address).stdout
         assert isinstance(
             defer("rollout", "show", "n", "--dispatcher", address).exception, errors.UnknownModel
         )
