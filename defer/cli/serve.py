@@ -17,7 +17,6 @@ from click.core import ParameterSource
 from defer import units
 from defer.access import said, security_for
 from defer.accuracy import Budget
-from defer.api import ModelInfo
 from defer.cli.access import access_options, warn_insecure
 from defer.cli.chains import (
     Shapes,
@@ -41,6 +40,7 @@ from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
 from defer.dispatcher.deployments import Outcome
 from defer.dispatcher.exporting import exporting
+from defer.dispatcher.returning import Back, summary
 from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster, Replan
 from defer.documents.plan import Objective, Plan, PlanBatching
@@ -224,21 +224,21 @@ def command(
                 with progress("serve", as_json=as_json) as show:
                     reporter = _Reporter(show, as_json=as_json)
                     reporter("connecting the agents", 0.0)
-                    daemon.connect(wait)
+                    daemon.connect(wait, reporter)
                     if order is not None and not taken_over(daemon.deployments, order):
+                        daemon.reach_all(wait, reporter)
                         outcome = daemon.deployments.bring_up(order, reporter)
                 if outcome is not None:
                     _save(outcome, save_plan, save_profile, plot)
                 daemon.let_go()
                 if http is not None:
                     http.service.starting = False
-                restored = () if outcome is not None else daemon.verbs.models().models
+                back = () if outcome is not None else daemon.back()
+                restored = tuple(each.info for each in back)
                 term = 0 if shared is None else shared.term
                 engines = engine_notes(daemon.verbs.status().deployments) if outcome or restored else ()
                 settle_collector()
-                _say_ready(
-                    daemon.address, outcome, restored, http, metrics, engines, as_json=as_json, term=term
-                )
+                _say_ready(daemon.address, outcome, back, http, metrics, engines, as_json=as_json, term=term)
         except StopNow:
             if stop.number == signal.SIGINT:
                 raise Cancelled("stopped before it was ready") from None
@@ -342,7 +342,7 @@ def _save(outcome: Outcome, save_plan: str | None, save_profile: str | None, plo
 def _say_ready(
     address: Address,
     outcome: Outcome | None,
-    restored: tuple[ModelInfo, ...],
+    back: tuple[Back, ...],
     http: Gateway | None,
     metrics: Address | None,
     engines: tuple[EngineNote, ...],
@@ -357,8 +357,8 @@ def _say_ready(
             ready |= told(http)
         if metrics is not None:
             ready["metrics"] = f"http://{metrics}/metrics"
-        if restored:
-            ready["restored"] = [info.name for info in restored if info.state == "ready"]
+        if back:
+            ready["restored"] = [each.info.name for each in back if each.info.state == "ready"]
         if outcome is not None and made is not None:
             ready |= {
                 "model": made.model,
@@ -375,11 +375,11 @@ def _say_ready(
     also = "".join(f", {protocol} on {at}" for protocol, at in told(http).items()) if http is not None else ""
     also += f", metrics on {metrics}" if metrics is not None else ""
     if outcome is None or made is None:
-        for info in restored:
-            click.echo(f"model {info.name} is {info.state} as before{info.reason and f': {info.reason}'}")
+        for each in back:
+            click.echo(each.told())
         for line in engine_lines(engines):
             click.echo(line)
-        what = "as before" if restored else "no model yet"
+        what = summary(back) if back else "no model yet"
         click.echo(f"ready: {what}, listening on {address}{also}")
         return
     from defer.draw_text import plan_text

@@ -65,7 +65,7 @@ class DispatcherCore(Losses):
         if type(event) is e.CreditArrived:
             return self._credit(event.link, event.credit, now)
         if type(event) is e.InferArrived:
-            if event.epoch is None and self.parking.open and not event.kept:
+            if self.parking.open and event.epoch is None and not event.kept and not self._is_back(event):
                 return self.parking.take(event, now)
             return self._infer(event, now)
         said = self._handle_other(event, now)
@@ -85,7 +85,7 @@ class DispatcherCore(Losses):
                 return self._results_broke(peer, now)
             case e.Tick():
                 return [*self._expire(now), *self._send_lost(now)]
-            case e.CancelArrived() if self.parking.open:
+            case e.CancelArrived(_, name) if self.parking.open and self.ledger.named(name) is None:
                 return self.parking.take(event, now)
             case e.CancelArrived(client, request):
                 return self._cancel(client, request)
@@ -100,6 +100,9 @@ class DispatcherCore(Losses):
                 return self._about_store(event, now)
             case e.RouteReady():
                 out = self._route_event(event, now)
+                if self.parking.open:
+                    back = self.parking.back(self._is_back, now)
+                    out += [said for each in back for said in self.handle(each, now)]
                 return [*out, *(said for held in self.parking.held(now) for said in self.handle(held, now))]
             case _:
                 return self._route_event(event, now)
@@ -207,6 +210,15 @@ class DispatcherCore(Losses):
             return "not-ready", f"deployment {epoch} is gone"
         return ("not-ready", state.reason) if state.lost else state
 
+    def _is_back(self, event: e.InferArrived) -> bool:
+        """While a restarted dispatcher has not everything back: whether a request can be taken all the same."""
+        if event.infer.durable:
+            return False  # it may be one of those that the store is still to bring
+        names = self.routes.serving.keys() | self.routes.announced.keys()
+        model = event.infer.model or self.splits.only(names) or (next(iter(names)) if len(names) == 1 else "")
+        split = self.splits.by_name.get(model)
+        return bool(self.routes.ready_for(model if split is None else split.stable))
+
     def _version(self, infer: Infer) -> str:
         """The deployment that a request takes, where what it names has versions."""
 
@@ -310,6 +322,8 @@ class DispatcherCore(Losses):
         match event:
             case e.ModelStuck(model, reason) if model in self.routes.serving:
                 self.routes.stuck[model] = reason
+            case e.ModelStuck(model, reason) if model in self.routes.announced:
+                self.routes.announced[model] = f"coming back: {reason}"
             case e.ModelAnnounced(model, reason):
                 self.routes.announced[model] = reason
             case e.SplitSet(split):

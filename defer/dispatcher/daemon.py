@@ -22,6 +22,7 @@ from defer.dispatcher.adapting import Adapting
 from defer.dispatcher.agent_news import AgentNews
 from defer.dispatcher.api_server import ApiServer
 from defer.dispatcher.background import Background
+from defer.dispatcher.bringup import OnProgress
 from defer.dispatcher.canaries import Canaries
 from defer.dispatcher.chronicle import Chronicle
 from defer.dispatcher.core import DispatcherCore
@@ -29,9 +30,11 @@ from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.detours import Detours
 from defer.dispatcher.keeper import Keeper
 from defer.dispatcher.membership import Membership
+from defer.dispatcher.reaching import Reaching
 from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.report import models_of
-from defer.dispatcher.restoring import kept_request
+from defer.dispatcher.restoring import COMING_BACK, kept_request
+from defer.dispatcher.returning import Back, backs, bring_back, devices_of_kept
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.state_lock import lock
 from defer.dispatcher.store import KeptModel, Snapshot
@@ -39,7 +42,7 @@ from defer.dispatcher.store_sqlite import SqliteStore
 from defer.dispatcher.verbs import DispatcherVerbs
 from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster
-from defer.errors import AgentUnreachable, PortInUse
+from defer.errors import PortInUse
 from defer.event_log import EventLog
 from defer.hops import DISPATCHER
 from defer.translating import translate
@@ -56,10 +59,13 @@ MOST_ANSWERS: Final = 4096
 """Durable answers that a shared state keeps: whoever takes over reads what they are."""
 
 MENDING_S: Final = 5.0
-"""How long requests wait at a takeover for a model that cannot be served from what is there."""
+"""How long requests wait after a restart or a takeover for a model that cannot be served from what is there."""
 
 ABSENT_S: Final = 1.0
 """An agent that does not answer a new leader by then is lost: perhaps it was on the machine of the one before."""
+
+RETURN_S: Final = 3.0
+"""An agent that does not answer a restarted dispatcher by then is lost: those that dial out try every two seconds."""
 
 
 class Daemon:
@@ -145,6 +151,8 @@ class Daemon:
             self.deployments, self.shell, self.pool, self.recovery, self.log, self._boot, held=held
         )
         self._draining = False
+        self.postponed: dict[str, tuple[str, ...]] = {}
+        """Models that did not come back as they were, each with the devices that did not answer."""
 
     # ---------------------------------------------------------------------------------------------- life cycle
 
@@ -177,6 +185,9 @@ class Daemon:
         self._api = ApiServer(DISPATCHER, self._boot, self.verbs, self.pool.reply)
         try:
             self.shell.start()
+            self.deployments.rollouts.load(self._snapshot.splits)
+            for kept in self._snapshot.models:  # before anybody can ask for them
+                self.shell.post(e.ModelAnnounced(kept.name, COMING_BACK))
             self.pool.start()
         except Exception as error:
             self.close()
@@ -268,50 +279,77 @@ class Daemon:
         """Where the api listens, the port resolved."""
         return replace(self._listen, port=int(self.pool.endpoint.rpartition(":")[2]))
 
-    def connect(self, wait_s: float) -> None:
+    def connect(self, wait_s: float, on_progress: OnProgress = lambda _what, _fraction: None) -> None:
         """Reach every agent, serve again what an earlier process served, and have agents forget the rest.
+
+        What is to be served again comes back as soon as its own agents are there; an agent that does not answer soon
+        counts as lost then, and what needs it is planned anew.
+
+        Args:
+            wait_s: Seconds for each agent.
+            on_progress: Told whom it waits for.
 
         Raises:
             AgentUnreachable: One did not answer within `wait_s`; names it and says what to do. Where there is something
                 to serve again, the others are used.
-            ProtocolMismatch: One speaks another version.
+            ProtocolMismatch: One speaks another version, and nothing is to be served again.
         """
-        from defer.connecting import connect_all
         from defer.ways import with_fastest
 
         self.deployments.cluster = with_fastest(
             self.cluster, security=self.pool.security, on_chosen=self._address_chosen
         )
-        if self._shared is not None and self._snapshot.models:
-            wait_s = min(wait_s, ABSENT_S)
-        try:
-            connect_all(self.pool, self.cluster, timeout=wait_s)
-        except AgentUnreachable as error:
-            if not self._snapshot.models:
-                raise
-            logger.warning("%s", error)
-        self._members.expect(self._snapshot.models)
-        self.deployments.rollouts.load(self._snapshot.splits)
-        for model in self._snapshot.models:
-            self._restore(model)
+        models = self._snapshot.models
+        self._members.expect(models)
+        if models:
+            wait_s = min(wait_s, RETURN_S if self._shared is None else ABSENT_S)
+        with self._reaching(wait_s, on_progress) as reaching:
+            if models:
+                bring_back(models, reaching.missing, reaching.wait, self._restore, self._without)
+            if not models or self.postponed:  # what is planned anew may use any of them
+                for problem in reaching.problems():
+                    if not models:
+                        raise problem
+                    logger.warning("%s", problem)
         self.deployments.resumed = True
         self.deployments.clean()
-        if self._shared is not None:
-            self.recovery.start()
-            self._await_mending()
+        self.recovery.start()
+        self._await_mending()
         self.shell.post(e.Resumed(tuple(kept_request(each) for each in self._snapshot.requests)))
         self._snapshot = Snapshot()
-        if self._shared is None:
-            self.recovery.start()
         self.adapting.start()
         self.canaries.start()
+
+    def back(self) -> tuple[Back, ...]:
+        """What has become of the models that an earlier process served."""
+        return backs(self.verbs.models().models, self.deployments.in_service().values(), self.postponed)
+
+    def reach_all(self, wait_s: float, on_progress: OnProgress) -> None:
+        """After `connect`, wait for those agents too that nothing needed so far; `wait_s` seconds for each."""
+        with self._reaching(wait_s, on_progress, dial=False) as reaching:
+            for problem in reaching.problems():
+                logger.warning("%s", problem)
+
+    def _reaching(self, wait_s: float, on_progress: OnProgress, *, dial: bool = True) -> Reaching:
+        def tell(names: tuple[str, ...]) -> None:
+            told = ", ".join(names)
+            self.log.note("agents-awaited", f"waiting for {told}, out of reach so far", level="warning")
+            logger.warning("waiting for %s, out of reach so far", told)
+            on_progress(f"waiting for {told}", 0.0)
+            for kept in self._snapshot.models:
+                lacks = devices_of_kept(kept) & set(names)
+                if lacks and kept.name not in self.deployments.orders:
+                    reason = f"coming back: it waits for {', '.join(sorted(lacks))}"
+                    self.shell.post(e.ModelAnnounced(kept.name, reason))
+
+        return Reaching(self.pool, self.cluster, wait_s, tell, dial=dial)
 
     def _address_chosen(self, name: str, ways: Sequence[Way]) -> None:
         text = f"{name} is reached at {ways[0]}; its others: {', '.join(str(way) for way in ways[1:])}"
         self.log.note("address-chosen", text, device=name)
 
     def _await_mending(self) -> None:
-        """What a takeover finds without a device is planned anew: requests wait for that instead of being refused."""
+        """What came back without a device is planned anew: requests wait for that instead of being refused."""
         deadline = time.monotonic() + MENDING_S
         while time.monotonic() < deadline:
             if all(info.state == "ready" for info in self.shell.call(models_of).result(5)):
@@ -323,10 +361,20 @@ class Daemon:
             self.deployments.restore(model)
         except Exception as error:
             told = translate(error)
-            logger.warning("model %s is not back yet: %s", model.name, told)
-            self.deployments.postpone(model, f"coming back failed: {told}")
+            self._postpone(model, (), str(told))
             return
         news.info("model %s is served again", model.name)
+
+    def _without(self, model: KeptModel, devices: tuple[str, ...]) -> None:
+        self._postpone(model, devices, f"no answer from {', '.join(devices)}")
+
+    def _postpone(self, model: KeptModel, devices: tuple[str, ...], why: str) -> None:
+        logger.warning("model %s is not back yet: %s", model.name, why)
+        self.log.note(
+            "not-restored", f"{model.name} is not back yet: {why}", level="warning", model=model.name
+        )
+        self.postponed[model.name] = devices
+        self.deployments.postpone(model, f"coming back: {why}")
 
     # ------------------------------------------------------------------------------------- what happens meanwhile
 

@@ -28,7 +28,7 @@ from defer.dispatcher.proving import (
 )
 from defer.dispatcher.raising import Raising
 from defer.dispatcher.report import Served
-from defer.dispatcher.restoring import KeptModels, digest_of, load_kept, order_of, plan_of
+from defer.dispatcher.restoring import COMING_BACK, KeptModels, digest_of, load_kept, order_of, plan_of
 from defer.dispatcher.rollouts import Rollouts
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.store import KeptModel, KeptRoute, Snapshot
@@ -87,8 +87,7 @@ class Deployments(Raising):
         self.freed = 0
         """Routes that served and were unloaded: there is more memory than before."""
         self._has_served: set[int] = set()
-        self.resumed = False
-        """Whether what an earlier process left was taken over or forgotten, wherever an agent was there."""
+        self.resumed = False  # whether what an earlier process left was taken over or forgotten
         self.orders: dict[str, Order] = {}
         self.files_ahead: Callable[[], set[str]] = set
         self._switching = threading.Lock()
@@ -109,7 +108,7 @@ class Deployments(Raising):
         with self._lock:
             order, plan = order_of(kept), plan_of(kept)
             self.orders[order.name] = order
-            self._shell.post(e.ModelAnnounced(order.name, "coming back, because the dispatcher restarted"))
+            self._shell.post(e.ModelAnnounced(order.name, COMING_BACK))
             # With its reference, which is loaded in the ordinary way; a plan that helps out has nothing to compare.
             if order.sample > 0 and order.plan == plan:
                 self.bring_up(order, lambda _what, _fraction: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -52,6 +53,18 @@ class Parking:
         self.open, self.nbytes = False, 0
         waiting, self._waiting = self._waiting, []
         return [_later(event, now - since) for since, event in waiting]
+
+    def back(self, taken: Callable[[e.InferArrived], bool], now: float) -> list[Parked]:
+        """Requests that need not wait any longer, in order, with the time that they waited taken off."""
+        waiting, self._waiting = self._waiting, []
+        out: list[Parked] = []
+        for since, event in waiting:
+            if isinstance(event, e.InferArrived) and taken(event):
+                self.nbytes -= sum(header.nbytes for header in event.infer.tensors)
+                out.append(_later(event, now - since))
+            else:
+                self._waiting.append((since, event))
+        return out
 
     def hold(self, event: e.InferArrived, now: float) -> None:
         """A request from the store waits until a model is ready again; the store bounds how many there are."""

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("defer.dispatcher")
 
+COMING_BACK = "coming back: the dispatcher restarted"
+"""Why a model is not ready yet."""
+
 LOAD_S = 600.0
 """An agent that restarted meanwhile loads from its own files, and an engine may be compiled for that."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -14,6 +14,7 @@ from defer.dispatcher import store as s
 from defer.dispatcher.answers import Answer
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.durable import Durable, Retention
+from defer.dispatcher.rollout import Split
 from node_agent.messages import NO_DEADLINE, Credit, Infer, Item, Rejection, Result, TensorHeader, TensorSpec
 
 X = TensorHeader("x", "uint8", (2,), "raw", 2)
@@ -190,6 +191,43 @@ def test_what_comes_while_it_resumes_waits_and_loses_the_time() -> None:
     assert [len(changes([each])) for each in out if isinstance(each, e.Keep)] == [1, 1], "3 is kept already"
     assert e.Acknowledge(b"e", (3).to_bytes(16)) in out
     assert core.requests[1].client == b"e"
+
+
+def test_requests_for_what_is_back_do_not_wait_for_the_rest() -> None:
+    core = DispatcherCore()
+    core.durable.enable((), WALL)
+    core.parking.open = True
+    for model in ("m", "other"):
+        core.handle(e.ModelAnnounced(model, "coming back"), 0.0)
+    other = Infer((9).to_bytes(16), "other", 60 * S, (X,))
+    assert core.handle(e.InferArrived(b"c", other, (b"xx",)), 0.0) == []
+    assert ask(core, 1, now=1.0, durable=False) == []
+    sent = [each.item for each in ready(core, 7, now=3.0) if isinstance(each, e.SendItem)]
+    assert [(item.request, item.remaining_ns) for item in sent] == [(1, 58 * S)], (
+        "it goes as its model is back"
+    )
+    (sends,) = ask(core, 2, now=4.0, durable=False)
+    assert isinstance(sends, e.SendItem)
+    assert ask(core, 3, now=4.0) == [], "a durable one may be among those that the store brings"
+    assert core.handle(e.CancelArrived(b"c", (2).to_bytes(16)), 4.0) != [], "what runs is cancelled at once"
+    core.handle(e.ModelStuck("other", "nothing can hold it"), 5.0)
+    out = core.handle(e.Resumed(()), 6.0)
+    (refused,) = [each.rejection for each in out if isinstance(each, e.Reject)]
+    assert refused.message == "model 'other' is not ready: coming back: nothing can hold it"
+    assert [type(each) for each in out if not isinstance(each, e.Reject)] == [e.Keep, e.SendItem]
+
+
+def test_a_request_that_names_no_model_or_one_with_versions_waits_for_what_it_means() -> None:
+    core = DispatcherCore()
+    core.parking.open = True
+    core.handle(e.SplitSet(Split("m", "m@1")), 0.0)
+    core.handle(e.ModelAnnounced("m@1", "coming back"), 0.0)
+    for number, model in ((1, "m"), (2, "")):
+        asked = Infer(number.to_bytes(16), model, 60 * S, (X,))
+        assert core.handle(e.InferArrived(b"c", asked, (b"xx",)), 0.0) == []
+    core.handle(e.RouteLoaded(replace(route(1), model="m@1")), 1.0)
+    core.handle(e.RouteReady(1), 1.0)
+    assert core.requests.keys() == {1, 2}
 
 
 def test_only_so_many_wait() -> None:

@@ -21,7 +21,8 @@ import pytest
 
 import models
 import partitioner
-from defer import errors
+from defer import api, errors
+from defer.admin import Admin
 from defer.client import Client
 from defer.documents.cluster import Cluster
 from defer.local_agents import LocalAgent, local_agents, read_line
@@ -264,30 +265,64 @@ def test_a_stop_in_order_keeps_what_was_deployed_and_not_what_the_command_line_a
 
 
 @pytest.mark.slow
-def test_an_agent_that_is_gone_when_it_comes_back_is_waited_for(
-    model: Path, expected: Any, tmp_path: Path
-) -> None:
+def test_a_model_waits_for_its_own_agents_only(model: Path, expected: Any, tmp_path: Path) -> None:
     port = free_ports()
     with local_agents(["a"], tmp_path) as (a,), local_agents(["b"], tmp_path) as (b,):
         cluster = write_cluster((a, b), tmp_path / "cluster.toml", port)
-        plan = two_stages(model, cluster, tmp_path / "plan.json")
-        words = ["--model", model, "--plan", plan, "--wait", "2"]
-        with dispatchers(cluster, port, tmp_path, *words) as serving, Client(serving.address) as client:
-            before = client.models()[0].epoch
+        chain, described = partitioner.analyze(model), Cluster.load(cluster)
+        for name in ("a", "b"):
+            placement = parse_placement(f"{name}=0:", described, len(chain.blocks))
+            make_plan(chain, described, placement=placement).save(tmp_path / f"{name}.json")
+        inputs = models.example_inputs(MODEL, seed=3)
+        with dispatchers(cluster, port, tmp_path, "--wait", "20") as serving:
+            for name in ("a", "b"):
+                words = [
+                    sys.executable,
+                    "-m",
+                    "defer",
+                    "deploy",
+                    model,
+                    "--name",
+                    f"on-{name}",
+                    "--standby",
+                    "none",
+                ]
+                words += ["--plan", tmp_path / f"{name}.json", "--dispatcher", serving.address]
+                subprocess.run([str(word) for word in words], check=True, capture_output=True, timeout=60)
             serving.kill()
             b.process.kill()
             b.process.wait(10)
-            serving.start()
-            assert client.models()[0].state == "announced"
-            command = [sys.executable, "-m", "node_agent", "--name", "b", "--listen", b.address, "--json"]
-            command += ["--threads", "1", "--store", str(tmp_path / "b")]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as again:
-                try:
-                    until(lambda: client.models()[0].state == "ready")
-                    assert client.models()[0].epoch > before
-                    same(client.infer(models.example_inputs(MODEL, seed=3), timeout=60), expected(3))
-                finally:
-                    again.terminate()
+            started = threading.Thread(target=serving.start)
+            started.start()
+            try:
+                seen: dict[str, set[tuple[str, str]]] = {"on-a": set(), "on-b": set()}
+                answered = False
+                while started.is_alive():
+                    with Client(serving.address, connect_timeout=30) as client:
+                        found = {info.name: info for info in client.models()}
+                        assert found.keys() == {"on-a", "on-b"}, "they are known before they are back"
+                        for name, info in found.items():
+                            seen[name].add((info.state, info.reason))
+                        if found["on-a"].state == "ready" and found["on-b"].state == "announced":
+                            same(client.infer(inputs, model="on-a", timeout=60), expected(3))
+                            with pytest.raises(errors.NotReady, match="coming back"):
+                                client.infer(inputs, model="on-b", timeout=60)
+                            with Admin(serving.address) as admin:
+                                told = admin.ask(api.GetEvents(0), api.Events, timeout=10).events
+                            kinds = {event.kind for event in told}
+                            answered = True
+                    time.sleep(0.05)
+            finally:
+                started.join(60)
+            assert answered
+            assert any("waits for b" in reason for _, reason in seen["on-b"])
+            assert "agents-awaited" in kinds
+            assert "waiting for b" in serving.steps
+            with Client(
+                serving.address
+            ) as client:  # requests for it have waited until it was on what is left
+                same(client.infer(inputs, model="on-b", timeout=60), expected(3))
+                assert sorted(devices_of(client)) == [("a",), ("a",)]
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +13,17 @@ import msgspec
 import pytest
 
 import models
+from defer.api import ModelInfo
 from defer.dispatcher.agent_news import AgentNews
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.membership import Membership
+from defer.dispatcher.reaching import Reaching
 from defer.dispatcher.restoring import kept_of, order_of, plan_of
-from defer.dispatcher.store import KeptModel
+from defer.dispatcher.returning import Back, backs, bring_back, summary
+from defer.dispatcher.store import KeptModel, KeptRoute
 from defer.documents.cluster import Cluster, loads_cluster
 from defer.documents.plan import Plan
+from defer.errors import AgentUnreachable, ProtocolMismatch
 from defer.planning import make_plan, parse_placement
 from partitioner import analyze
 
@@ -112,3 +117,90 @@ def test_an_agent_that_answers_for_the_first_time_may_be_what_a_model_lacks(resu
     news.happened("alive", "mid", "")
     # Before everything was restored, what an agent holds is what is served in a moment.
     assert told == ([("clean", "mid")] if resumed else []) + ["look"]
+
+
+def deployment(name: str, *devices: str) -> KeptModel:
+    return KeptModel(name, "serve", "", "", "", (), (), (), (KeptRoute(1, 1.0, dict.fromkeys(devices, ())),))
+
+
+def test_models_come_back_as_their_agents_do_and_what_lacks_one_is_given_up() -> None:
+    models_ = [deployment("needs-c", "a", "c"), deployment("on-a", "a"), deployment("needs-b", "b")]
+    there: dict[str, bool] = {"a": True}
+    coming = [("c", False), ("b", True)]
+    said: list[object] = []
+
+    def missing(devices: Collection[str]) -> tuple[str, ...] | None:
+        if devices - there.keys():  # type: ignore[operator]
+            return None
+        return tuple(device for device in sorted(devices) if not there[device])
+
+    def wait() -> None:
+        name, answers = coming.pop(0)
+        there[name] = answers
+
+    bring_back(
+        models_,
+        missing,
+        wait,
+        lambda kept: said.append(kept.name),
+        lambda kept, gone: said.append((kept.name, gone)),
+    )
+    assert said == ["on-a", ("needs-c", ("c",)), "needs-b"]
+
+
+def info(name: str, state: Any = "ready", reason: str = "") -> ModelInfo:
+    return ModelInfo(name, state, reason)
+
+
+def test_what_is_said_of_what_came_back_is_so() -> None:
+    whole, mended = Back(info("m")), Back(info("n"), ("a", "c"), as_before=False, without=("b",))
+    waits = Back(info("o", "announced", "coming back: no answer from b"), as_before=False, without=("b",))
+    assert whole.told() == "model m is ready as before"
+    assert mended.told() == "model n is ready on a → c, without b"
+    assert waits.told() == "model o is not ready: coming back: no answer from b"
+    assert summary((whole,)) == "as before"
+    assert summary((whole, mended)) == "on other devices than before"
+    assert summary((whole, waits)) == "1 of 2 models"
+    assert summary((waits,)) == "no model is back yet"
+    plan = SimpleNamespace(stages=(SimpleNamespace(device="a"), SimpleNamespace(device="c")))
+    served = SimpleNamespace(deployment=SimpleNamespace(model="n", plan=plan))
+    assert backs([info("m"), info("n")], [cast(Any, served)], {"n": ("b",)}) == (whole, mended)
+
+
+class Pool:
+    """Agents that answer, are missing or are refused."""
+
+    def __init__(self, **answers: object) -> None:
+        self.answers, self.asked = answers, dict[str, str]()
+
+    def connect(self, name: str, endpoint: str, *, timeout: float) -> object:
+        self.asked[name] = endpoint
+        answer = self.answers[name]
+        if isinstance(answer, threading.Event):
+            answer.wait(30)
+            raise AgentUnreachable(f"{name} did not answer")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_agents_that_answer_are_known_while_others_are_waited_for_and_told_of() -> None:
+    late = threading.Event()
+    pool = Pool(a="offer", b=late, c=ProtocolMismatch("c speaks another version"))
+    told: list[tuple[str, ...]] = []
+    with Reaching(cast(Any, pool), cluster_of("a", "b", "c"), 9.0, told.append) as reaching:
+        while reaching.missing(["a", "c"]) is None:
+            reaching.wait()
+        assert reaching.missing(["a"]) == ()
+        assert reaching.missing(["a", "c", "nobody"]) == ("c", "nobody")
+        assert reaching.missing(["a", "b"]) is None
+        while not told:
+            assert reaching.wait() == ("b",)
+        late.set()
+        assert [type(error) for error in reaching.problems()] == [ProtocolMismatch, AgentUnreachable]
+        assert reaching.missing(["a", "b"]) == ("b",)
+    assert told == [("b",)]
+    assert pool.asked["a"] == "tcp://127.0.0.1:7710"
+    with Reaching(cast(Any, Pool(a="offer")), cluster_of("a"), 9.0, told.append, dial=False) as reaching:
+        assert reaching.problems() == []
+        assert cast(Any, reaching)._pool.asked == {"a": ""}, "who is dialled is not dialled again"

@@ -1,0 +1,102 @@
+"""Brings back what an earlier process served: each model as soon as its own agents are there. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from defer.api import ModelInfo
+from defer.dispatcher.report import Served
+from defer.dispatcher.store import KeptModel
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """A model of an earlier process, after the start.
+
+    Attributes:
+        info: How it is now.
+        on: Devices that serve it, in the order of its stages.
+        as_before: Whether it is what was served before.
+        without: Devices that did not answer.
+    """
+
+    info: ModelInfo
+    on: tuple[str, ...] = ()
+    as_before: bool = True
+    without: tuple[str, ...] = ()
+
+    def told(self) -> str:
+        """One sentence for people."""
+        reason = f": {self.info.reason}" if self.info.reason else ""
+        if self.info.state != "ready":
+            return f"model {self.info.name} is not ready{reason}"
+        if self.as_before:
+            return f"model {self.info.name} is ready as before{reason}"
+        where = f" on {' → '.join(self.on)}" if self.on else ""
+        why = f", without {', '.join(self.without)}" if self.without else ""
+        return f"model {self.info.name} is ready{where}{why}{reason}"
+
+
+def backs(
+    infos: Iterable[ModelInfo], served: Iterable[Served], postponed: Mapping[str, tuple[str, ...]]
+) -> tuple[Back, ...]:
+    """What has become of models.
+
+    Args:
+        infos: How they are.
+        served: What agents hold, the latest last.
+        postponed: Those that did not come back as they were, each with the devices that did not answer.
+    """
+    on = {each.deployment.model: each.deployment.plan for each in served}
+
+    def back(info: ModelInfo) -> Back:
+        name = info.stable or info.name
+        devices = tuple(stage.device for stage in on[name].stages) if name in on else ()
+        return Back(info, devices, name not in postponed, postponed.get(name, ()))
+
+    return tuple(back(info) for info in infos)
+
+
+def summary(back: Collection[Back]) -> str:
+    """What there is, in a few words."""
+    ready = sum(each.info.state == "ready" for each in back)
+    if ready < len(back):
+        return "no model is back yet" if not ready else f"{ready} of {len(back)} models"
+    return "as before" if all(each.as_before for each in back) else "on other devices than before"
+
+
+def devices_of_kept(kept: KeptModel) -> frozenset[str]:
+    """Devices that a deployment was served on."""
+    return frozenset(device for route in kept.routes for device in route.hops)
+
+
+def bring_back(
+    models: Iterable[KeptModel],
+    missing: Callable[[Collection[str]], tuple[str, ...] | None],
+    wait: Callable[[], object],
+    restore: Callable[[KeptModel], None],
+    give_up: Callable[[KeptModel, tuple[str, ...]], None],
+) -> None:
+    """Restore every model, or give it up; one that lacks an agent holds up no other.
+
+    Args:
+        models: Deployments of an earlier process.
+        missing: Which of some devices do not answer; None while that is not known.
+        wait: Called while it is not; returns when more may be known.
+        restore: Serves a model whose devices are all there.
+        give_up: Told of a model, and which of its devices do not answer.
+    """
+    left = list(models)
+    while left:
+        for kept in tuple(left):
+            absent = missing(devices_of_kept(kept))
+            if absent is None:
+                continue
+            left.remove(kept)
+            if absent:
+                give_up(kept, absent)
+            else:
+                restore(kept)
+        if left:
+            wait()
