@@ -233,7 +233,7 @@ class Work:
     def fail_if_expired(self, device: str) -> bool:
         """Whether the deadline has passed, or nobody waits any more; if so the request has failed."""
         if self.failure is None and self.item.request in self.loaded.cancelled:
-            self.fail("cancelled", f"The request was cancelled while {device} had it.", device)
+            self.fail("cancelled", "it was cancelled", device)
         if self.failure is None and self.remaining_ns() == 0:
-            self.fail(DEADLINE_EXCEEDED, f"The deadline passed at {device}.", device)
+            self.fail(DEADLINE_EXCEEDED, "its deadline passed", device)
         return self.failure is not None

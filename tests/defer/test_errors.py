@@ -175,3 +175,9 @@ def test_other_errors(foreign: BaseException, expected: type[DeferError]) -> Non
 def test_our_own_errors_pass() -> None:
     error = errors.NoRoute("no way")
     assert translate(error) is error
+
+
+@pytest.mark.parametrize("code", ["overloaded", "not-allowed", "deadline-exceeded"])
+def test_what_comes_over_the_wire_without_a_hint_gets_the_usual_one(code: str) -> None:
+    assert errors.from_code(code, "no").hint
+    assert errors.from_code(code, "no", "do this").hint == "do this"

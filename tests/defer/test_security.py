@@ -292,6 +292,7 @@ def test_refusals_are_logged_and_secrets_are_not(cluster: Secured) -> None:
         with Client(cluster.address, keys=noisy) as client:
             quickly(client.models, Unauthorised)
     told = cluster.logs()
+    assert any(line[:4].isdigit() and "Refused a peer" in line for line in told.splitlines()), "with its time"
     assert told.count(next(each.public for each in keys.listing(noisy) if each.name == "noisy")) == 1, told
     for folder in (cluster.root / "keys").iterdir():
         for path in (folder / "secret").glob("*.toml"):

@@ -186,6 +186,7 @@ def test_one_that_is_late_is_not_handed_over_and_does_not_overtake() -> None:
     assert [work.item.request for work in test.done] == [0, 1]
     assert test.done[1].failure is not None
     assert test.done[1].failure.code == "deadline-exceeded"
+    assert test.done[1].failure.message == "its deadline passed", "who reads it is told the device beside it"
     assert loaded.counters.runs == 1
 
 
