@@ -303,10 +303,16 @@ def test_a_model_waits_for_its_own_agents_only(model: Path, expected: Any, tmp_p
                         assert found.keys() == {"on-a", "on-b"}, "they are known before they are back"
                         for name, info in found.items():
                             seen[name].add((info.state, info.reason))
-                        if found["on-a"].state == "ready" and found["on-b"].state == "announced":
+                        if (
+                            not answered
+                            and found["on-a"].state == "ready"
+                            and "waits for" in found["on-b"].reason
+                        ):
                             same(client.infer(inputs, model="on-a", timeout=60), expected(3))
-                            with pytest.raises(errors.NotReady, match="coming back"):
-                                client.infer(inputs, model="on-b", timeout=60)
+                            try:  # on a busy machine it may be planned anew by now
+                                same(client.infer(inputs, model="on-b", timeout=60), expected(3))
+                            except errors.NotReady as error:
+                                assert "coming back" in str(error)
                             with Admin(serving.address) as admin:
                                 told = admin.ask(api.GetEvents(0), api.Events, timeout=10).events
                             kinds = {event.kind for event in told}
@@ -318,9 +324,7 @@ def test_a_model_waits_for_its_own_agents_only(model: Path, expected: Any, tmp_p
             assert any("waits for b" in reason for _, reason in seen["on-b"])
             assert "agents-awaited" in kinds
             assert "waiting for b" in serving.steps
-            with Client(
-                serving.address
-            ) as client:  # requests for it have waited until it was on what is left
+            with Client(serving.address) as client:  # ready is said when it is on what is left
                 same(client.infer(inputs, model="on-b", timeout=60), expected(3))
                 assert sorted(devices_of(client)) == [("a",), ("a",)]
 
