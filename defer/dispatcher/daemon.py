@@ -317,6 +317,7 @@ class Daemon:
         self._await_mending()
         self.shell.post(e.Resumed(tuple(kept_request(each) for each in self._snapshot.requests)))
         self._snapshot = Snapshot()
+        reaching.settle()  # agents that nothing needs now are told of, too, where they are missing
         self.adapting.start()
         self.canaries.start()
 

@@ -75,6 +75,11 @@ class Reaching:
         while self.wait():
             pass
 
+    def settle(self) -> None:
+        """Wait until every agent has answered, or those that have not were told of."""
+        while not self._told and self.wait():
+            pass
+
     def missing(self, devices: Collection[str]) -> tuple[str, ...] | None:
         """Which of these did not answer, those without an agent among them; None while one is waited for."""
         asked = [self._futures.get(device) for device in devices]
