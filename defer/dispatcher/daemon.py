@@ -61,6 +61,10 @@ MOST_ANSWERS: Final = 4096
 MENDING_S: Final = 5.0
 """How long requests wait after a restart or a takeover for a model that cannot be served from what is there."""
 
+BACKGROUND: Final = 32
+"""Threads for what nobody waits for. An agent whose stage hangs keeps one for seconds with each epoch that it is to forget, and
+nothing may wait behind those: what another agent is to forget frees the credit that requests wait for."""
+
 ABSENT_S: Final = 1.0
 """An agent that does not answer a new leader by then is lost: perhaps it was on the machine of the one before."""
 
@@ -131,7 +135,7 @@ class Daemon:
         self.deployments = Deployments(
             cluster, self.pool, self.shell, state, profiles or state / "profiles", self._keeper, self.log
         )
-        self._background = Background(2, "defer-background")
+        self._background = Background(BACKGROUND, "defer-background")
         self._takeovers = Background(1, "defer-takeovers")
         self._members = Membership(self.deployments, self.pool)
         self._detours = Detours(self.deployments, self.pool)
