@@ -62,8 +62,8 @@ MENDING_S: Final = 5.0
 """How long requests wait after a restart or a takeover for a model that cannot be served from what is there."""
 
 BACKGROUND: Final = 32
-"""Threads for what nobody waits for. An agent whose stage hangs keeps one for seconds with each epoch that it is to forget, and
-nothing may wait behind those: what another agent is to forget frees the credit that requests wait for."""
+"""Threads for what nobody waits for. An agent whose stage hangs keeps one for seconds with each epoch that it is to
+forget, and nothing may wait behind those: what another agent is to forget frees the credit that requests wait for."""
 
 ABSENT_S: Final = 1.0
 """An agent that does not answer a new leader by then is lost: perhaps it was on the machine of the one before."""
