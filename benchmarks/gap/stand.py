@@ -170,7 +170,7 @@ class Stand:
             time.sleep(0.02)
         return Load(process, history, time.monotonic())
 
-    def settle(self, stages: Sequence[str], by: str, seconds: float = 90.0) -> list[str]:
+    def settle(self, stages: Sequence[str], by: str, seconds: float = 300.0) -> list[str]:
         """Until these devices serve again, and losses are prepared for: nothing more is sent to agents.
 
         Args:
