@@ -95,7 +95,7 @@ class Deployments(Raising):
 
     def open(self, snapshot: Snapshot) -> None:
         """Learn what an earlier process left on agents; `clean` has them forget it."""
-        self._unloader.left = dict(self._epochs.load(snapshot))
+        self.unloader.left = dict(self._epochs.load(snapshot))
 
     # ------------------------------------------------------------------------------------------- after a restart
 
@@ -137,7 +137,7 @@ class Deployments(Raising):
         try:
             return load_kept(self._pool, self.cluster, kept, route, leg, self.places().dispatcher, epoch)
         except BaseException:
-            self._unloader.unload(epoch, devices)
+            self.unloader.unload(epoch, devices)
             raise
 
     def postpone(self, kept: KeptModel, reason: str) -> None:
@@ -276,7 +276,7 @@ class Deployments(Raising):
             )
         served = self.served.get(epoch)
         if served is not None:
-            self._unloader.unload(epoch, devices_of(served.deployment))
+            self.unloader.unload(epoch, devices_of(served.deployment))
             self.served.pop(epoch, None)
             self.freed += epoch in self._has_served
             self._has_served.discard(epoch)

@@ -57,8 +57,8 @@ class Raising:
         self.cluster = cluster
         self._pool, self._shell, self._state, self._profiles = pool, shell, state, profiles
         self._epochs = EpochLog(keeper)
-        self._unloader = Unloader(pool, self._epochs)
-        self.clean = self._unloader.clean
+        self.unloader = Unloader(pool, self._epochs)
+        self.clean = self.unloader.clean
         self.served: dict[int, Served] = {}
         self.standing: set[int] = set()
         self.canaries: dict[int, float] = {}
@@ -180,7 +180,7 @@ class Raising:
                 noted=noted,
             )
         except BaseException:
-            self._unloader.unload(epoch, devices)
+            self.unloader.unload(epoch, devices)
             raise
         if patient:
             self.standing.add(epoch)
@@ -214,7 +214,7 @@ class Raising:
                 on_progress=on_progress,
             )
         except BaseException as error:
-            self._unloader.unload(epoch, devices)
+            self.unloader.unload(epoch, devices)
             if not isinstance(error, DeferError):
                 raise
             logger.warning("model %s is served without sampling: %s", order.name, error)
@@ -258,5 +258,5 @@ class Raising:
             self._shell.post(e.RouteVoid(epoch, "it was unloaded to make room for what takes its place"))
             served = self.served.get(epoch)
             if served is not None:
-                self._unloader.unload(epoch, devices_of(served.deployment))
+                self.unloader.unload(epoch, devices_of(served.deployment))
         return bool(lost)

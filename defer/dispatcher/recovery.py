@@ -69,6 +69,7 @@ class Recovery:
         deployments.files_ahead, deployments.changed = self.ahead.files, self.look
         deployments.clear_standbys, deployments.resume_standbys = self.standbys.clear, self.standbys.resume
         self._watch = Watch()
+        deployments.unloader.hung = lambda: self._watch.hung
         self._trust = Trust()
         self._links = LinkWatch(
             pool, lambda: deployments.cluster, self._here, self._link_changed, self._busy_devices

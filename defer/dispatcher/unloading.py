@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from defer.agents import AgentPool
 from defer.dispatcher.epochs import EpochLog
@@ -25,6 +26,8 @@ class Unloader:
 
     def __init__(self, pool: AgentPool, epochs: EpochLog) -> None:
         self._pool, self._epochs = pool, epochs
+        self.hung: Callable[[], frozenset[str]] = frozenset
+        """Devices whose stage hangs: they forget when it goes on, and nobody waits for that."""
         self.left: dict[int, tuple[str, ...]] = {}
 
     def unload(self, epoch: int, devices: tuple[str, ...]) -> None:
@@ -39,7 +42,11 @@ class Unloader:
                 asked.append((device, self._pool.submit(device, Unload(0, epoch), timeout=UNLOAD_S)))
             except AgentUnreachable:  # or the control thread has ended
                 left.append(device)
+        hung = self.hung()
         for device, future in asked:
+            if device in hung:
+                left.append(device)  # it was told; when it is back it is told once more, to be sure
+                continue
             try:
                 self._pool.result(future, device, UNLOAD_S)
             except AgentUnreachable as error:

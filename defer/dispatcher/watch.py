@@ -94,7 +94,7 @@ class Watch:
     @property
     def hung(self) -> frozenset[str]:
         """Devices whose item in work is too old."""
-        return frozenset(name for name, seen in self._seen.items() if seen.hung)
+        return frozenset(name for name, seen in list(self._seen.items()) if seen.hung)
 
     def at_work(self, now: float) -> frozenset[str]:
         """Devices that worked on an item that takes long a moment ago: what passes them is slow, not lost."""

@@ -178,7 +178,7 @@ def test_nobody_waits_for_a_canary_through_a_device_that_is_lost() -> None:
 
 def test_what_is_unloaded_from_service_leaves_room_and_what_stood_by_only_gives_back_its_own() -> None:
     unloader = SimpleNamespace(unload=lambda *_: None)
-    deployments = bare(None, _unloader=unloader, freed=0, canaries={}, sampler=SimpleNamespace(tallies={}))
+    deployments = bare(None, unloader=unloader, freed=0, canaries={}, sampler=SimpleNamespace(tallies={}))
     made = SimpleNamespace(deployment=SimpleNamespace(layout=SimpleNamespace(hops={})))
     deployments.served, deployments._has_served = {1: made, 2: made}, {1}
     deployments.forget(2)

@@ -56,3 +56,16 @@ def test_what_others_forget_waits_behind_no_agent_that_hangs() -> None:
         agents.over.set()
         background.close()
     epochs.end.assert_any_call(99)
+
+
+def test_nobody_waits_for_what_an_agent_that_is_known_to_hang_forgets() -> None:
+    """What stands by gives way before another plan is loaded: that plan is what the model waits for."""
+    agents, epochs = Agents(), Mock()
+    agents.over.set()
+    agents.result = Mock()  # type: ignore[method-assign]
+    unloader = Unloader(agents, epochs)  # type: ignore[arg-type]
+    unloader.hung = lambda: frozenset({"hangs"})
+    unloader.unload(1, ("hangs", "other"))
+    assert [call.args[1] for call in agents.result.call_args_list] == ["other"]
+    assert unloader.left == {1: ("hangs",)}, "it is told again when it is back"
+    epochs.end.assert_not_called()
