@@ -159,5 +159,6 @@ def weigh(
     if gain <= price:
         text = f"kept: a new plan gains {gain:.4g}{unit} {over}, loading takes {price:.3g}{unit}"
         return Change(False, text, moved, seconds, gain, price)
-    text = f"changed: gains {relative:.1%}, and {gain:.4g}{unit} {over}, where loading was expected to take {price:.3g}{unit}"
+    expected = f"where loading was expected to take {price:.3g}{unit}"
+    text = f"changed: gains {relative:.1%}, and {gain:.4g}{unit} {over}, {expected}"
     return Change(True, text, moved, seconds, gain, price)
