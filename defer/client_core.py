@@ -39,10 +39,8 @@ CLIENT = "@client"
 """What a client calls itself in its greeting; no device may be called so."""
 
 GRACE_S = 0.25
-GRACE_PART = 0.1
-GRACE_LIMIT_S = 2.0
-"""The dispatcher's own answer to a passed deadline says more than ours: we wait longer for it, by this part of what the
-request was given, which is what a busy dispatcher may be late by; at least, and at most, so many seconds."""
+"""The dispatcher's own answer to a passed deadline says more than ours: we wait so much longer for it, and no more,
+since a deadline is a promise."""
 
 ALIVE_S = 2.0
 """A dispatcher that answered anything within this time is alive."""
@@ -222,8 +220,7 @@ class ClientCore:
         """When a request is given up as things are now."""
         deadline = pending.submit.deadline
         if self.connected:
-            given = deadline - pending.submitted
-            return deadline + min(GRACE_LIMIT_S, max(GRACE_S, GRACE_PART * given))
+            return deadline + GRACE_S
         return min(deadline, max(pending.submitted, self._gone_at) + self._absence_s)
 
     def _overdue(self, request: bytes, pending: _Pending, limit: float, now: float) -> Fail:
