@@ -21,7 +21,7 @@ from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.async_client import AsyncClient
 from defer.client_arrays import Array, Inputs, Outputs, fill
-from defer.client_core import GRACE_LIMIT_S
+from defer.client_core import GRACE_S
 from defer.client_errands import Awaited
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
 from defer.errors import DeadlineExceeded, UsageError
@@ -309,7 +309,7 @@ class _UnderWay:
             future.cancel()
 
 
-_MARGIN_S = GRACE_LIMIT_S + 5.0
+_MARGIN_S = GRACE_S + 5.0
 """The I/O thread ends every request at its deadline; this is for a machine that stalls."""
 
 
