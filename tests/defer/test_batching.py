@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,7 +150,10 @@ def test_batched_results_are_those_of_single_runs(daemon: Daemon, tmp_path: Path
         for x, future in zip(inputs, futures, strict=True):
             (expected,) = session.run(None, {"x": x})
             np.testing.assert_allclose(future.result(20)["y"], expected, rtol=1e-3, atol=1e-4)
-        info = client.status().deployments[0]
+        # A result is with its client before the stage has counted it.
+        deadline = time.monotonic() + 20
+        while (info := client.status().deployments[0]).stages[0].items < 65 and time.monotonic() < deadline:
+            time.sleep(0.02)
     for stage in info.stages:
         assert any("batch" in note for note in stage.engine_notes)
     first = info.stages[0]
