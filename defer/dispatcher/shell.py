@@ -35,6 +35,7 @@ from node_agent.errors import AgentError, FrameError, WireError
 from node_agent.frames import encode_header
 from node_agent.link import Socket, bind, borrow, open_socket, send
 from node_agent.messages import (
+    ID_BYTES,
     Accepted,
     Cancel,
     DataHeader,
@@ -57,9 +58,6 @@ T = TypeVar("T")
 
 STALL_S = 0.005
 """How often a client that does not read is tried again."""
-
-ID_BYTES = 16
-"""Length of a client's request id."""
 
 Answer = tuple[tuple[TensorHeader, ...], Sequence[Any], float]
 """Headers and frames of a canary's result, and the seconds that it took."""
