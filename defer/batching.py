@@ -17,7 +17,8 @@ from defer.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from partitioner import TensorSpec
+    import partitioner
+    from node_agent.messages import TensorSpec
 
 MOST = 256
 """Requests in a batch; agents take no more."""
@@ -60,7 +61,9 @@ def make_batching(sizes: Sequence[int], delay_s: float) -> PlanBatching | None:
     return wanted
 
 
-def with_batching(plan: Plan, inputs: Iterable[TensorSpec], wanted: PlanBatching | None) -> Plan:
+def with_batching(
+    plan: Plan, inputs: Iterable[TensorSpec | partitioner.TensorSpec], wanted: PlanBatching | None
+) -> Plan:
     """A plan whose stages batch; as it is where nothing is wanted.
 
     Raises:

@@ -8,10 +8,10 @@ from statistics import median
 
 import msgspec
 
-import partitioner
 from defer.agents import AgentPool
 from defer.asking import ask_again
 from defer.codec_profiling import codec_costs, crossing_bytes
+from defer.documents.blocks import BlocksDocument
 from defer.documents.cluster import Device
 from defer.documents.profile import CodecProfile
 from defer.errors import AgentFault
@@ -84,7 +84,7 @@ class BlockCosts(msgspec.Struct, frozen=True):
 def measure_blocks(
     pool: AgentPool,
     device: Device,
-    chain: partitioner.BlockChain,
+    chain: BlocksDocument,
     parts: Sequence[WrittenPart],
     spans: Sequence[tuple[int, int, WrittenPart]],
     on_step: Step | None,
@@ -163,7 +163,7 @@ def measure_blocks(
 def time_partition(
     pool: AgentPool,
     device: Device,
-    chain: partitioner.BlockChain,
+    chain: BlocksDocument,
     written: WrittenPart,
     stop: int,
     session: str,

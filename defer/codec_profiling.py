@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import partitioner
 from defer.documents.profile import CodecProfile
 from defer.parts import bound, bound_inputs
 from node_agent import messages as m
@@ -14,12 +13,16 @@ from node_agent.dtypes import STORAGE
 from node_agent.measure import tensor_stats
 from node_agent.samples import sample
 
+if TYPE_CHECKING:
+    from defer.documents.blocks import BlocksDocument
+    from partitioner import BlockChain
+
 NOT_TRIED_S: Final = 1e6
 """Seconds that keep a plan from a codec that was not tried on a tensor: days."""
 
 
 def codec_costs(
-    chain: partitioner.BlockChain, produced: Mapping[str, m.TensorStats]
+    chain: BlockChain | BlocksDocument, produced: Mapping[str, m.TensorStats]
 ) -> tuple[dict[str, CodecProfile], dict[str, tuple[float, ...]]]:
     """Per codec and boundary: seconds to encode and decode all its tensors, and how much smaller they get.
 
@@ -47,7 +50,9 @@ def codec_costs(
     return codecs, ratios
 
 
-def crossing_bytes(chain: partitioner.BlockChain, produced: Mapping[str, m.TensorStats]) -> tuple[int, ...]:
+def crossing_bytes(
+    chain: BlockChain | BlocksDocument, produced: Mapping[str, m.TensorStats]
+) -> tuple[int, ...]:
     """Bytes at each boundary as a device's partitions make them: narrow ones exchange narrow tensors."""
     return tuple(
         sum(
@@ -58,7 +63,7 @@ def crossing_bytes(chain: partitioner.BlockChain, produced: Mapping[str, m.Tenso
     )
 
 
-def client_costs(chain: partitioner.BlockChain) -> dict[str, CodecProfile]:
+def client_costs(chain: BlockChain) -> dict[str, CodecProfile]:
     """What encoding requests and decoding results costs on this machine, with the codecs that every client has.
 
     Clients run where they like; that they compute as fast as this machine is the best guess there is.

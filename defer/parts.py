@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import partitioner
 from defer.hops import Part, Signature
 from node_agent.messages import FileRef, TensorSpec
+
+if TYPE_CHECKING:
+    import partitioner
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,16 @@ class WrittenPart:
 
     part: Part
     files: Mapping[FileRef, Path]
+
+
+def written_in(directory: Path, parts: Iterable[Part]) -> tuple[WrittenPart, ...]:
+    """Partitions whose files lie in a store."""
+    return tuple(
+        WrittenPart(
+            part, {ref: directory / f"{ref.sha256}{ref.suffix}" for ref in (part.graph, *part.weights)}
+        )
+        for part in parts
+    )
 
 
 def write_parts(
@@ -44,6 +57,8 @@ def write_parts(
     Raises:
         UnsupportedPrecision: A partition cannot be written in the precision that was asked for.
     """
+    import partitioner
+
     directory.mkdir(parents=True, exist_ok=True)
     free = partitioner.split(model, tuple(positions), order=order)
     if any(precision != "fp32" for precision in precisions):
@@ -52,15 +67,17 @@ def write_parts(
         free = rewritten(free, precisions, ranges, chain.outputs)
     shapes = {spec.name: tuple(d for d in spec.shape if isinstance(d, int)) for spec in bound_inputs(chain)}
     frozen = partitioner.split(model, tuple(positions), input_shapes=shapes, order=order)
-    return tuple(_write(*pair, directory) for pair in zip(free, frozen, strict=True))
+    return written_in(directory, [_write(*pair, directory) for pair in zip(free, frozen, strict=True)])
 
 
-def _write(free: partitioner.Partition, frozen: partitioner.Partition, directory: Path) -> WrittenPart:
+def _write(free: partitioner.Partition, frozen: partitioner.Partition, directory: Path) -> Part:
+    import partitioner
+
     stored = partitioner.write_store(free, directory)
     graph = FileRef(stored.graph.sha256, stored.graph.nbytes, ".onnx")
     types = {spec.name: spec.dtype for spec in free.inputs}
     weights = tuple(FileRef(file.sha256, file.nbytes, ".bin") for file in stored.weights)
-    part = Part(
+    return Part(
         graph=graph,
         weights=weights,
         inputs=tuple(map(wire_spec, free.inputs)),
@@ -68,7 +85,6 @@ def _write(free: partitioner.Partition, frozen: partitioner.Partition, directory
         # The shapes are bound, the types are those that cross.
         warm_up=tuple(TensorSpec(spec.name, types[spec.name], tuple(spec.shape)) for spec in frozen.inputs),
     )
-    return WrittenPart(part, {file: directory / f"{file.sha256}{file.suffix}" for file in (graph, *weights)})
 
 
 def wire_spec(spec: partitioner.TensorSpec) -> TensorSpec:

@@ -12,31 +12,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-import partitioner
 from defer.agents import AgentPool
 from defer.block_profiling import BLOCK_COSTS, BlockCosts, Step, measure_blocks, offer_of
 from defer.codec_profiling import client_costs, worst_ratios
 from defer.deployer import in_parallel, place_of
+from defer.documents.blocks import BlocksDocument
 from defer.documents.cluster import Cluster, Device
-from defer.documents.profile import CostProfile, DeviceProfile, LinkProfile
+from defer.documents.profile import CodecProfile, CostProfile, DeviceProfile, LinkProfile
 from defer.hops import Place
 from defer.link_measuring import encryption_costs, measure_one, without_encryption
-from defer.parts import write_parts
+from defer.parts import written_in
+from defer.pieces import Write, write_pieces
 from defer.precision import Ranges
 from defer.span_costs import levels
 from defer.together import measure_together
+
+if TYPE_CHECKING:
+    from partitioner import BlockChain
 
 
 def profile(
     pool: AgentPool,
     cluster: Cluster,
     model: Path,
-    chain: partitioner.BlockChain,
+    chain: BlockChain,
     *,
     dispatcher: Place,
     work: Path,
@@ -45,7 +49,7 @@ def profile(
     on_step: Step | None = None,
     ranges: Ranges | None = None,
 ) -> CostProfile:
-    """Measure a model's blocks on a cluster's devices, and the links between them.
+    """Measure a model's blocks on a cluster's devices, and the links between them; cuts the model in this process.
 
     Args:
         pool: Connections to the agents, all connected.
@@ -60,39 +64,61 @@ def profile(
         ranges: What devices that quantise need to know, see `defer.precision`.
 
     Raises:
+        UnsupportedPrecision: The model cannot be written in a device's precision.
+        AgentFault, AgentUnreachable: See `measure`.
+    """
+    return measure(
+        pool,
+        cluster,
+        BlocksDocument.from_chain(chain),
+        lambda precisions: write_pieces(model, chain, work, precisions, ranges),
+        client_costs(chain),
+        dispatcher=dispatcher,
+        work=work,
+        cache=cache,
+        fresh=fresh,
+        on_step=on_step,
+    )
+
+
+def computing_on(pool: AgentPool, cluster: Cluster) -> list[Device]:
+    """The devices that are measured: they compute, and their agents are there."""
+    return [d for d in cluster.agents if d.computes and offer_of(pool, d.name) is not None]
+
+
+def measure(
+    pool: AgentPool,
+    cluster: Cluster,
+    chain: BlocksDocument,
+    write: Write,
+    client: dict[str, CodecProfile],
+    *,
+    dispatcher: Place,
+    work: Path,
+    cache: Path,
+    fresh: bool = False,
+    on_step: Step | None = None,
+) -> CostProfile:
+    """Measure blocks on a cluster's devices, and the links between them; what of it computes for long is asked for.
+
+    Args:
+        pool: Connections to the agents, all connected.
+        cluster: The devices and which of them may talk.
+        chain: The blocks.
+        write: See `Write`.
+        client: What codecs cost clients.
+        dispatcher: Where the dispatcher's data socket answers probes.
+        work: Directory where `write` puts files.
+        cache: Directory of earlier measurements.
+        fresh: Measure again what the cache holds.
+        on_step: Told of progress.
+
+    Raises:
         AgentFault: An agent could not load or run a block.
         AgentUnreachable: An agent stopped answering.
-        UnsupportedPrecision: The model cannot be written in a device's precision.
     """
-    positions = tuple(boundary.position for boundary in chain.boundaries)
-    computing = [d for d in cluster.agents if d.computes and offer_of(pool, d.name) is not None]
-    parts = {
-        precision: write_parts(
-            model, chain, positions[1:-1], work, (precision,) * (len(positions) - 1), ranges
-        )
-        for precision in dict.fromkeys(device.precision for device in computing)
-    }
-
-    ends = list(levels(len(positions) - 1))
-    spans = {
-        precision: [
-            (start, stop, written)
-            for level in ends
-            for (start, stop), written in zip(
-                level,
-                write_parts(
-                    model,
-                    chain,
-                    [positions[stop] for _, stop in level[:-1]],
-                    work,
-                    (precision,) * len(level),
-                    ranges,
-                ),
-                strict=True,
-            )
-        ]
-        for precision in parts
-    }
+    ends = list(levels(len(chain.blocks)))
+    computing = computing_on(pool, cluster)
 
     def alike(device: Device) -> tuple[str, str, str]:
         options = json.dumps(device.engine_options, sort_keys=True)
@@ -104,24 +130,38 @@ def profile(
     for name, kind in kinds.items():
         representatives.setdefault(kind, name)
 
+    def company_of(name: str) -> list[Device]:
+        return [each for each in computing if kinds[each.name] == kinds[name]]
+
+    paths = {
+        name: cache / f"{_cache_key(chain, *kinds[name], len(company_of(name)))}.json"
+        for name in representatives.values()
+    }
+    known = {name: None if fresh else _cached(path) for name, path in paths.items()}
+    lacking = dict.fromkeys(kinds[name][-1] for name, costs in known.items() if costs is None)
+    pieces = write(tuple(lacking)) if lacking else {}
+
     def costs_on(name: str) -> BlockCosts:
-        device = cluster.device(name)
-        company = [each for each in computing if kinds[each.name] == kinds[name]]
-        path = cache / f"{_cache_key(chain, positions, *kinds[name], len(company))}.json"
-        known = None if fresh else _cached(path)
-        if known is None:
-            known = measure_blocks(
-                pool, device, chain, parts[device.precision], spans[device.precision], on_step
+        if (remembered := known[name]) is not None:
+            if on_step is not None:
+                on_step(name, "measured before", 1.0)
+            return remembered
+        device, made = cluster.device(name), pieces[kinds[name][-1]]
+        company = company_of(name)
+        spans = [
+            (start, stop, written)
+            for (start, stop), written in zip(
+                (span for level in ends for span in level), written_in(work, made.spans), strict=True
             )
-            if len(company) > 1 and ends:
-                # As many as there are devices: about as long as their stages will be.
-                each = set(next(level for level in reversed(ends) if len(level) <= len(company)))
-                theirs = [span for span in spans[device.precision] if span[:2] in each]
-                known = known.beside(measure_together(pool, company, chain, theirs, on_step))
-            _remember(path, known)
-        elif on_step is not None:
-            on_step(name, "measured before", 1.0)
-        return known
+        ]
+        found = measure_blocks(pool, device, chain, written_in(work, made.blocks), spans, on_step)
+        if len(company) > 1 and ends:
+            # As many as there are devices: about as long as their stages will be.
+            each = set(next(level for level in reversed(ends) if len(level) <= len(company)))
+            theirs = [span for span in spans if span[:2] in each]
+            found = found.beside(measure_together(pool, company, chain, theirs, on_step))
+        _remember(paths[name], found)
+        return found
 
     measured = in_parallel(costs_on, list(representatives.values()))
     devices = {
@@ -132,12 +172,12 @@ def profile(
     return CostProfile(
         model=chain.model,
         digest=chain.digest,
-        positions=positions,
+        positions=chain.positions,
         bindings=dict(chain.bindings),
         devices=devices,
         links=without_encryption(_measure_links(pool, cluster, dispatcher, on_step), encryption),
         codecs=worst_ratios(costs.ratios for costs in measured.values()),
-        client=client_costs(chain),
+        client=client,
         encryption=encryption,
     )
 
@@ -190,18 +230,11 @@ def _measure_links(
 # ------------------------------------------------------------------------------------------------------------- cache
 
 
-def _cache_key(
-    chain: partitioner.BlockChain,
-    positions: Sequence[int],
-    fingerprint: str,
-    engine: str,
-    precision: str,
-    company: int,
-) -> str:
+def _cache_key(chain: BlocksDocument, fingerprint: str, engine: str, precision: str, company: int) -> str:
     identity = [
         BLOCK_COSTS,
         chain.digest,
-        list(positions),
+        list(chain.positions),
         sorted(chain.bindings.items()),
         fingerprint,
         engine,

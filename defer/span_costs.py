@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 FINEST = 8
 """Most spans at one level; stages are rarely shorter than this part of a model."""
@@ -82,7 +81,7 @@ def adding_up(alone: Sequence[float], boundary_bytes: Sequence[int], spans: Sequ
     scale = max(float(sizes.max()), 1.0)
     rows = np.array([[s.stop - s.start - 1, sizes[s.start + 1 : s.stop].sum() / scale] for s in spans])
     excess = np.array([blocks[s.start : s.stop].sum() - t for s, t in zip(spans, took, strict=True)])
-    per_cut, per_byte = nnls(rows, excess)[0]
+    per_cut, per_byte = _least_squares(rows, excess)
     cuts[1:-1] = per_cut + per_byte * sizes[1:-1] / scale
     inside = np.maximum(blocks - (cuts[:-1] + cuts[1:]) / 2, LEAST * blocks)
     for span, seconds in zip(spans, took, strict=True):  # the finest come last and have the last word
@@ -92,6 +91,34 @@ def adding_up(alone: Sequence[float], boundary_bytes: Sequence[int], spans: Sequ
         if wanted > 0 and total > 0:
             inside[part] *= wanted / total
     return Adding(tuple(inside.tolist()), tuple(cuts.tolist()))
+
+
+def _least_squares(rows: Floats, wanted: Floats) -> tuple[float, float]:
+    """The two factors, neither below 0, whose `rows @ factors` comes nearest to what is wanted.
+
+    Two unknowns have few ways: the better one alone, and both, as in the method of Lawson and Hanson (Solving Least
+    Squares Problems, 1974, ch. 23). A dispatcher measures, and imports no
+    whole library for it.
+
+    Args:
+        rows: (N, 2).
+        wanted: (N,).
+    """
+    slopes = rows.T @ wanted
+    found: Floats = np.zeros(2)
+    first = int(np.argmax(slopes))
+    tiny = 1e-12 * float(np.abs(slopes).max())
+    if slopes[first] <= tiny:
+        return 0.0, 0.0
+    found[first] = slopes[first] / (rows[:, first] @ rows[:, first])
+    other = 1 - first
+    if rows[:, other] @ (wanted - rows @ found) > tiny:
+        both = np.asarray(np.linalg.lstsq(rows, wanted, rcond=None)[0], np.float64)
+        if both[first] > 0:
+            found = both
+        else:
+            found[first], found[other] = 0.0, slopes[other] / (rows[:, other] @ rows[:, other])
+    return float(found[0]), float(found[1])
 
 
 def slowed(alone: Adding, together: Sequence[Span]) -> Adding:

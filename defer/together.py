@@ -11,10 +11,10 @@ import secrets
 from collections.abc import Sequence
 from statistics import median
 
-import partitioner
 from defer.agents import AgentPool
 from defer.block_profiling import Step, fits, time_partition
 from defer.deployer import in_parallel
+from defer.documents.blocks import BlocksDocument
 from defer.documents.cluster import Device
 from defer.errors import AgentFault
 from defer.parts import WrittenPart
@@ -32,7 +32,7 @@ REPEATS = 1000
 def measure_together(
     pool: AgentPool,
     devices: Sequence[Device],
-    chain: partitioner.BlockChain,
+    chain: BlocksDocument,
     spans: Sequence[tuple[int, int, WrittenPart]],
     on_step: Step | None,
 ) -> tuple[Span, ...]:

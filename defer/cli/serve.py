@@ -213,6 +213,8 @@ def command(
         )
         with handing_over(shared):
             stack.enter_context(daemon)
+        if order is not None:
+            daemon.deployments.planner.warm()  # it imports what it needs while agents are connected
         watcher = Watcher(daemon)
         metrics = stack.enter_context(serving_metrics(observing, watcher))
         stack.enter_context(announced(observing, daemon.address, daemon.boot, keys=security.curve))

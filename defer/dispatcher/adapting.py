@@ -24,9 +24,9 @@ from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.drift import BANDS, Drift, Subject
 from defer.dispatcher.drifted import drifted
-from defer.dispatcher.foresight import Foreseen, Foresight, Question
 from defer.dispatcher.gauging import Found, Gauges
 from defer.dispatcher.mending import devices_of_plan
+from defer.dispatcher.questions import Foresee, Foreseen, Topic
 from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.restraint import Demand, Restraint
 from defer.dispatcher.shell import DataShell
@@ -107,7 +107,6 @@ class Adapting:
         self._pause = units.parse_duration(settings.replan_pause)
         self._horizon = units.parse_duration(settings.replan_horizon)
         self._gauges = Gauges(deployments, pool, self._lasting)
-        self._foresight = Foresight()
         self._models: dict[str, _Watched] = {}
         self._lock = threading.Lock()
         self._files: set[str] = set()
@@ -127,7 +126,6 @@ class Adapting:
     def stop(self) -> None:
         """Begin nothing more."""
         self._closing.set()
-        self._foresight.close()
         self._gauges.stop()
         self._worker.shutdown(wait=False, cancel_futures=True)
 
@@ -302,10 +300,10 @@ class Adapting:
     def _widen(self, watched: _Watched, order: Order, device: str) -> None:
         """Measure a device that has joined."""
         try:
-            chain = self._deployments.chain_of(order)
-            profile = widened(
-                self._pool, self._deployments.cluster, order, chain, self._deployments.places(), device
-            )
+            with self._deployments.planner.conversation(lambda: True) as planning:
+                profile = widened(
+                    self._pool, self._deployments.cluster, order, planning, self._deployments.places(), device
+                )
             wider = self._deployments.widen(order, profile)
         except Exception as error:
             if not self._closing.is_set():
@@ -353,22 +351,18 @@ class Adapting:
 
     def _ask(self, watched: _Watched, order: Order, missing: frozenset[str]) -> Foreseen:
         cluster, profile = self.view(order)
-        question = Question(
-            model=str(order.model),
-            shapes=dict(order.shapes),
-            blocks=order.blocks,
+        question = Foresee(
+            topic=Topic.of(order, self._deployments.parts),
             cluster=cluster,
             profile=profile,
             objective=order.objective,
-            calibration=str(order.calibration) if order.calibration is not None else "",
-            parts=str(self._deployments.parts),
             without=(tuple(sorted(missing)),),
             running=order.plan,
             rate=watched.demand.rate,
             horizon=self._horizon,
             threshold=self._settings.replan_gain,
         )
-        (found,) = self._foresight.ask(question, patient=True)
+        (found,) = self._deployments.planner.ask(question, tuple[Foreseen, ...], patient=True)
         return batching_as(order, found)
 
 

@@ -19,7 +19,7 @@ import msgspec
 
 from defer.agents import AgentPool
 from defer.dispatcher.bringup import Order
-from defer.dispatcher.foresight import Foreseen, Foresight, Question
+from defer.dispatcher.questions import Foresee, Foreseen, Topic
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile
 from defer.errors import Cancelled, DeferError
@@ -59,7 +59,6 @@ class Ahead:
             order.profile,
         )
         """The cluster and the costs that a model is planned with."""
-        self._foresight = Foresight()
         self._lock = threading.Lock()
         self._plans: dict[str, dict[frozenset[str], Foreseen]] = {}
         self._before: dict[str, dict[frozenset[str], Foreseen]] = {}
@@ -70,9 +69,8 @@ class Ahead:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="defer-ahead")
 
     def stop(self) -> None:
-        """Plan no more."""
+        """Plan no more; what is planned now ends with the deployments' planner."""
         self._closing.set()
-        self._foresight.close()
         self._worker.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
@@ -135,10 +133,8 @@ class Ahead:
         self._submit(order, sets, running, asked)
 
     def plan_now(self, order: Order, missing: frozenset[str]) -> Foreseen:
-        """Make a plan here and now; blocks."""
-        from defer.dispatcher.foreseeing import answer
-
-        (answered,) = answer(self._question(order, (missing,)), self._deployments.chain_of(order))
+        """Make a plan now; blocks."""
+        (answered,) = self._ask(order, (missing,))
         found = batching_as(order, answered)
         self._keep(order, {missing: found})
         return found
@@ -162,7 +158,7 @@ class Ahead:
             try:
                 if lacking:
                     sets = tuple(sorted(lacking, key=sorted))
-                    answers = self._foresight.ask(self._question(order, sets, running), patient=True)
+                    answers = self._ask(order, sets, running, patient=True)
                     new = [batching_as(order, each) for each in answers]
                     self._keep(order, dict(zip(sets, new, strict=True)))
                     logger.info("model %s: planned ahead for the loss of %s", order.name, _told(sets))
@@ -236,22 +232,25 @@ class Ahead:
             self._asked.pop(order.name, None)
         return self._plans[order.name]
 
-    def _question(
-        self, order: Order, sets: tuple[frozenset[str], ...], running: Plan | None = None
-    ) -> Question:
+    def _ask(
+        self,
+        order: Order,
+        sets: tuple[frozenset[str], ...],
+        running: Plan | None = None,
+        *,
+        patient: bool = False,
+    ) -> tuple[Foreseen, ...]:
+        """A plan for each set of devices that are lost."""
         cluster, profile = self.view(order)
-        return Question(
-            model=str(order.model),
-            shapes=dict(order.shapes),
-            blocks=order.blocks,
+        question = Foresee(
+            topic=Topic.of(order, self._deployments.parts),
             cluster=cluster,
             profile=profile,
             objective=order.objective,
-            calibration=str(order.calibration) if order.calibration is not None else "",
-            parts=str(self._deployments.parts),
             without=tuple(tuple(sorted(lost)) for lost in sets),
             staying=running,
         )
+        return self._deployments.planner.ask(question, tuple[Foreseen, ...], patient=patient)
 
 
 def batching_as(order: Order, made: Foreseen) -> Foreseen:

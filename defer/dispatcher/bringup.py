@@ -1,26 +1,31 @@
-"""From a model's file to a loaded deployment: analyse, measure, plan, cut, ship, load. Needs the planner's packages."""
+"""From a model's file to a plan and its partitions: measured on the agents from here, computed by another process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Final, cast, get_args
 
 from defer.accuracy import Budget
 from defer.agents import AgentPool
-from defer.blocks import PLANNING_BLOCKS, planning_chain
+from defer.batching import with_batching
+from defer.blocks import PLANNING_BLOCKS
+from defer.dispatcher import questions as q
+from defer.dispatcher.questions import Foreseen
 from defer.dispatcher.standing import Mode
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile
 from defer.errors import InvalidDocument, UsageError
 from defer.hops import Place
+from defer.pieces import Pieces
 
 if TYPE_CHECKING:
-    from defer.deployer import Deployment
-    from defer.dispatcher.foresight import Foreseen
-    from partitioner import BlockChain
+    from defer.dispatcher.planner import Conversation
+
+MOST_CUTS: Final = 16
+"""Routes whose partitions are remembered for one model; the oldest go first."""
 
 OnProgress = Callable[[str, float], None]
 """Told what is being done and how far it is, 0 to 1; from several threads."""
@@ -92,119 +97,128 @@ class Places:
 
 
 def make_ready(
-    pool: AgentPool, cluster: Cluster, order: Order, places: Places, on_progress: OnProgress
-) -> tuple[BlockChain, Plan, CostProfile | None]:
-    """Analyse the model and, where the order brings no plan, measure and plan.
+    pool: AgentPool,
+    cluster: Cluster,
+    order: Order,
+    places: Places,
+    planning: Conversation,
+    on_progress: OnProgress,
+) -> tuple[Plan, CostProfile | None]:
+    """Have the model analysed and, where the order brings no plan, measure it and have it planned.
+
+    Args:
+        pool: Connections to the agents.
+        cluster: The devices.
+        order: What is to be served.
+        places: Where measurements lie, and where agents reach the dispatcher.
+        planning: Asked what computes for long.
+        on_progress: Told what is being done.
 
     Raises:
         InvalidModel, InvalidDocument, NoRoute: What the order asks for cannot be.
         AgentFault, AgentUnreachable: A device did not let itself be measured.
     """
-    import partitioner
-    from defer.batching import with_batching
-    from defer.branches import branches_of
-    from defer.guarded_planning import Wish, plan_on_calibration
-    from defer.planning import make_plan
-    from defer.precision import ranges_for
-    from defer.profiling import profile
-
+    topic = q.Topic.of(order, places.parts)
     on_progress("analysing the model", 0.0)
-    chain = partitioner.analyze(order.model, order.shapes or None)
+    analysed = planning.ask(q.Analyse(topic), q.Analysed, on_progress)
+    inputs, _, _ = analysed.signature
     if order.plan is not None:
-        if order.plan.digest != chain.digest:
+        if order.plan.digest != analysed.digest:
             raise InvalidDocument(
                 f"the plan is for another model ({order.plan.model!r}, digest {order.plan.digest[:12]}), "
-                f"not for {order.model.name} with digest {chain.digest[:12]}",
+                f"not for {order.model.name} with digest {analysed.digest[:12]}",
                 hint="make a plan for this model with `defer plan`",
             )
-        return chain, with_batching(order.plan, chain.inputs, order.batching), order.profile
-    blocks = planning_chain(chain, order.blocks, order.profile)
+        return with_batching(order.plan, inputs, order.batching), order.profile
     measured = order.profile
     if measured is None:
-        measured = profile(
-            pool,
-            cluster,
-            order.model,
-            blocks,
-            dispatcher=places.dispatcher,
-            work=places.parts,
-            cache=places.profiles,
-            on_step=lambda where, what, fraction: on_progress(f"{where}: {what}", fraction),
-            ranges=ranges_for(
-                (device.precision for device in cluster.devices),
-                order.model,
-                chain,
-                places.parts,
-                order.calibration,
-            ),
-        )
+        measured = measure_all(pool, cluster, topic, places, planning, on_progress)
     on_progress("planning", 0.0)
-    if order.budget is None:
-        plan = make_plan(
-            blocks,
-            cluster,
-            measured,
-            objective=order.objective,
-            branches=branches_of(order.model, order.shapes),
-        )
-        return chain, with_batching(plan, chain.inputs, order.batching), measured
-    plan = plan_on_calibration(
-        order.model,
-        blocks,
-        cluster,
-        measured,
-        order.budget,
-        Wish(order.objective),
-        calibration=order.calibration,
-        parts=places.parts,
-        on_step=on_progress,
-    )
-    return chain, with_batching(plan, chain.inputs, order.batching), measured
+    budget = str(order.budget) if order.budget is not None else ""
+    wanted = q.MakePlan(topic, cluster, measured, order.objective, budget)
+    plan = planning.ask(wanted, Plan, on_progress)
+    return with_batching(plan, inputs, order.batching), measured
 
 
-def load(
+def measure_all(
     pool: AgentPool,
     cluster: Cluster,
-    order: Order,
-    chain: Callable[[], BlockChain],
-    plan: Plan,
+    topic: q.Topic,
     places: Places,
-    *,
-    epoch: int,
-    on_progress: OnProgress,
-    foreseen: Foreseen | None = None,
-    patient: bool = False,
-    noted: Callable[[], None] = lambda: None,
-) -> Deployment:
-    """Cut the model by the plan, unless that was done, and load it on the agents; the rest as in `deployer.deploy`.
+    planning: Conversation,
+    on_progress: OnProgress = lambda _what, _fraction: None,
+    known: CostProfile | None = None,
+) -> CostProfile:
+    """Measure a model on a cluster's devices: its planning blocks, or those of a profile that is known.
 
-    `chain` is asked for the model's analysis where that is needed: not for a plan that was made ahead.
+    Arguments as in `make_ready`.
+
+    Raises:
+        AgentFault, AgentUnreachable: A device did not let itself be measured.
+        UnsupportedPrecision: The model cannot be written in a device's precision.
     """
-    from defer.deployer import deploy
-    from defer.parts import signature_of, write_parts
-    from defer.precision import precisions_of, ranges_for
+    from defer.profiling import measure
 
-    if foreseen is not None:
-        parts = foreseen.written(places.parts)
-    else:
-        on_progress("cutting the model", 0.0)
-        cuts = tuple(stage.ops[1] for stage in plan.stages[:-1])
-        precisions = precisions_of(cluster, (stage.device for stage in plan.stages))
-        ranges = ranges_for(precisions, order.model, chain(), places.parts, order.calibration)
-        parts = write_parts(order.model, chain(), cuts, places.parts, precisions, ranges, plan.order)
-    signature = (
-        foreseen.signature if foreseen is not None and any(foreseen.signature) else signature_of(chain())
-    )
-    return deploy(
+    described = planning.ask(q.Describe(topic, known), q.Described, on_progress)
+
+    def write(precisions: Sequence[str]) -> dict[str, Pieces]:
+        on_progress("cutting the model to measure it", 0.0)
+        return planning.ask(q.Piece(topic, tuple(precisions), known), dict[str, Pieces], on_progress)
+
+    return measure(
         pool,
         cluster,
-        plan,
-        parts,
-        signature,
-        places.dispatcher,
-        epoch=epoch,
-        name=order.name,
+        described.chain,
+        write,
+        described.client,
+        dispatcher=places.dispatcher,
+        work=places.parts,
+        cache=places.profiles,
         on_step=lambda where, what, fraction: on_progress(f"{where}: {what}", fraction),
-        patient=patient,
-        noted=noted,
     )
+
+
+class Cuts:
+    """Partitions of plans' routes: cut once, and had again for as long as their files lie where they were written.
+
+    Args:
+        parts: The directory.
+    """
+
+    def __init__(self, parts: Path) -> None:
+        self._parts = parts
+        self._known: dict[str, dict[object, Foreseen]] = {}
+
+    def of(
+        self,
+        order: Order,
+        leg: Plan,
+        precisions: tuple[str, ...],
+        planning: Conversation,
+        on_progress: OnProgress,
+    ) -> Foreseen:
+        """The partitions of one route, in the precisions of its stages.
+
+        Raises:
+            DeferError: The model cannot be cut that way.
+        """
+        of_order = str(order.model), tuple(sorted(order.shapes.items())), str(order.calibration)
+        key = of_order, leg.digest, leg.cuts, leg.order, precisions
+        known = self._known.setdefault(order.name, {})
+        found = known.get(key)
+        if found is not None and all(path.is_file() for path in self._paths(found)):
+            return found
+        on_progress("cutting the model", 0.0)
+        wanted = q.Cut(q.Topic.of(order, self._parts), leg, precisions)
+        found = planning.ask(wanted, Foreseen, on_progress)
+        known[key] = found
+        while len(known) > MOST_CUTS:
+            del known[next(iter(known))]
+        return found
+
+    def forget(self, name: str) -> None:
+        """A model is not served any more."""
+        self._known.pop(name, None)
+
+    def _paths(self, found: Foreseen) -> Iterator[Path]:
+        return (path for part in found.written(self._parts) for path in part.files.values())

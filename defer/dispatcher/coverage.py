@@ -11,7 +11,7 @@ from defer.dispatcher.standing import Mode
 from defer.infos import StandbyInfo
 
 if TYPE_CHECKING:
-    from defer.dispatcher.foresight import Foreseen
+    from defer.dispatcher.questions import Foreseen
     from defer.documents.plan import Plan
 
 

@@ -216,6 +216,7 @@ class Daemon:
         self.canaries.stop()
         self._background.stop()
         self._takeovers.stop()
+        self.deployments.planner.close()
         for epoch in list(self.deployments.served) if self._shared is None else ():
             self.deployments.forget(epoch)
         # A deployment that is being made now fails with the connections that it needs.

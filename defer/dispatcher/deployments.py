@@ -5,7 +5,6 @@ Everything here blocks and runs under one lock, so that two deployments never in
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,16 +15,10 @@ from typing import TYPE_CHECKING
 from defer.agents import AgentPool
 from defer.dispatcher import events as e
 from defer.dispatcher.bringup import OnProgress, Order, make_ready
-from defer.dispatcher.foresight import Foreseen
 from defer.dispatcher.keeper import Keeper
-from defer.dispatcher.proving import (
-    Canary,
-    devices_of,
-    files_of,
-    prove,
-    route_of,
-    send_canary,
-)
+from defer.dispatcher.planner import Conversation
+from defer.dispatcher.proving import Canary, devices_of, files_of, prove, route_of, send_canary
+from defer.dispatcher.questions import Foreseen
 from defer.dispatcher.raising import Raising
 from defer.dispatcher.report import Served
 from defer.dispatcher.restoring import COMING_BACK, KeptModels, digest_of, load_kept, order_of, plan_of
@@ -42,8 +35,6 @@ from defer.translating import translate
 if TYPE_CHECKING:
     from defer.deployer import Deployment
     from defer.documents.plan import Plan
-
-logger = logging.getLogger("defer.dispatcher")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +147,8 @@ class Deployments(Raising):
         begin = time.monotonic()
         if not order.digest and order.model.is_file():
             order = replace(order, digest=digest_of(order))
-        with self._lock:
+        with self._lock, self.planning(order.name) as planning:
+            planning.begin()  # its process imports what it needs meanwhile
             first = order.name not in self.orders
 
             def report(what: str, fraction: float) -> None:
@@ -166,7 +158,7 @@ class Deployments(Raising):
 
             self.log.note("deploying", f"deploying {order.name}", model=order.name)
             try:
-                outcome = self._bring_up(order, report, begin)
+                outcome = self._bring_up(order, planning, report, begin)
             except BaseException as error:
                 text = f"{order.name} could not be deployed: {error}"
                 self.log.note("deploy-failed", text, level="error", model=order.name)
@@ -183,10 +175,13 @@ class Deployments(Raising):
             self.changed()
             return outcome
 
-    def _bring_up(self, order: Order, on_progress: OnProgress, begin: float) -> Outcome:
-        chain, plan, profile = make_ready(self._pool, self.cluster, order, self.places(), on_progress)
-        self._chains[order.name] = (order.model, chain)
-        opened = self._load_in_room(order, plan, None, on_progress)
+    def _bring_up(self, order: Order, planning: Conversation, report: OnProgress, begin: float) -> Outcome:
+        plan, profile = make_ready(self._pool, self.cluster, order, self.places(), planning, report)
+        made_of = self.parts_of(order, planning, report)
+        for _, leg in plan.legs:  # all of them: the planner's process takes memory while agents load
+            made_of(leg)
+        planning.close()
+        opened = self._load_in_room(order, plan, made_of, report)
         canary_s = max(self.canaries.get(made.epoch, 0.0) for made in opened)
         # The same plan is loaded again when an agent restarts, so the order keeps it.
         follows = replace(order, plan=plan, profile=profile)
@@ -236,6 +231,7 @@ class Deployments(Raising):
         with self._lock:
             with self._switching:  # what has taken over is not kept after this
                 del self.orders[name]
+                self._cuts.forget(name)
                 self.kept.drop(name)
             self.log.note("undeployed", f"{name} is no longer served", model=name)
             mine = [epoch for epoch, served in list(self.served.items()) if served.deployment.model == name]
@@ -321,12 +317,14 @@ class Deployments(Raising):
         """
         self._changing += 1
         try:
-            try:
-                opened = self._load_in_room(order, plan, foreseen, on_progress, hurry=not for_good)
-            except OutOfMemory:
-                if not self._make_room(order.name):
-                    raise
-                opened = self._load_plan(order, plan, foreseen, on_progress, hurry=not for_good)
+            with self.planning(order.name) as planning:
+                made_of = (lambda _: foreseen) if foreseen else self.parts_of(order, planning, on_progress)
+                try:
+                    opened = self._load_in_room(order, plan, made_of, on_progress, hurry=not for_good)
+                except OutOfMemory:
+                    if not self._make_room(order.name):
+                        raise
+                    opened = self._load_plan(order, plan, made_of, on_progress, hurry=not for_good)
             sent: dict[int, Canary] = {}
             with self._switching:
                 if not (self.orders.get(order.name) is order and wanted()):
@@ -370,7 +368,7 @@ class Deployments(Raising):
         assert plan is not None
         self._changing += 1
         try:
-            opened = self._load_plan(order, plan, foreseen, lambda _w, _f: None, patient=True)
+            opened = self._load_plan(order, plan, lambda _: foreseen, lambda _w, _f: None, patient=True)
             first, *beside = opened
             with self._switching:
                 if self.orders.get(order.name) is order and wanted():

@@ -1,21 +1,22 @@
-"""Brings plans onto agents: has partitions loaded, opens their routes and proves them. Needs the planner's packages."""
+"""Brings plans onto agents: has partitions loaded, opens their routes and proves them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defer.agents import AgentPool
 from defer.dispatcher import events as e
-from defer.dispatcher.bringup import OnProgress, Order, Places, load
+from defer.dispatcher.bringup import Cuts, OnProgress, Order, Places
+from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.epochs import EpochLog
-from defer.dispatcher.foresight import Foreseen
 from defer.dispatcher.keeper import Keeper
+from defer.dispatcher.planner import Conversation, Planner
 from defer.dispatcher.proving import Canary, came_back, devices_of, prove, route_of
+from defer.dispatcher.questions import Foreseen
 from defer.dispatcher.report import Served
 from defer.dispatcher.sampling import Sampler, Tally, reference_of
 from defer.dispatcher.shell import DataShell
@@ -28,9 +29,11 @@ from defer.hops import Place
 if TYPE_CHECKING:
     from defer.deployer import Deployment
     from defer.documents.plan import Plan
-    from partitioner import BlockChain
 
 logger = logging.getLogger("defer.dispatcher")
+
+PartsOf = Callable[["Plan"], Foreseen]
+"""The partitions of a route."""
 
 
 class Raising:
@@ -66,25 +69,26 @@ class Raising:
         self.resume_standbys: Callable[[], None] = lambda: None
         self.changed: Callable[[], None] = lambda: None
         self.sampler = Sampler(shell)
-        self._chains: dict[str, tuple[Path, BlockChain]] = {}
+        self.planner = Planner()
+        self._cuts = Cuts(self.parts)
 
     def _load_in_room(
         self,
         order: Order,
         plan: Plan,
-        foreseen: Foreseen | None,
+        made_of: PartsOf,
         on_progress: OnProgress,
         *,
         hurry: bool = False,
     ) -> list[Deployment]:
         """`_load_plan`, for which what stands by gives way where memory does not do for both."""
         try:
-            return self._load_plan(order, plan, foreseen, on_progress, hurry=hurry)
+            return self._load_plan(order, plan, made_of, on_progress, hurry=hurry)
         except OutOfMemory:
             if not self.clear_standbys():
                 raise
         try:
-            return self._load_plan(order, plan, foreseen, on_progress, hurry=hurry)
+            return self._load_plan(order, plan, made_of, on_progress, hurry=hurry)
         finally:
             self.resume_standbys()
             self.changed()  # there may be room for some of it beside that
@@ -93,7 +97,7 @@ class Raising:
         self,
         order: Order,
         plan: Plan,
-        foreseen: Foreseen | None,
+        made_of: PartsOf,
         on_progress: OnProgress,
         *,
         patient: bool = False,
@@ -101,7 +105,8 @@ class Raising:
     ) -> list[Deployment]:
         """Load every route of a plan and prove each.
 
-        With `hurry` those are left for later which are loaded while nothing else serves the model: `_prove_later`.
+        `made_of` gives their partitions. With `hurry` those are left for later which are loaded while nothing else
+        serves the model: `_prove_later`.
         """
         # What stands by takes no memory for a reference: while it serves, nothing is sampled.
         every = max(1, round(1 / order.sample)) if order.sample > 0 and not patient else 0
@@ -109,7 +114,7 @@ class Raising:
         try:
             # Routes that share a stage share its partition on the device: agents load it once.
             for fraction, leg in plan.legs:
-                made = self._load_route(order, leg, foreseen, on_progress, patient=patient)
+                made = self._load_route(order, leg, made_of, on_progress, patient=patient)
                 opened.append(made)
                 exact = reference_of(leg) if every else None
                 route = replace(route_of(made), sample_every=every if exact else 0, fraction=fraction)
@@ -120,7 +125,7 @@ class Raising:
                     on_progress("sending a canary through the pipeline", 0.0)
                     self.canaries[made.epoch] = prove(self._shell, made)
                 if exact is not None:
-                    self._load_reference(order, exact, made, on_progress)
+                    self._load_reference(order, exact, made, made_of, on_progress)
             if len(opened) > 1 and hurry and not self.unserved(order.name):
                 # What stood by took over meanwhile: nothing that is not proved takes its place.
                 for made in opened:
@@ -156,7 +161,7 @@ class Raising:
         self,
         order: Order,
         leg: Plan,
-        foreseen: Foreseen | None,
+        made_of: PartsOf,
         on_progress: OnProgress,
         *,
         patient: bool = False,
@@ -164,28 +169,44 @@ class Raising:
         """Load one route's stages under an epoch of its own."""
         passed = [device for transfer in leg.transfers for device in transfer.path[1:-1]]
         devices = tuple(dict.fromkeys([*(stage.device for stage in leg.stages), *passed]))
+        made = self._load(order, leg, made_of, devices, on_progress, patient=patient)
+        if patient:
+            self.standing.add(made.epoch)
+        self.served[made.epoch] = Served(made, order.objective)
+        return made
+
+    def _load(
+        self,
+        order: Order,
+        leg: Plan,
+        made_of: PartsOf,
+        devices: tuple[str, ...],
+        on_progress: OnProgress,
+        *,
+        patient: bool = False,
+    ) -> Deployment:
+        """Have agents load partitions under a new epoch; where that fails they are told to forget it."""
+        from defer.deployer import deploy
+
         epoch, noted = self._epochs.begin_soon(devices)
         try:
-            made = load(
+            foreseen, places = made_of(leg), self.places()
+            return deploy(
                 self._pool,
                 self.cluster,
-                order,
-                partial(self.chain_of, order),
                 leg,
-                self.places(),
+                foreseen.written(places.parts),
+                foreseen.signature,
+                places.dispatcher,
                 epoch=epoch,
-                on_progress=on_progress,
-                foreseen=foreseen,
+                name=order.name,
+                on_step=lambda where, what, fraction: on_progress(f"{where}: {what}", fraction),
                 patient=patient,
                 noted=noted,
             )
         except BaseException:
             self.unloader.unload(epoch, devices)
             raise
-        if patient:
-            self.standing.add(epoch)
-        self.served[epoch] = Served(made, order.objective)
-        return made
 
     def _require_alive(self, made: Deployment) -> None:
         """Nobody waits for a canary whose way has a device that is lost.
@@ -198,32 +219,44 @@ class Raising:
             if known is None or known.state != "alive":
                 raise AgentUnreachable("it was lost while the model was loaded", where=device)
 
-    def _load_reference(self, order: Order, exact: Plan, of: Deployment, on_progress: OnProgress) -> None:
+    def _load_reference(
+        self, order: Order, exact: Plan, of: Deployment, made_of: PartsOf, on_progress: OnProgress
+    ) -> None:
         """Load a deployment's lossless reference, which samples are compared with; serving goes on without it."""
-        devices = devices_of(of)
-        epoch = self._epochs.begin(devices)
         try:
-            made = load(
-                self._pool,
-                self.cluster,
-                order,
-                partial(self.chain_of, order),
-                exact,
-                self.places(),
-                epoch=epoch,
-                on_progress=on_progress,
-            )
-        except BaseException as error:
-            self.unloader.unload(epoch, devices)
-            if not isinstance(error, DeferError):
-                raise
+            made = self._load(order, exact, made_of, devices_of(of), on_progress)
+        except DeferError as error:
             logger.warning("model %s is served without sampling: %s", order.name, error)
             return
-        self.served[epoch] = Served(made, order.objective)
+        self.served[made.epoch] = Served(made, order.objective)
         route = replace(route_of(made), reference_of=of.epoch)
         self._shell.open_route(route, made.layout.first)
         metric = of.plan.accuracy.metric if of.plan.accuracy is not None else "relative"
-        self.sampler.tallies[of.epoch] = Tally(epoch, metric)
+        self.sampler.tallies[of.epoch] = Tally(made.epoch, metric)
+
+    def planning(self, name: str) -> Conversation:
+        """The planner, asked about a model; it leaves the processor to what is served, unless requests wait for it."""
+        return self.planner.conversation(lambda: self._in_no_hurry(name))
+
+    def _in_no_hurry(self, name: str) -> bool:
+        """Whether something is served, and no request waits for this model."""
+
+        def look(core: DispatcherCore, _: float) -> bool:
+            routes = core.routes
+            some = any(routes.ready_for(model) for model in routes.serving)
+            return some and (name not in routes.serving or bool(routes.ready_for(name)))
+
+        return self._shell.call(look).result(5)
+
+    def parts_of(self, order: Order, planning: Conversation, on_progress: OnProgress) -> PartsOf:
+        """Has each route of an order's plans cut, where that was not done before."""
+        from defer.precision import precisions_of
+
+        def cut(leg: Plan) -> Foreseen:
+            precisions = precisions_of(self.cluster, (stage.device for stage in leg.stages))
+            return self._cuts.of(order, leg, precisions, planning, on_progress)
+
+        return cut
 
     def in_service(self) -> dict[int, Served]:
         """What agents hold, without what only stands by."""
@@ -240,16 +273,6 @@ class Raising:
         data, fetch = Address(host, self._shell.data_port), Address(host, self._shell.fetch_port)
         here = Place(self._shell.name, data.endpoint(), fetch.endpoint())
         return Places(here, self.parts, self._profiles)
-
-    def chain_of(self, order: Order) -> BlockChain:
-        """A model's blocks; analysed where they are not known."""
-        import partitioner
-
-        known = self._chains.get(order.name)
-        if known is None or known[0] != order.model:
-            chain = partitioner.analyze(order.model, order.shapes or None)
-            known = self._chains[order.name] = (order.model, chain)
-        return known[1]
 
     def _make_room(self, name: str) -> bool:
         """Unload the routes of a model that are lost; whether there were any."""

@@ -24,9 +24,9 @@ from defer.dispatcher.bringup import Order
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.coverage import Prepared, coverage
 from defer.dispatcher.deployments import Deployments
-from defer.dispatcher.foresight import Foreseen
 from defer.dispatcher.link_watch import LinkWatch
 from defer.dispatcher.mending import Serving, devices_of_plan, remedy
+from defer.dispatcher.questions import Foreseen
 from defer.dispatcher.severed import Pair, cover, links_of
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.standbys import Standbys

@@ -14,7 +14,7 @@ from defer.agents import AgentPool
 from defer.deployer import layout_of
 from defer.dispatcher import events as e
 from defer.dispatcher.bringup import Order
-from defer.dispatcher.foresight import Foreseen
+from defer.dispatcher.questions import Foreseen
 from defer.dispatcher.severed import Pair, links_of
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.standing import Candidate, choose, obstacle, shape_of

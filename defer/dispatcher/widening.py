@@ -16,13 +16,13 @@ from node_agent.errors import AgentError
 
 if TYPE_CHECKING:
     from defer.dispatcher.bringup import Order, Places
-    from partitioner import BlockChain
+    from defer.dispatcher.planner import Conversation
 
 logger = logging.getLogger("defer.dispatcher")
 
 
 def widened(
-    pool: AgentPool, cluster: Cluster, order: Order, chain: BlockChain, places: Places, device: str
+    pool: AgentPool, cluster: Cluster, order: Order, planning: Conversation, places: Places, device: str
 ) -> CostProfile:
     """An order's profile with one more device: its blocks measured (or remembered), and its links to all others.
 
@@ -30,30 +30,20 @@ def widened(
         pool: Connections to the agents.
         cluster: With the device.
         order: With a profile.
-        chain: Of its model.
+        planning: Asked what computes for long.
         places: Where partitions and earlier measurements lie.
         device: Its name.
 
     Raises:
         DeferError: It could not be measured.
     """
-    from defer.blocks import planning_chain
-    from defer.precision import ranges_for
-    from defer.profiling import profile
+    from defer.dispatcher.bringup import measure_all
+    from defer.dispatcher.questions import Topic
 
     known = order.profile
     assert known is not None
-    described = cluster.device(device)
-    new = profile(
-        pool,
-        _alone(cluster, device),
-        order.model,
-        planning_chain(chain, order.blocks, known),
-        dispatcher=places.dispatcher,
-        work=places.parts,
-        cache=places.profiles,
-        ranges=ranges_for((described.precision,), order.model, chain, places.parts, order.calibration),
-    )
+    topic = Topic.of(order, places.parts)
+    new = measure_all(pool, _alone(cluster, device), topic, places, planning, known=known)
     links = _links(pool, cluster, device, places.dispatcher, {**known.encryption, **new.encryption})
     return merged(known, msgspec.structs.replace(new, links=links))
 

@@ -9,7 +9,7 @@ import pytest
 
 from defer.dispatcher import ahead
 from defer.dispatcher.ahead import Ahead
-from defer.dispatcher.foresight import Foreseen
+from defer.dispatcher.questions import Foreseen
 from defer.errors import AgentFault
 from node_agent.messages import FileRef
 
@@ -93,8 +93,7 @@ def kept_ahead(monkeypatch: pytest.MonkeyPatch, mode: str) -> tuple[list[frozens
     standbys = SimpleNamespace(bring=lambda *_: done.append("loaded"))
     made = Ahead(SimpleNamespace(), SimpleNamespace(), standbys)  # type: ignore[arg-type]
     monkeypatch.setattr(ahead, "SETTLE_S", 0.0)
-    monkeypatch.setattr(made, "_question", lambda *_: None)
-    monkeypatch.setattr(made._foresight, "ask", lambda *_a, **_k: [Foreseen()])
+    monkeypatch.setattr(made, "_ask", lambda *_a, **_k: (Foreseen(),))
     monkeypatch.setattr(made, "_bring", lambda *_: done.append("brought"))
     order: Any = SimpleNamespace(name="model", standby_mode=mode, plan=None, batching=None)
     made.want(order, frozenset(), frozenset({"box"}))

@@ -20,7 +20,7 @@ from defer.client import Client
 from defer.dispatcher.ahead import batching_as
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
-from defer.dispatcher.foresight import Foreseen
+from defer.dispatcher.questions import Foreseen
 from defer.documents.base import decode, encode
 from defer.documents.cluster import loads_cluster
 from defer.documents.plan import Plan, PlanBatching

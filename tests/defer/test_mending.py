@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import cast
 from unittest.mock import Mock
 
 import msgspec
 import pytest
 
 import models
-from defer.dispatcher.foreseeing import answer
-from defer.dispatcher.foresight import Foresight, Question, without
 from defer.dispatcher.mending import Remedy, Serving, devices_of_plan, remedy
+from defer.dispatcher.planner import Planner
+from defer.dispatcher.planner_process import Answers, without
+from defer.dispatcher.questions import Foresee, Foreseen, Topic
 from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.trust import LONGEST_S, MEMORY_S, Trust
 from defer.documents.cluster import Cluster, loads_cluster
@@ -58,18 +60,18 @@ def home(model: Path, cluster: Cluster) -> Plan:
     return make_plan(chain, cluster, placement=placement)
 
 
-def asked(model: Path, cluster: Cluster, parts: Path, *lost: tuple[str, ...]) -> Question:
-    return Question(
-        model=str(model),
-        shapes={},
-        blocks=64,
+def asked(model: Path, cluster: Cluster, parts: Path, *lost: tuple[str, ...]) -> Foresee:
+    return Foresee(
+        topic=Topic(model=str(model), shapes={}, blocks=64, calibration="", parts=str(parts)),
         cluster=cluster,
         profile=None,
         objective="latency",
-        calibration="",
-        parts=str(parts),
         without=lost,
     )
+
+
+def answered(question: Foresee) -> tuple[Foreseen, ...]:
+    return cast(tuple[Foreseen, ...], Answers().answer(question))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_the_cluster_that_is_left(cluster: Cluster) -> None:
 def test_plans_for_what_is_left_are_cut_and_one_that_cannot_be_says_why(
     model: Path, cluster: Cluster, tmp_path: Path
 ) -> None:
-    one, none = answer(asked(model, cluster, tmp_path, ("a", "b"), ("a", "b", "c")))
+    one, none = answered(asked(model, cluster, tmp_path, ("a", "b"), ("a", "b", "c")))
     assert one.plan is not None
     assert [stage.device for stage in one.plan.stages] == ["c"]
     (part,) = one.written(tmp_path)
@@ -144,14 +146,12 @@ def test_plans_for_what_is_left_are_cut_and_one_that_cannot_be_says_why(
 
 @pytest.mark.integration
 def test_planning_in_a_process_of_its_own(model: Path, cluster: Cluster, tmp_path: Path) -> None:
-    foresight = Foresight()
+    planner = Planner()
     question = asked(model, cluster, tmp_path, ("a", "b"), ("a", "b", "c"))
-    assert foresight.ask(question) == answer(question)
-    with pytest.raises(DeferError, match="failed"):
-        foresight.ask(asked(tmp_path / "absent.onnx", cluster, tmp_path, ("a",)))
-    foresight.close()
+    assert planner.ask(question, tuple[Foreseen, ...]) == answered(question)
+    planner.close()
     with pytest.raises(DeferError, match="shutting down"):
-        foresight.ask(question)
+        planner.ask(question, tuple[Foreseen, ...])
 
 
 def test_a_model_that_could_not_be_mended_is_tried_again_after_a_pause_or_when_other_devices_are_missing(

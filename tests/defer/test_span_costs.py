@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import nnls
 
 from defer.block_profiling import BLOCK_COSTS, BlockCosts
 from defer.documents.profile import CodecProfile
-from defer.span_costs import Adding, Span, adding_up, levels, slowed
+from defer.span_costs import Adding, Span, _least_squares, adding_up, levels, slowed
 
 SECONDS = st.floats(1e-4, 0.1)
 
@@ -74,3 +76,15 @@ def test_company_slows_codecs_and_moving_as_much_as_the_spans_on_the_whole() -> 
     assert found.codecs["c"].decode_s == pytest.approx((0.0, 0.25, 0.0))
     assert (found.item_s, found.byte_s) == pytest.approx((1.25e-3, 1.25e-9))
     assert costs.beside([]) == costs
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.floats(0, 2), st.floats(-0.1, 0.1)), min_size=1, max_size=15)
+)
+def test_what_cuts_cost_is_fitted_as_the_known_solver_does(rows: list[tuple[int, float, float]]) -> None:
+    matrix = np.array([[cuts, size] for cuts, size, _ in rows], np.float64)
+    wanted = np.array([excess for *_, excess in rows])
+    found = np.array(_least_squares(matrix, wanted))
+    _, known = nnls(matrix, wanted)
+    assert (found >= 0).all()
+    assert np.linalg.norm(matrix @ found - wanted) == pytest.approx(known, rel=1e-6, abs=1e-9)

@@ -18,6 +18,7 @@ from defer.dispatcher import events as e
 from defer.dispatcher.bringup import Order, check_standby
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.deployments import Deployments
+from defer.dispatcher.planner import Planner
 from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.standbys import RETRY_S, Standbys, Stood
 from defer.errors import AgentUnreachable, UsageError
@@ -255,9 +256,9 @@ def proving(
         canaries={},
         _has_served=set(),
         kept=SimpleNamespace(put=lambda *_: None),
+        planner=Planner(),
     )
     for name, value in {
-        "chain_of": lambda _: None,
         "_load_route": lambda *_a, **_k: made,
         "_require_alive": lambda _: None,
         "unserved": lambda _: unserved,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import msgspec
 import pytest
 
 import models
 from defer.dispatcher.coverage import Prepared, coverage
-from defer.dispatcher.foreseeing import answer
-from defer.dispatcher.foresight import Foreseen, Question
 from defer.dispatcher.mending import Serving
+from defer.dispatcher.planner_process import Answers
+from defer.dispatcher.questions import Foresee, Foreseen, Topic
 from defer.dispatcher.standing import Candidate, Mode, choose, obstacle, shape_of
 from defer.documents.cluster import loads_cluster
 from defer.documents.plan import Plan
@@ -114,19 +115,15 @@ def test_the_other_process_is_asked_for_a_plan_that_moves_little(tmp_path: objec
     chain, cluster = analyze(path), loads_cluster(CLUSTER)
     half, count = len(chain.blocks) // 2, len(chain.blocks)
     running = make_plan(chain, cluster, placement=parse_placement(f"a=0:{half},b={half}:", cluster, count))
-    question = Question(
-        model=str(path),
-        shapes={},
-        blocks=count,
+    question = Foresee(
+        topic=Topic(model=str(path), shapes={}, blocks=count, calibration="", parts=f"{tmp_path}/parts"),
         cluster=cluster,
         profile=None,
         objective="latency",
-        calibration="",
-        parts=f"{tmp_path}/parts",
         without=(("b",),),
         staying=running,
     )
-    (found,) = answer(question, chain)
+    (found,) = cast(tuple[Foreseen, ...], Answers().answer(question))
     assert found.plan is not None
     assert "b" not in {stage.device for stage in found.plan.stages}
     assert len(found.parts) == len(found.plan.stages)
