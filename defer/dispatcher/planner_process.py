@@ -64,6 +64,8 @@ class Answers:
                 return self._cut(question.topic, question.plan, question.precisions)
             case q.Foresee():
                 return tuple(self._foresee(question, lost) for lost in question.without)
+            case q.WhatIf():
+                return self._predict(question)
 
     def _analyse(self, topic: q.Topic) -> q.Analysed:
         from defer.parts import signature_of
@@ -140,6 +142,16 @@ class Answers:
             told = translate(error)
             return q.Foreseen(code=told.code, problem=str(told))
         return msgspec.structs.replace(made, reason=reason)
+
+    def _predict(self, asked: q.WhatIf) -> tuple[Plan, ...]:
+        from defer.live.what_if import changes_of, predict
+
+        blocks = self._blocks(asked.topic, asked.profile)
+        each = (changes_of(*changes) for changes in asked.changes)
+        return tuple(
+            predict(asked.running, blocks, asked.cluster, asked.profile, asked.objective, changes, asked.lost)
+            for changes in each
+        )
 
     def _chain(self, topic: q.Topic) -> BlockChain:
         """A model, one block per op."""

@@ -128,7 +128,29 @@ class Foresee(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     staying: Plan | None = None
 
 
-Question = Analyse | Describe | Piece | MakePlan | Cut | Foresee
+class WhatIf(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The plan if the cluster were another one (`defer.live.what_if`); answered by a `Plan` for each change.
+
+    Attributes:
+        topic: The model.
+        running: The plan that serves.
+        cluster: As it is.
+        profile: What was measured.
+        objective: What is made least.
+        changes: Devices that are left out, and links with what their bandwidth is multiplied by.
+        lost: Devices that do not answer.
+    """
+
+    topic: Topic
+    running: Plan
+    cluster: Cluster
+    profile: CostProfile | None
+    objective: Objective
+    changes: tuple[tuple[tuple[str, ...], tuple[tuple[str, str, float], ...]], ...]
+    lost: tuple[str, ...]
+
+
+Question = Analyse | Describe | Piece | MakePlan | Cut | Foresee | WhatIf
 
 # --------------------------------------------------------------------------------------------------------- answers
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from defer import api
+from defer.dispatcher.questions import Topic, WhatIf
+from defer.documents.plan import Plan
 from defer.errors import NotReady, Overloaded, UnknownModel, UsageError
 from defer.live.view import plan_summary, snapshot
-from defer.live.what_if import Changes, Slower, predict
+from defer.live.what_if import Changes
 from defer.translating import translate
 
 if TYPE_CHECKING:
     from defer.dispatcher.bringup import Order
     from defer.dispatcher.daemon import Daemon
-    from defer.documents.plan import Plan
     from defer.live.watcher import Watcher
-    from partitioner import BlockChain
 
 ACTIONS: Final = {
     "replan": "Measure and plan again with the devices that answer, load beside the old deployment, and switch.",
@@ -61,7 +61,6 @@ class Board:
         self._planning = threading.Lock()
         self._acting = threading.Lock()
         self._doing = ""
-        self._chains: dict[str, tuple[str, BlockChain]] = {}
         self._earlier: dict[str, list[Plan]] = {}
 
     # -------------------------------------------------------------------------------------------------- state
@@ -123,23 +122,24 @@ class Board:
         if not self._planning.acquire(blocking=False):
             raise Overloaded("another prediction is being worked out", hint="try again in a moment")
         try:
-            chain = self._chain(order)
-            lost = self._lost()
-            found = []
-            for changes in (Changes(), asked.changes):
-                plan = predict(
-                    running, chain, self._daemon.cluster, order.profile, order.objective, changes, lost
-                )
-                found.append(plan_summary(plan))
-        except Exception as error:
-            raise translate(error) from error
+            question = WhatIf(
+                topic=Topic.of(order, self._daemon.deployments.parts),
+                running=running,
+                cluster=self._daemon.cluster,
+                profile=order.profile,
+                objective=order.objective,
+                changes=tuple(each.plain for each in (Changes(), asked.changes)),
+                lost=tuple(self._lost()),
+            )
+            planner = self._daemon.deployments.planner
+            now, then = planner.ask(question, tuple[Plan, ...], patient=True)
         finally:
             self._planning.release()
         return {
             "model": asked.model,
             "running": plan_summary(running),
-            "now": found[0],
-            "then": found[1],
+            "now": plan_summary(now),
+            "then": plan_summary(then),
             "left_out": "codecs within the error budget" if order.budget is not None else "",
         }
 
@@ -166,18 +166,6 @@ class Board:
             for device in self._watcher.status().devices
             if device.state != "alive" and device.name != here
         ]
-
-    def _chain(self, order: Order) -> BlockChain:
-        """The blocks that planning works with; the last model's is kept, because analysing it takes longest."""
-        import partitioner
-        from defer.blocks import planning_chain
-
-        key = f"{order.model} {sorted(order.shapes.items())}"
-        known = self._chains.get(order.name)
-        if known is None or known[0] != key:
-            known = (key, partitioner.analyze(order.model, order.shapes or None))
-            self._chains = {order.name: known}
-        return planning_chain(known[1], order.blocks, order.profile)
 
     # ------------------------------------------------------------------------------------------------- actions
 
@@ -232,8 +220,3 @@ class Board:
             known = ", ".join(sorted(self._daemon.deployments.orders)) or "none"
             raise UnknownModel(f"no model {model!r} is served; served: {known}")
         return order
-
-
-def changes_of(without: tuple[str, ...], links: tuple[tuple[str, str, float], ...]) -> Changes:
-    """Changes from what the page sends."""
-    return Changes(without, tuple(Slower(*link) for link in links))

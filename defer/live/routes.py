@@ -19,8 +19,9 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from defer.errors import PermissionDenied, UsageError
-from defer.live.board import Asked, Board, changes_of
+from defer.live.board import Asked, Board
 from defer.live.watcher import Watcher
+from defer.live.what_if import changes_of
 from defer.translating import translate
 from node_agent.pages import Page
 

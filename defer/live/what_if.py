@@ -13,8 +13,6 @@ from defer.documents.cluster import Cluster, Link
 from defer.documents.plan import Objective, Plan
 from defer.documents.profile import CostProfile
 from defer.errors import NoRoute, UnknownDevice, UsageError
-from defer.planning import make_plan
-from defer.wishes import Rules
 
 if TYPE_CHECKING:
     from partitioner import BlockChain
@@ -46,6 +44,16 @@ class Changes:
 
     without: tuple[str, ...] = ()
     links: tuple[Slower, ...] = ()
+
+    @property
+    def plain(self) -> tuple[tuple[str, ...], tuple[tuple[str, str, float], ...]]:
+        """The same as `changes_of` takes it."""
+        return self.without, tuple((each.first, each.second, each.factor) for each in self.links)
+
+
+def changes_of(without: tuple[str, ...], links: tuple[tuple[str, str, float], ...]) -> Changes:
+    """Changes from what the page sends."""
+    return Changes(without, tuple(Slower(*link) for link in links))
 
 
 def predict(
@@ -81,6 +89,9 @@ def predict(
         device.computes and device.has_agent and device.name not in gone for device in cluster.devices
     ):
         raise NoRoute("no device that computes is left", hint="leave fewer devices out")
+    from defer.planning import make_plan
+    from defer.wishes import Rules
+
     rules = Rules(excluded=tuple({**dict.fromkeys(changes.without), **dict.fromkeys(lost)}))
     return make_plan(
         chain, changed(cluster, running, changes.links), profile, objective=objective, rules=rules

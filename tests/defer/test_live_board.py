@@ -16,12 +16,13 @@ import partitioner
 from defer.api import DeviceInfo, ServerStatus
 from defer.blocks import planning_chain
 from defer.dispatcher.bringup import Order
+from defer.dispatcher.planner import Planner
 from defer.documents.cluster import loads_cluster
 from defer.errors import NoRoute, NotReady, Overloaded, UnknownModel, UsageError
 from defer.event_log import EventLog
-from defer.live.board import Asked, Board, changes_of
+from defer.live.board import Asked, Board
 from defer.live.watcher import Watcher
-from defer.live.what_if import Changes
+from defer.live.what_if import Changes, changes_of
 from defer.planning import make_plan
 from defer.wishes import Rules
 
@@ -58,7 +59,12 @@ class Remembering:
         self.verbs = self
         served: dict[int, Any] = {}
         self.deployments = SimpleNamespace(
-            orders={order.name: order}, served=served, in_service=lambda: served, bring_up=self.bring_up
+            orders={order.name: order},
+            served=served,
+            in_service=lambda: served,
+            bring_up=self.bring_up,
+            parts=Path("parts"),
+            planner=Planner(),
         )
 
     def status(self) -> ServerStatus:

@@ -89,7 +89,10 @@ def test_a_deployment_with_a_budget_keeps_it_on_real_agents(
     steps: list[str] = []
     plan = daemon.deployments.bring_up(order, lambda what, _: steps.append(what)).deployment.plan
     # Told by the process that plans, while it does.
-    assert "checking the plan's codecs end to end" in steps[steps.index("planning") : steps.index("cutting the model")]
+    assert (
+        "checking the plan's codecs end to end"
+        in steps[steps.index("planning") : steps.index("cutting the model")]
+    )
     assert plan.accuracy is not None
     assert 0 < plan.accuracy.error <= 0.1
     assert (plan.accuracy.requests, plan.accuracy.calibration) == (4, "calibration.npz")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from defer.dispatcher.daemon import Daemon
 from defer.dispatcher.planner import PATIENT, Planner
 from defer.dispatcher.planner_process import Answers
 from defer.documents.cluster import Cluster, loads_cluster
-from defer.errors import FileMissing, Internal, NoRoute, NotReady
+from defer.errors import DeferError, FileMissing, Internal, NoRoute, NotReady
 from defer.hops import Part
 from defer.local_agents import local_agents
 from defer.planning import make_plan, parse_placement
