@@ -276,7 +276,11 @@ def _free(objective: Objective, solution: router.Solution) -> list[str]:
 def _alone(problem: router.Problem) -> dict[str, PlanAlternative]:
     """The whole model on each device that can hold it; a plan is judged against the best of them."""
     found = {}
+    instance = compile_problem(problem)
+    whole = instance.stage_bytes[0, -1]
     for name in problem.block_seconds:
+        if whole > instance.memory[instance.index[name]]:
+            continue  # to prove that takes the solver seconds
         try:
             alone = router.place(problem, (router.Stage(name, 0, problem.blocks),), labels=ALONE_LABELS)
         except router.RouterError:
