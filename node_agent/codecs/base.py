@@ -14,6 +14,16 @@ from node_agent.dtypes import STRING, storage
 from node_agent.errors import CodecError
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+
+PIECE = 64 * 1024
+"""Elements of a piece: what several passes make of it stays in a core's own cache from one to the next."""
+
+INFINITE = 0x7F800000
+"""Infinity's bits: those of a float32 that is not negative are below, and those of all other ones are not."""
+
+_GLANCE = 256
+"""Elements that tell whether a tensor may have no negative ones."""
 
 
 class Codec(Protocol):
@@ -129,25 +139,56 @@ def check_length(frame: Any, expected: int, dtype: str, shape: Sequence[int]) ->
         )
 
 
-def flat_float32(array: Array) -> tuple[npt.NDArray[np.float32], float, float]:
-    """The elements in C order as float32, with the least and the largest of them (0 and 0 of none).
+def flat_float32(array: Array) -> Floats:
+    """The elements in C order as float32; one too large for it is infinite there."""
+    flat: Floats
+    if array.dtype == np.float32:
+        flat = np.ascontiguousarray(array, np.float32).reshape(-1)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            flat = np.ascontiguousarray(array, np.float32).reshape(-1)
+    return flat
+
+
+def extremes(grouped: Floats) -> tuple[Floats | None, Floats]:
+    """Per channel the least of its values and zero (None where no value is negative), and the largest of them.
+
+    Args:
+        grouped: Values as (before the channels, channels, after them), contiguous.
 
     Raises:
-        CodecError: One is NaN or infinite, or too large for float32.
+        CodecError: A value is NaN or infinite.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        flat = np.ascontiguousarray(array, np.float32).reshape(-1)
-    if not flat.size:
-        return flat, 0.0, 0.0
-    least, largest = float(flat.min()), float(flat.max())
+    if not grouped.size:
+        return None, np.zeros(grouped.shape[1], np.float32)
+    bits = grouped.view(np.uint32)
+    # Floats that are not negative have the order of their bits, with infinity and NaN at the end, and integers
+    # compare faster. So behind a ReLU one pass tells all; a few elements tell whether it is worth trying.
+    if np.maximum.reduce(bits.reshape(-1)[:_GLANCE]) < INFINITE:
+        tops = _along(np.maximum, bits)
+        if np.maximum.reduce(tops) < INFINITE:
+            return None, tops.view(np.float32)
+    least, largest = _along(np.minimum, grouped), _along(np.maximum, grouped)
     # NaN is the least and the largest of any set that holds it.
-    if not math.isfinite(least) or not math.isfinite(largest):
+    if not (np.isfinite(least).all() and np.isfinite(largest).all()):
         raise CodecError("A lossy codec takes no NaN, no infinity and nothing above float32's range.")
-    return flat, least, largest
+    return np.minimum(least, np.float32(0)), np.maximum(largest, np.float32(0))
+
+
+def _along(reduce: np.ufunc, grouped: Array) -> Array:
+    """The least or largest value of every channel."""
+    if grouped.shape[2] == 1:
+        found: Array = reduce.reduce(grouped[:, :, 0], axis=0)
+    else:
+        found = reduce.reduce(grouped, axis=2)
+        found = found[0] if len(found) == 1 else reduce.reduce(found, axis=0)
+    return found
 
 
 def as_type(values: npt.NDArray[np.float32], dtype: str, shape: Sequence[int]) -> Array:
     """Decoded float32 elements as an array of wire type `dtype`; what a float16 cannot hold becomes infinite."""
+    if dtype == "float32":
+        return values.reshape(tuple(shape))
     with np.errstate(over="ignore", invalid="ignore"):
         array: Array = values.astype(storage(dtype), copy=False).reshape(tuple(shape))
     return array

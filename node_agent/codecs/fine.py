@@ -26,17 +26,15 @@ from node_agent.codecs.base import (
     plain_bytes,
     rounding,
 )
-from node_agent.codecs.int8 import by_channels, pieces, steps_of
+from node_agent.codecs.int8 import MAGIC, by_channels, pieces, read_steps, steps_of
 from node_agent.dtypes import storage
 from node_agent.errors import CodecError
-
-_MAGIC = np.float32(1.5 * 2**23)
-"""Added to a float32 below 2²², it leaves the number, rounded to nearest, in the lowest bits."""
 
 _STEP_BYTES = 6
 """Step and zero of one channel."""
 
 Words = npt.NDArray[np.uint16]
+Bytes = npt.NDArray[np.uint8]
 
 
 class Fine:
@@ -59,26 +57,28 @@ class Fine:
         """See `Codec.encode`."""
         if not self._applies(array.dtype) or not array.size:
             return byte_view(array)
-        grouped = flat_float32(array)[0].reshape(by_channels(array.shape, _STEP_BYTES))
-        steps, zeros = steps_of(grouped, self._last)
-        scaled = np.zeros_like(steps)
-        np.divide(np.float32(1), steps, out=scaled, where=steps > 0)
+        grouped = flat_float32(array).reshape(by_channels(array.shape, _STEP_BYTES))
+        steps, rates, zeros = steps_of(grouped, self._last)
         leveled = np.empty(grouped.shape, np.uint16)
         for part in pieces(grouped.shape):
-            levels = grouped[part] * scaled[part[1]]
-            levels += _MAGIC
+            levels = grouped[part] * rates[part[1]]
+            levels += MAGIC
             leveled[part] = levels.view(np.uint32)
+        # Steps below zero have bits above the last one, which nothing takes along; zero has none.
         words = leveled.reshape(-1)
-        words &= self._last
-        head = [
-            steps.reshape(-1).astype("<f4").view(np.uint8),
-            zeros.reshape(-1).astype("<u2").view(np.uint8),
-        ]
+        split = start = _STEP_BYTES * steps.size
         if self._sparse:
             mask = words != 0
-            head.append(np.packbits(mask, bitorder="little"))
+            marks = np.packbits(mask, bitorder="little")
             words = words.take(np.flatnonzero(mask))
-        return np.concatenate([*head, *self._packed(words)]).data
+            start += marks.size
+        frame = np.empty(start + self._packed_bytes(words.size), np.uint8)
+        frame[: 4 * steps.size].view("<f4")[:] = steps[:, 0]
+        frame[4 * steps.size : split].view("<u2")[:] = zeros
+        if self._sparse:
+            frame[split:start] = marks
+        self._pack(words, frame[start:])
+        return frame.data
 
     def decode(self, frame: Any, dtype: str, shape: Sequence[int]) -> Array:
         """See `Codec.decode`."""
@@ -92,9 +92,10 @@ class Fine:
         held = np.frombuffer(frame, np.uint8)
         if len(held) < split + map_bytes:
             raise CodecError(f"A frame of {len(held)} bytes cannot hold {dtype}{list(shape)}.")
-        steps = held[: 4 * channels].copy().view("<f4").reshape(channels, 1)
+        steps = read_steps(frame, channels, self.name)
         zeros = held[4 * channels : split].copy().view("<u2").reshape(channels, 1)
-        if not (np.isfinite(steps).all() and (steps >= 0).all()) or (zeros > self._last).any():
+        furthest = np.maximum.reduce(zeros[:, 0])
+        if furthest > self._last:
             raise CodecError(f"A frame of codec {self.name} has steps that are no sizes.")
         if self._sparse:
             bits = np.unpackbits(held[split : split + map_bytes], bitorder="little")
@@ -107,23 +108,22 @@ class Fine:
             words = self._unpacked(held[split:], elements, dtype, shape)
         words = words.reshape(grouping)
         values = np.empty(grouping, np.float32)
-        below = bool(zeros.any())  # nothing is below zero behind a ReLU
         with np.errstate(over="ignore"):
-            for part in pieces(grouping):
-                if below:
+            if not furthest:  # nothing is below zero behind a ReLU
+                np.multiply(words, steps, out=values, dtype=np.float32)
+            else:
+                for part in pieces(grouping):
                     # Steps from the least value, then from zero: they wrap around.
                     from_least = (words[part] + zeros[part[1]]) & self._last
                     np.subtract(from_least, zeros[part[1]], out=values[part], dtype=np.float32)
                     values[part] *= steps[part[1]]
-                else:
-                    np.multiply(words[part], steps[part[1]], out=values[part], dtype=np.float32)
         return as_type(values.reshape(-1), dtype, shape)
 
     def bound(self, array: Array) -> Array:
         """See `Codec.bound`: half a step of the element's channel."""
         if not self._applies(array.dtype) or not array.size:
             return np.zeros(())
-        grouped = flat_float32(array)[0].reshape(by_channels(array.shape, _STEP_BYTES))
+        grouped = flat_float32(array).reshape(by_channels(array.shape, _STEP_BYTES))
         steps = np.broadcast_to(steps_of(grouped, self._last)[0], grouped.shape).reshape(array.shape)
         return 0.501 * steps.astype(np.float64) + rounding(array)
 
@@ -141,6 +141,11 @@ class Fine:
         return (1 << self._bits) - 1
 
     @property
+    def _high(self) -> int:
+        """A word's bits above the low byte."""
+        return self._last & 0xFF00
+
+    @property
     def _per_byte(self) -> int:
         """Elements whose high bits share a byte."""
         return 8 // (self._bits - 8)
@@ -151,26 +156,24 @@ class Fine:
     def _packed_bytes(self, elements: int) -> int:
         return elements + -(-elements // self._per_byte)
 
-    def _packed(self, words: Words) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Low bytes, and high bits: each byte has those of elements as far apart as there are bytes."""
-        high = (words >> 8).astype(np.uint8)
-        high = np.concatenate([high, np.zeros(-len(high) % self._per_byte, np.uint8)]).reshape(
-            self._per_byte, -1
-        )
-        packed = high[0].copy()
-        for number in range(1, self._per_byte):
-            packed |= high[number] << (number * (self._bits - 8))
-        return words.astype(np.uint8), packed
+    def _pack(self, words: Words, frame: Bytes) -> None:
+        """Writes low bytes, then high bits: each byte has those of elements as far apart as there are bytes."""
+        frame[: words.size] = words
+        high = np.zeros((self._per_byte, frame.size - words.size), np.uint16)
+        np.bitwise_and(words, self._high, out=high.reshape(-1)[: words.size])
+        packed = high[-1]
+        for plane in high[-2::-1]:
+            packed *= 1 << (self._bits - 8)
+            packed += plane
+        frame[words.size :] = packed >> 8
 
-    def _unpacked(
-        self, held: npt.NDArray[np.uint8], elements: int, dtype: str, shape: Sequence[int]
-    ) -> Words:
+    def _unpacked(self, held: Bytes, elements: int, dtype: str, shape: Sequence[int]) -> Words:
         check_length(held, self._packed_bytes(elements), dtype, shape)
-        packed = held[elements:]
-        high = np.empty((self._per_byte, len(packed)), np.uint8)
-        for number in range(self._per_byte):
-            high[number] = (packed >> (number * (self._bits - 8))) & ((1 << (self._bits - 8)) - 1)
-        words: Words = high.reshape(-1)[:elements].astype(np.uint16)
-        words <<= 8
-        words |= held[:elements]
-        return words
+        packed = held[elements:].astype(np.uint16)
+        words = np.empty((self._per_byte, packed.size), np.uint16)
+        for number, plane in enumerate(words):
+            np.multiply(packed, 256 >> (number * (self._bits - 8)), out=plane)
+        words &= self._high
+        flat = words.reshape(-1)[:elements]
+        flat |= held[:elements]
+        return flat

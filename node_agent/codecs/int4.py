@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from node_agent.codecs.base import (
     Array,
+    Floats,
     as_type,
     byte_view,
     check_length,
     count,
+    extremes,
     flat_float32,
     from_bytes,
     is_float,
@@ -35,8 +36,6 @@ _MAGIC = np.float32(1.5 * 2**23)
 
 _SMALLEST_STEP = 2.0**-120
 """Below, 1/step and products of it leave float32's normal range."""
-
-Floats = npt.NDArray[np.float32]
 
 
 class Int4:
@@ -112,7 +111,8 @@ class Int4:
 
 def _groups(array: Array) -> Floats:
     """The elements as float32, (groups, GROUP)."""
-    flat, _, _ = flat_float32(array)
+    flat = flat_float32(array)
+    extremes(flat.reshape(1, 1, -1))  # refuses NaN
     missing = -flat.size % GROUP
     if missing:
         flat = np.concatenate([flat, np.broadcast_to(flat[-1:], (missing,))])

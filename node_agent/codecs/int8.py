@@ -14,14 +14,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from node_agent.codecs.base import (
+    INFINITE,
+    PIECE,
     Array,
+    Floats,
     as_type,
     byte_view,
     check_length,
     count,
+    extremes,
     flat_float32,
     from_bytes,
     is_float,
@@ -31,19 +34,14 @@ from node_agent.codecs.base import (
 from node_agent.dtypes import storage
 from node_agent.errors import CodecError
 
-_MAGIC = np.float32(1.5 * 2**23)
+MAGIC = np.float32(1.5 * 2**23)
 """Added to a float32 below 2²², it leaves the number, rounded to nearest, in the lowest bits."""
 
 _SMALLEST_STEP = 2.0**-120
 """Below, 1/step and products of it leave float32's normal range."""
 
-_PIECE = 32 * 1024
-"""Elements of a piece: its floats and words fit into a core's own cache."""
-
 _STEP_BYTES = 5
 """Step and zero of one channel."""
-
-Floats = npt.NDArray[np.float32]
 
 
 class Int8:
@@ -66,20 +64,18 @@ class Int8:
             return byte_view(array)
         if not array.size:
             return memoryview(b"")
-        flat, _, _ = flat_float32(array)
-        grouped = flat.reshape(self._grouping(array.shape))
-        steps, wide = steps_of(grouped, 255)
-        zeros = wide.astype(np.uint8)
-        frame = np.empty(self.exact_bytes(array.dtype.name, array.shape), np.uint8)
+        grouped = flat_float32(array).reshape(self._grouping(array.shape))
+        steps, rates, zeros = steps_of(grouped, 255)
         split = _STEP_BYTES * steps.size
-        frame[: 4 * steps.size] = steps.reshape(-1).astype("<f4").view(np.uint8)
-        frame[4 * steps.size : split] = zeros.reshape(-1)
-        scaled = np.zeros_like(steps)
-        np.divide(np.float32(1), steps, out=scaled, where=steps > 0)
-        levels = grouped * scaled
-        # The lowest byte of a negative number of steps, too, is that number modulo 256.
-        levels += _MAGIC
-        frame[split:] = levels.reshape(-1).view(np.uint32)
+        frame = np.empty(split + array.size, np.uint8)
+        frame[: 4 * steps.size].view("<f4")[:] = steps[:, 0]
+        frame[4 * steps.size : split] = zeros
+        target = frame[split:].reshape(grouped.shape)
+        for part in pieces(grouped.shape):
+            levels = grouped[part] * rates[part[1]]
+            # The lowest byte of a negative number of steps, too, is that number modulo 256.
+            levels += MAGIC
+            target[part] = levels.view(np.uint32)
         return frame.data
 
     def decode(self, frame: Any, dtype: str, shape: Sequence[int]) -> Array:
@@ -91,31 +87,27 @@ class Int8:
             return np.empty(tuple(shape), storage(dtype))
         grouping = self._grouping(shape)
         channels = grouping[1]
-        per_channel = (channels, 1)
+        steps = read_steps(frame, channels, self.name)
         held = np.frombuffer(frame, np.uint8)
-        steps = held[: 4 * channels].copy().view("<f4").reshape(per_channel)
-        if not (np.isfinite(steps).all() and (steps >= 0).all()):
-            raise CodecError(f"A frame of codec {self.name} has steps that are no sizes.")
-        zeros = held[4 * channels : _STEP_BYTES * channels].reshape(per_channel)
+        zeros = held[4 * channels : _STEP_BYTES * channels].reshape(channels, 1)
         levels = held[_STEP_BYTES * channels :].reshape(grouping)
         values = np.empty(grouping, np.float32)
-        below = bool(zeros.any())  # nothing is below zero behind a ReLU
         with np.errstate(over="ignore"):
-            for part in pieces(grouping):
-                if below:
+            if not np.maximum.reduce(zeros[:, 0]):  # nothing is below zero behind a ReLU
+                np.multiply(levels, steps, out=values, dtype=np.float32)
+            else:
+                for part in pieces(grouping):
                     # Steps from the least value, then from zero: bytes wrap around.
                     from_least = levels[part] + zeros[part[1]]
                     np.subtract(from_least, zeros[part[1]], out=values[part], dtype=np.float32)
                     values[part] *= steps[part[1]]
-                else:
-                    np.multiply(levels[part], steps[part[1]], out=values[part], dtype=np.float32)
         return as_type(values.reshape(-1), dtype, shape)
 
     def bound(self, array: Array) -> Array:
         """See `Codec.bound`: half a step of the element's channel."""
         if not is_float(array.dtype) or not array.size:
             return np.zeros(())
-        grouped = flat_float32(array)[0].reshape(self._grouping(array.shape))
+        grouped = flat_float32(array).reshape(self._grouping(array.shape))
         steps = np.broadcast_to(steps_of(grouped, 255)[0], grouped.shape).reshape(array.shape)
         return 0.501 * steps.astype(np.float64) + rounding(array)
 
@@ -150,56 +142,73 @@ def by_channels(shape: Sequence[int], step_bytes: int) -> tuple[int, int, int]:
     return (1, 1, elements)
 
 
-def pieces(grouping: tuple[int, int, int]) -> Iterator[tuple[slice, slice]]:
+def pieces(grouping: tuple[int, int, int]) -> Iterator[tuple[slice, slice, slice]]:
     """A tensor in pieces that stay in a core's cache from one pass over them to the next.
 
     Args:
         grouping: As `by_channels` gives it.
 
     Yields:
-        Indices of the first two axes.
+        Indices of all three axes.
     """
     before, channels, after = grouping
-    if channels * after <= _PIECE:
-        rows = max(1, _PIECE // max(1, channels * after))
+    if channels * after <= PIECE:
+        rows = max(1, PIECE // max(1, channels * after))
         for start in range(0, before, rows):
-            yield slice(start, start + rows), slice(None)
+            yield slice(start, start + rows), slice(None), slice(None)
         return
-    some = max(1, _PIECE // max(1, after))
+    some = max(1, PIECE // max(1, after))
     for row in range(before):
         for start in range(0, channels, some):
-            yield slice(row, row + 1), slice(start, start + some)
+            for inner in range(0, after, PIECE):
+                yield slice(row, row + 1), slice(start, start + some), slice(inner, inner + PIECE)
 
 
-def steps_of(grouped: Floats, most: int) -> tuple[Floats, Floats]:
-    """Step and zero of every channel, each (channels, 1); a zero is a number of steps from the least value.
+def steps_of(grouped: Floats, most: int) -> tuple[Floats, Floats, Floats]:
+    """Step of every channel, steps per unit (0 where all is zero), both (channels, 1), and zero, (channels,).
 
-    Values on both sides of zero have one step less than `most`, which is left for the rounding of zero itself.
+    A zero is a number of steps from the least value. Values on both sides of zero have one step less than `most`, which
+    is left for the rounding of zero itself.
 
     Args:
         grouped: Values as (before the channels, channels, after them).
         most: Number of the last step.
 
     Raises:
-        CodecError: The values are too close to zero for float32's arithmetic.
+        CodecError: One is NaN or infinite, or they are too close to zero for float32's arithmetic.
     """
-    least = np.minimum(_along(np.minimum, grouped), 0.0).astype(np.float64)
-    largest = np.maximum(_along(np.maximum, grouped), 0.0).astype(np.float64)
-    steps = (largest - least) / np.where((least < 0) & (largest > 0), most - 1.0, float(most))
-    if ((steps > 0) & (steps < _SMALLEST_STEP)).any():
-        raise CodecError("Values this close to zero are not scaled.")
-    rounded = steps.astype(np.float32)
-    below = np.zeros_like(least)
-    np.divide(-least, rounded, out=below, where=steps > 0)
-    # Rounded up, so that the least value never falls below step 0.
-    zeros = np.minimum(np.ceil(below), most).astype(np.float32)
-    return rounded[:, None], zeros[:, None]
-
-
-def _along(reduce: np.ufunc, grouped: Floats) -> Floats:
-    """The least or largest value of every channel."""
-    if grouped.shape[2] == 1:
-        found: Floats = reduce.reduce(grouped[:, :, 0], axis=0)
+    least, largest = extremes(grouped)
+    # Small arrays cost a call each, which a small tensor's encoding consists of: as few as can be.
+    if least is None:
+        steps = largest / np.float32(most)
+        zeros = np.zeros(steps.size, np.float32)
     else:
-        found = reduce.reduce(reduce.reduce(grouped, axis=2), axis=0)
-    return found
+        below = -least.astype(np.float64)
+        parts = np.where((least < 0) & (largest > 0), most - 1.0, float(most))
+        steps = ((largest + below) / parts).astype(np.float32)
+        np.divide(below, steps, out=below, where=steps > 0)
+        # Rounded up, so that the least value never falls below step 0.
+        zeros = np.minimum(np.ceil(below), most).astype(np.float32)
+    if np.minimum.reduce(steps) >= _SMALLEST_STEP:
+        rates = np.float32(1) / steps
+    else:
+        if ((steps > 0) & (steps < _SMALLEST_STEP)).any():
+            raise CodecError("Values this close to zero are not scaled.")
+        rates = np.zeros_like(steps)
+        np.divide(np.float32(1), steps, out=rates, where=steps > 0)
+    return steps[:, None], rates[:, None], zeros
+
+
+def read_steps(frame: Any, channels: int, name: str) -> Floats:
+    """The steps that a frame begins with, (channels, 1).
+
+    Raises:
+        CodecError: One is no size.
+    """
+    steps = np.frombuffer(frame, "<f4", channels).copy()
+    # As in `extremes`; only a zero with a sign passes the second test alone.
+    if np.maximum.reduce(steps.view(np.uint32)) >= INFINITE and not (
+        np.isfinite(steps).all() and (steps >= 0).all()
+    ):
+        raise CodecError(f"A frame of codec {name} has steps that are no sizes.")
+    return steps.reshape(channels, 1)

@@ -127,6 +127,48 @@ def test_round_trip_of_activations(
         assert (back[typed == 0] == 0).all()
 
 
+@EVERY_CODEC
+@pytest.mark.parametrize("rectified", [True, False])
+@pytest.mark.parametrize("shape", [(1, 2, 190, 191), (70_001,), (1, 700, 7, 7), (3, 5, 91, 41), (2, 300, 97)])
+def test_tensors_of_several_pieces(name: str, shape: tuple[int, ...], rectified: bool) -> None:
+    """Codecs work in pieces that stay in a cache: none is lost, doubled or scaled as another."""
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    array *= np.linspace(0.5, 4, shape[-1], dtype=np.float32)
+    array = np.maximum(array, 0) if rectified else array
+    if name == "bit":
+        array = (array > 0).astype(np.float32)
+    check_round_trip(name, array, "float32")
+
+
+@LOSSY
+def test_what_is_wrong_late_in_a_tensor_is_found(name: str) -> None:
+    """A few elements promise a ReLU's map, of which less is looked at."""
+    array = np.ones((1, 4, 150, 150), np.float32)
+    array[0, 1, 7, 7] = -3
+    back = check_round_trip(name, array, "float32")
+    assert back[0, 1, 7, 7] < -2.5
+    for bad in (np.nan, -np.nan, np.inf, -np.inf):
+        array[0, 3, 149, 149] = bad
+        with pytest.raises(CodecError):
+            CODECS[name].encode(array)
+
+
+@pytest.mark.parametrize("name", [name for name in CODECS if "bitmap" in name])
+def test_a_bitmap_that_is_wrong_late_is_refused(name: str) -> None:
+    """One place too many or too few, and one behind the last element."""
+    array = np.zeros((1, 1, 1, 70_001), np.float32)
+    array[..., ::7] = 1
+    frame = bytearray(CODECS[name].encode(array))
+    assert (CODECS[name].decode(bytes(frame), "float32", array.shape) > 0.9).sum() == 10_001
+    start = 6 if name.startswith("int1") else 0
+    last = start + -(-(70_001 + (5 if name.startswith("int8") else 0)) // 8) - 1
+    for place, bit in ((last - 1, 2), (last - 1, 4), (last, 128), (start + 4100, 1), (start + 4100, 2)):
+        damaged = frame.copy()
+        damaged[place] ^= bit
+        with pytest.raises(CodecError):
+            CODECS[name].decode(bytes(damaged), "float32", array.shape)
+
+
 @pytest.mark.parametrize(
     ("name", "relative"),
     [
