@@ -39,6 +39,10 @@ BISECTIONS = 48
 TIE = 1e-10
 """What latency counts among equally good plans, as a part of the value: less than any difference that matters."""
 LABELS = 100_000
+LITTLE = 0.01
+"""Where the best plan so far is no further than this part from its bound, what a long search could gain is not worth it."""
+FEW = 10_000
+"""Labels of the exact search then: it proves small instances, and ends soon on those that it cannot."""
 CLASSED = 2_000
 """Devices at most that are sorted into classes, and between all of which widest paths are found."""
 SEARCHABLE = 300  # devices, links and media
@@ -144,7 +148,9 @@ class _Attempt:
             self.offer(shortest(self.instance, latency(self.instance))[1])
         if not self.proved and not self.settled and (self.route is None or self.searchable):
             self.offer(beam(self.instance, self.goal, incumbent=self.value))
-            found = search(self.instance, self.goal, budget=labels, incumbent=self.value)
+            near = self.value <= self.bound * (1 + LITTLE)
+            budget = min(labels, FEW) if near else labels
+            found = search(self.instance, self.goal, budget=budget, incumbent=self.value)
             self.offer(found.route)
             self.bound = max(self.bound, min(found.bound, self.value))
             self.gave_up = self.route is None and math.isfinite(found.bound)

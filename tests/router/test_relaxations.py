@@ -12,14 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from instances import problems
 
-from router import Cluster, Device, Link, Objective, Problem, evaluate, solve
+from router import Cluster, Device, Link, Objective, Problem, evaluate, solve, solver
 from router.classes import interchangeable
-from router.goal import make_goal
-from router.instance import compile_problem
+from router.goal import Goal, make_goal
+from router.instance import Instance, compile_problem
 from router.layers import Network
 from router.limits import broken
 from router.pipeline import least_cost, least_period, make_pipeline
-from router.search import search
+from router.search import Found, search
 from router.threshold import beam_period
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -108,3 +108,33 @@ def test_a_large_cluster_gets_a_plan_and_a_bound() -> None:
     best = solve(problem, "throughput")
     assert best.bound <= best.value <= 2 * best.bound
     assert all(s.stop - s.start <= 4 for s in best.route.stages)
+
+
+def test_where_little_can_be_gained_the_search_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wireless cell that carries a little less than the devices compute, or much less; the bound knows only these."""
+    names = [f"d{number}" for number in range(4)]
+    budgets: list[int] = []
+
+    def noted(instance: Instance, goal: Goal, budget: int, incumbent: float) -> Found:
+        budgets.append(budget)
+        return search(instance, goal, budget=0, incumbent=incumbent)
+
+    monkeypatch.setattr(solver, "search", noted)
+    cluster = Cluster(
+        devices=[Device("s", computes=False), *map(Device, names)],
+        links=[
+            Link(u, v, bandwidth=1e6, delay=1e-3, medium="air")
+            for u, v in itertools.permutations(["s", *names], 2)
+        ],
+    )
+    for nbytes in (6040, 20_000):
+        problem = Problem(
+            cluster=cluster,
+            source="s",
+            sink="s",
+            block_seconds={name: [1e-2, 2e-2, 1e-2, 3e-2, 1e-2, 2e-2] for name in names},
+            boundary_bytes=[nbytes] * 7,
+        )
+        found = solve(problem, "throughput")
+        assert (found.value <= found.bound * (1 + solver.LITTLE)) is (nbytes == 6040)
+    assert budgets == [solver.FEW, solver.LABELS]
