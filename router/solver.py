@@ -40,7 +40,7 @@ TIE = 1e-10
 """What latency counts among equally good plans, as a part of the value: less than any difference that matters."""
 LABELS = 100_000
 LITTLE = 0.01
-"""Where the best plan so far is no further than this part from its bound, what a long search could gain is not worth it."""
+"""Where the best plan so far is no further than this part from its bound, a long search could gain nothing worth it."""
 FEW = 10_000
 """Labels of the exact search then: it proves small instances, and ends soon on those that it cannot."""
 CLASSED = 2_000
