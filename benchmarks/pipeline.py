@@ -3,8 +3,9 @@
 Everything is in one run: ours (dispatcher, agents, credits, replay) and a bare pyzmq chain on the very same
 partitions and devices take turns; a chain of DEFER's kind follows on the same devices. One device is the same
 system with one stage. `alone` is each stage's partition run by itself on its device: the slowest one bounds any
-pipeline of these partitions. `predicted` is the period in the plan.json that was written before the run. Needs
-root, see docs/testbed.md.
+pipeline of these partitions. `each whole` is the whole model on every device at once, each by itself, nothing sent:
+what the devices can do together, since they share the caches and cores of one machine. `predicted` is the period in
+the plan.json that was written before the run. Needs root, see docs/testbed.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +70,14 @@ class Run:
     Attributes:
         rates: Results per second in each turn, by pipeline.
         alone: Seconds per run of each stage by itself.
+        each_whole: Runs of the whole model per second, all devices together, each by itself.
         plan: What was planned before.
         difference: Largest difference from the whole model's outputs, relative to their largest.
     """
 
     rates: dict[str, list[float]]
     alone: list[float]
+    each_whole: float
     plan: Plan
     difference: float
 
@@ -118,6 +122,8 @@ def _row(name: str, count: int, run: Run, single: float) -> Row:
         "ours ÷ bare": _pairs(run),
         "alone allows /s": 1 / max(run.alone),
         "of that": ours * max(run.alone),
+        "each whole /s": run.each_whole,
+        "of each whole": ours / run.each_whole,
         "with keys /s": median(keyed) if keyed else None,
         "DEFER-style /s": median(style) if style else None,
         "predicted /s": 1 / run.plan.period_s,
@@ -195,6 +201,9 @@ def _plain(
             alone(bed, stage.device, part, ALONE_S if not quick else 0.5)
             for stage, part in zip(plan.stages, parts, strict=True)
         ]
+        (whole,) = write_parts(model, chain, (), work / "parts")
+        with ThreadPoolExecutor(count) as pool:
+            each = list(pool.map(lambda device: alone(bed, device, whole, 0.5 if quick else 8.0), devices))
         processes: list[subprocess.Popen[str]] = []
         stack.enter_context(ended(processes))
         used = [stage.device for stage in plan.stages]
@@ -226,7 +235,7 @@ def _plain(
             if not np.allclose(array, expected, rtol=1e-2, atol=1e-3):
                 raise SystemExit(f"the results of {kind} are not the whole model's")
         difference = float(np.max(np.abs(found["defer"] - expected)) / np.max(np.abs(expected)))
-        return Run(rates, by_itself, plan, difference), load
+        return Run(rates, by_itself, sum(1 / seconds for seconds in each), plan, difference), load
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ What each codec does at each boundary is measured first. Errors of several codec
 their squares add up, not they; that is a guess which the end-to-end check of every candidate corrects.
 
 For throughput the router finds cuts and codecs together under such a sum, and proves how near to the best they are
-(`router.solver`), where the cluster is of few kinds of devices; where a check fails the sum is lowered.
+(`router.solver`), where the cluster is of few kinds of devices; what the sum may be, so that a check finds no more than
+the budget, is looked for between one that passed and one that failed.
 Otherwise candidates come from shares of the budget: with the whole budget for each transfer the plan is the fastest and
 mostly too inaccurate; its stages are kept while its codecs are chosen anew under the budget (`defer.codec_choice`); then
 the same with smaller shares, as long as what they allow could still be better.
@@ -45,8 +46,14 @@ TIGHTENINGS = 4
 MARGIN = 0.97
 """Aimed at, so that the next check does not fail by a hair."""
 
+LOOKS = 7
+"""How many plans are found and checked where cuts and codecs are found together."""
+
+WORTH = 0.01
+"""A plan that gains less over the one that keeps the budget is not checked."""
+
 NEAR = 1.05
-"""A plan is not looked for beyond this multiple of what is proved to be the least."""
+"""Within this multiple of what is proved to be the least, a plan is not looked for in other ways."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +162,43 @@ def plan_within(
     return msgspec.structs.replace(plan, accuracy=accuracy)
 
 
+@dataclass(slots=True)
+class _Room:
+    """What a plan's errors may add up to, so that the check finds no more than the limit: looked for from both sides.
+
+    Attributes:
+        limit: What the check may find.
+        next: To be tried; without any bound at first, since a plan may keep the budget for all that.
+        kept: With so much the check was passed.
+        refused: With so much it was not.
+    """
+
+    limit: float
+    next: float = math.inf
+    kept: float = 0.0
+    refused: float = math.inf
+
+    def tried(self, promised: float, error: float) -> None:
+        """A plan was checked whose errors add up to `promised`, and `error` was found."""
+        first = self.next == math.inf
+        if error <= self.limit:
+            self.kept = self.next
+        else:
+            self.refused = promised
+        if self.kept:
+            self.next = math.sqrt(self.kept * self.refused)
+        elif first:
+            self.next = min(self.limit, promised * MARGIN)
+        else:
+            # If both shrink alike, the next check finds just the limit.
+            self.next = promised * MARGIN * (self.limit / error if math.isfinite(error) else 0.5)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether there is nothing left to look for."""
+        return self.refused <= self.kept / MARGIN or self.kept == math.inf
+
+
 class _Search:
     """Candidates and the best of them so far."""
 
@@ -201,11 +245,11 @@ class _Search:
         return self._told(*self._best)
 
     def _jointly(self, check: Callable[[Plan], float]) -> bool:
-        """Cuts and codecs at once, under the sum of errors; whether a plan near what can be proved keeps the budget.
+        """Cuts and codecs at once, under the sum of errors; whether what keeps the budget is near what can be proved.
 
         The sum is a guess: so a plan without any comes first, which may keep the budget for all that.
         """
-        limit = room = self._budget.limit
+        limit = self._budget.limit
         wish, errors = self._wish, self._errors(1.0)
         if wish.rules.replicas or wish.placement is not None:
             return False
@@ -223,24 +267,23 @@ class _Search:
         with in_our_words(costs):
             if not router.soon(costs.problem, goal):
                 return False
-        most = math.inf
-        for _ in range(1 + TIGHTENINGS):
+        room, near = _Room(limit), False
+        for _ in range(LOOKS):
             try:
-                plan = self._made(errors, max_error=most)
+                plan = self._made(errors, max_error=room.next**self._budget.power)
             except NoRoute:
-                return False  # said by the search below, whose words are about this
-            if most == math.inf:
+                break  # said by the search below, whose words are about this
+            if room.next == math.inf:
                 self._bound = plan.bound  # what is proved under a guess is no bound
-            elif plan.value > plan.bound * NEAR:
-                return False
+            if self._best is not None and plan.value > self._best[0].value * (1 - WORTH):
+                break
             error = check(plan)
             if error <= limit:
-                self._best = plan, error
-                return True
-            if most < math.inf:
-                room = min(room, self._sum(plan)) * MARGIN * (limit / error if math.isfinite(error) else 0.5)
-            most = room**self._budget.power
-        return False
+                self._best, near = (plan, error), plan.value <= plan.bound * NEAR
+            room.tried(self._sum(plan), error)
+            if room.narrow:
+                break
+        return near
 
     def _told(self, plan: Plan, error: float) -> tuple[Plan, float]:
         """The plan with what is proved of it."""

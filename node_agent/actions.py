@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from node_agent import events as ev
+from node_agent.background import in_background
 from node_agent.errors import AgentError, code_of
 from node_agent.jobs import Jobs
 from node_agent.link import Context
@@ -68,7 +69,12 @@ class Actions:
         self._report: Callable[[ev.Event], None] = _nowhere
         # Files, partitions and links each have a thread: a slow load keeps nobody from shipping the next
         # files.
-        self._threads = {kind: Jobs(kind) for kind in ("store", "load", "probe")}
+        self._threads = {
+            # Hashing and writing take nothing from requests; a load says for itself what it is beside.
+            "store": Jobs("store", background=True),
+            "load": Jobs("load"),
+            "probe": Jobs("probe"),
+        }
         self._on: dict[type, Callable[[Any], None]] = {
             ev.CheckFiles: self._check_files,
             ev.StoreChunk: self._store_chunk,
@@ -156,7 +162,13 @@ class Actions:
                 event = ev.LoadFailed(load.epoch, "internal", f"{type(error).__name__}: {error}")
             self._report(event)
 
-        self._threads["load"].submit(run)
+        def beside() -> None:
+            if self._loader.idle:
+                run()
+            else:
+                in_background(run, threads=self._loader.threads)
+
+        self._threads["load"].submit(beside)
 
     def _install(self, job: ev.Install) -> None:
         epoch = job.load.epoch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from node_agent.background import yield_to_others
 from node_agent.threads import Shell
 
 Job = Callable[[], None]
@@ -15,11 +16,18 @@ class Jobs(Shell):
 
     Args:
         name: Of the thread.
+        background: Whether it leaves the processor to other threads that want it.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, background: bool = False) -> None:
         super().__init__(name)
+        self._background = background
         self._jobs: SimpleQueue[Job] = SimpleQueue()
+
+    def open(self) -> None:
+        """See `Shell.open`."""
+        if self._background:
+            yield_to_others()
 
     def submit(self, job: Job) -> None:
         """Runs `job` after those that wait."""

@@ -57,12 +57,17 @@ class Loader:
     def __init__(self, store: FileStore, engine: str, threads: int) -> None:
         self._store = store
         self._engine = engine
-        self._threads = threads
+        self.threads = threads
         self._shared: dict[Key, _Shared] = {}
         self._epochs: dict[int, tuple[Load, dict[int, Key]]] = {}
         self._batching: dict[int, dict[int, tuple[Batching | None, str]]] = {}
         self.loads = 0
         """Partitions loaded since the start; one that epochs share counts once."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is loaded, so that a load disturbs nobody."""
+        return not self._shared
 
     def engine_name(self, asked: str) -> str:
         """The engine that a request for `asked` gets."""
@@ -124,7 +129,7 @@ class Loader:
                 self._store.require(hop.graph),
                 hop.inputs,
                 hop.outputs,
-                self._threads,
+                self.threads,
                 options_of(name, load.options),
                 {spec.name: spec.shape for spec in bound(hop.warm_up)},
                 lambda what, fraction: report(f"hop {hop.hop}: {what}", fraction),

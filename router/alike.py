@@ -13,9 +13,9 @@ import numpy as np
 
 from router.instance import Floats, Instance
 
-NEARLY = 0.05
-"""Devices and links whose numbers differ by no more than this part are taken for alike: measuring them again would
-change them by as much."""
+NEARLY = (0.05, 0.1, 0.2)
+"""Devices and links whose numbers differ by no more than such a part are taken for alike: by the least of them that
+makes the problem small. Measuring them again would change them by the first; a single link may be off by the others."""
 
 SOON = 0.2e-3
 """Seconds of delay that make no difference."""
@@ -25,13 +25,17 @@ MOST = 64
 """Kinds of devices; a cluster of more is not made small enough by this."""
 
 
-def alike(instance: Instance) -> Instance:
+def alike(instance: Instance, nearly: float = NEARLY[0]) -> Instance:
     """The instance with the best of nearly equal numbers in the place of each; nothing in it is slower or smaller.
+
+    Args:
+        instance: Devices and links as they are.
+        nearly: Part by which numbers may differ.
 
     Returns:
         The instance itself where its devices are of more than `MOST` kinds.
     """
-    families = _families(instance)
+    families = _families(instance, nearly)
     if len(families) > MOST:
         return instance
     n, m = instance.n, len(instance.src)
@@ -56,7 +60,7 @@ def alike(instance: Instance) -> Instance:
             row[group] = row[group].max() if name == "memory" else row[group].min()
         free[group] = free[group].max()
     links = free[n : n + m]
-    free[n : n + m] = 1 / _leveled(1 / links, 0.0) if m else links
+    free[n : n + m] = 1 / _leveled(1 / links, nearly) if m else links
     return replace(
         instance,
         block=tables["block"],
@@ -68,16 +72,16 @@ def alike(instance: Instance) -> Instance:
         power=rows["power"],
         price=rows["price"],
         free=free,
-        seconds_per_byte=_leveled(instance.seconds_per_byte, 0.0),
-        delay=_leveled(instance.delay, SOON),
-        hop_wait=_leveled(instance.hop_wait, SOON),
-        crypt=np.stack([_leveled(instance.crypt[:, end], 0.0) for end in (0, 1)], axis=1),
-        link_power=_leveled(instance.link_power, 0.0),
-        link_price=_leveled(instance.link_price, 0.0),
+        seconds_per_byte=_leveled(instance.seconds_per_byte, nearly),
+        delay=_leveled(instance.delay, nearly, SOON),
+        hop_wait=_leveled(instance.hop_wait, nearly, SOON),
+        crypt=np.stack([_leveled(instance.crypt[:, end], nearly) for end in (0, 1)], axis=1),
+        link_power=_leveled(instance.link_power, nearly),
+        link_price=_leveled(instance.link_price, nearly),
     )
 
 
-def _families(instance: Instance) -> list[list[int]]:
+def _families(instance: Instance, nearly: float) -> list[list[int]]:
     """Devices that compute, source and sink aside, each with those that are nearly like the first of its family."""
     families: list[tuple[Floats, list[int]]] = []
     for u in np.flatnonzero(np.isfinite(instance.block).any(axis=1)).tolist():
@@ -93,7 +97,7 @@ def _families(instance: Instance) -> list[list[int]]:
             ]
         )
         for first, members in families:
-            if _near(first, numbers):
+            if _near(first, numbers, nearly):
                 members.append(u)
                 break
         else:
@@ -103,17 +107,17 @@ def _families(instance: Instance) -> list[list[int]]:
     return [members for _, members in families]
 
 
-def _near(a: Floats, b: Floats) -> bool:
-    """Whether no two numbers differ by more than `NEARLY`; infinite ones are only like each other."""
-    return bool(np.all((a == b) | (np.maximum(a, b) <= (1 + NEARLY) * np.minimum(a, b))))
+def _near(a: Floats, b: Floats, nearly: float) -> bool:
+    """Whether no two numbers differ by more than that part; infinite ones are only like each other."""
+    return bool(np.all((a == b) | (np.maximum(a, b) <= (1 + nearly) * np.minimum(a, b))))
 
 
-def _leveled(values: Floats, least: float) -> Floats:
+def _leveled(values: Floats, nearly: float, least: float = 0.0) -> Floats:
     """Each number lowered to the smallest one that is nearly like it."""
     level = np.empty_like(values)
     start = -np.inf
     for at in np.argsort(values, kind="stable"):
-        if not values[at] <= max(start * (1 + NEARLY), start + least):
+        if not values[at] <= max(start * (1 + nearly), start + least):
             start = values[at]
         level[at] = start
     return level

@@ -77,13 +77,20 @@ class _Attempt:
         self.value = math.inf
         self.route: Route | None = None
         self.gave_up = False
-        self.roughly = False
-        """Whether what is nearly alike was taken for alike."""
+        self.roughly = 0.0
+        """The part by which what was taken for alike may differ; 0 where nothing was."""
 
     @cached_property
-    def rough(self) -> Pipeline:
-        """The same tables with what is nearly alike taken for alike: a bound, and routes that nearly attain it."""
-        return make_pipeline(alike(self.instance))
+    def rough(self) -> tuple[float, Pipeline]:
+        """The same tables with what is nearly alike taken for alike: a bound, and routes that nearly attain it.
+
+        And how nearly: by the least part that makes the program small enough, or the largest.
+        """
+        for nearly in NEARLY:
+            pipeline = make_pipeline(alike(self.instance, nearly))
+            if pipeline.effort * self.runs <= EFFORT:
+                break
+        return nearly, pipeline
 
     @property
     def chained(self) -> bool:
@@ -107,7 +114,7 @@ class _Attempt:
         """Whether the stage-by-stage program finds the best plan, or nearly that, by itself."""
         if not self.chained or len(self.goal.bounds) > (self.goal.primary is None):
             return False
-        return self.pipeline.effort * self.runs <= EFFORT or self.rough.effort * self.runs <= EFFORT
+        return self.pipeline.effort * self.runs <= EFFORT or self.rough[1].effort * self.runs <= EFFORT
 
     def offer(self, route: Route | None) -> None:
         """Take a route if it keeps the limits and is better."""
@@ -131,7 +138,7 @@ class _Attempt:
     @property
     def settled(self) -> bool:
         """Whether the plan is as good as can be told where what is nearly alike was taken for alike."""
-        return self.roughly and self.value <= self.bound * (1 + NEARLY)
+        return self.roughly > 0 and self.value <= self.bound * (1 + self.roughly)
 
     def run(self, labels: int) -> Solution | None:
         """Best plan, or None when there is none (or none was found within the effort)."""
@@ -162,9 +169,10 @@ class _Attempt:
     def _pipeline(self) -> bool:
         """Try the stage-by-stage program; False when it proves that there is no plan."""
         pipeline, goal = self.pipeline, self.goal
-        if pipeline.effort * self.runs > EFFORT and self.rough.effort * self.runs <= EFFORT:
-            pipeline, goal = self.rough, make_goal(self.rough.instance, self.objective)
-            self.roughly = True
+        if pipeline.effort * self.runs > EFFORT:
+            nearly, rough = self.rough
+            if rough.effort * self.runs <= EFFORT:
+                pipeline, goal, self.roughly = rough, make_goal(rough.instance, self.objective), nearly
         if pipeline.effort > EFFORT:
             if goal.primary is None:
                 least, routes = beam_period(pipeline)

@@ -19,7 +19,13 @@ from benchmarks.runner import Options, Outcome, Row, Target, main
 KILLS = {"kill": "loaded", "kill-files": "files", "kill-cold": "none"}
 """SIGKILL of a stage, by what was prepared for it (`--standby`): partitions in memory, files, nothing."""
 
-SCENES = (*KILLS, "hang", "slow", "dispatcher", "replan", "roll-out")
+HANGS = {"hang": "loaded", "hang-files": "files"}
+"""A stage that hangs, likewise."""
+
+SCENES = (*KILLS, *HANGS, "slow", "dispatcher", "replan", "roll-out")
+
+APART = ("kill-files", "kill-cold", "hang-files")
+"""Each with a dispatcher of its own: it prepares in another way."""
 
 SLOW_S = 0.6
 """Of each item of a stage that has become slow: longer than one that hangs is left alone."""
@@ -38,21 +44,22 @@ def measure(options: Options) -> Outcome:
             work.mkdir(parents=True)
         on = stack.enter_context(stand(work, given.devices))
         status = stack.enter_context(options.console.status("measuring, planning, loading"))
-        for name in ("kill-files", "kill-cold"):
+        for name in APART:
             if name in wanted:
-                with on.serving(standby=KILLS[name]):
+                by = {**KILLS, **HANGS}[name]
+                with on.serving(standby=by):
                     on.rate = on.rate or on.measure_rate()
                     status.update(name)
-                    seen[name] = scenes.kills(on, rounds, KILLS[name])
+                    seen[name] = (scenes.kills if name in KILLS else scenes.hangs)(on, rounds, by)
         with on.serving(standby="loaded"):
             on.rate = on.rate or on.measure_rate()
-            for name in (name for name in wanted if name not in ("dispatcher", "kill-files", "kill-cold")):
+            for name in (name for name in wanted if name not in ("dispatcher", *APART)):
                 status.update(name)
                 match name:
                     case "kill":
                         seen[name] = scenes.kills(on, rounds, KILLS[name])
                     case "hang":
-                        seen[name] = scenes.hangs(on, rounds)
+                        seen[name] = scenes.hangs(on, rounds, HANGS[name])
                     case "slow":
                         seen[name] = scenes.slows(on, 10.0 if options.quick else 30.0, SLOW_S)
                     case "replan" | "roll-out":
@@ -93,9 +100,10 @@ def _outcome(seen: dict[str, Seen], rate: float) -> Outcome:
         if one := seen.get(name):
             bound = median(one.bounds)
             targets.append(Target(f"SIGKILL {what}, median gap s", median(one.gaps), bound, "most"))
-    if one := seen.get("hang"):
-        longest = max(0.4, 3 * one.more["slowest stage, mean run"])
-        targets.append(Target("hang, median detection s", median(one.detected), longest, "most"))
+    for name in HANGS:
+        if one := seen.get(name):
+            longest = max(0.4, 3 * one.more["slowest stage, mean run"])
+            targets.append(Target(f"{name}, median detection s", median(one.detected), longest, "most"))
     if one := seen.get("slow"):
         targets.append(
             Target("slow stage: devices taken for lost", one.more["devices taken for lost"], 0, "most")

@@ -91,16 +91,17 @@ def _most_sent(stand: Stand, before: dict[tuple[str, str], int]) -> int:
     return max(now[pair] - before[pair] for pair in now if pair[0] == home)
 
 
-def hangs(stand: Stand, rounds: int) -> Seen:
-    """A stage whose run does not end, while its agent's heartbeats go on."""
+def hangs(stand: Stand, rounds: int, by: str) -> Seen:
+    """A stage whose run does not end, while its agent's heartbeats go on; `by` is what was prepared for its loss."""
     seen, home = Seen(), stand.stages()
     predicted = max(
         (stage["run_s"] for each in stand.status()["deployments"] for stage in each["stages"]), default=0.0
     )
     seen.more["slowest stage, mean run"] = predicted
     for number in range(rounds):
-        stand.settle(home, "loaded")
-        victim = home[1 + number % (len(home) - 1)]
+        covered = stand.settle(home, by)
+        chosen = [name for name in home[1:] if name in covered] or home[1:]
+        victim = chosen[number % len(chosen)]
         slow = stand.bed.history_of(victim).with_suffix(".runs.slow")
         load = stand.load(BEFORE_S + 2 * AFTER_S)
         time.sleep(BEFORE_S + AFTER_S)
@@ -117,7 +118,7 @@ def hangs(stand: Stand, rounds: int) -> Seen:
         hung = [one["at"] - wall for one in stand.events(wall, "stage-hangs") if one["device"] == victim]
         seen.detected.append(min(hung, default=float("inf")) - (begun - at))
         slow.unlink()
-    stand.settle(home, "loaded")
+    stand.settle(home, by)
     return seen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,8 @@ import msgspec
 import numpy as np
 import onnxruntime
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import models
 import partitioner
@@ -20,7 +23,7 @@ from defer.codec_costs import offered_codecs
 from defer.codec_errors import error_table, plan_error, through
 from defer.documents import CodecProfile, CostProfile, DeviceProfile, Plan, loads_cluster
 from defer.errors import NoRoute, UsageError
-from defer.guarded_planning import Wish, plan_within
+from defer.guarded_planning import LOOKS, Wish, _Room, plan_within
 from defer.parts import bound_inputs
 from defer.planning import make_plan
 from defer.wishes import Rules
@@ -244,3 +247,33 @@ def test_a_nan_in_a_calibration_request_is_no_crash(runner: BlockRunner, request
     next(iter(spoiled.values())).flat[0] = np.nan
     table = error_table(runner, [spoiled], ("int8",), Budget("relative", 0.1))
     assert table["int8"][0] == 0.0  # such a tensor goes raw
+
+
+@given(
+    limit=st.floats(1e-4, 0.5),
+    factor=st.floats(0.2, 4.0),
+    power=st.floats(0.7, 1.6),
+    most=st.floats(0.0, 20.0),
+)
+def test_the_room_for_errors_is_found_from_both_sides(
+    limit: float, factor: float, power: float, most: float
+) -> None:
+    """Whatever the check finds of what the errors promise, as long as more of the one is more of the other."""
+
+    def found(promised: float) -> float:
+        return limit * factor * (promised / limit) ** power
+
+    room = _Room(limit)
+    widest = most * limit  # what the errors add up to where nothing bounds them
+    for _ in range(LOOKS):
+        promised = min(room.next, widest)
+        room.tried(promised, found(promised))
+        if room.narrow:
+            break
+    best = min(widest, limit * (1 / factor) ** (1 / power))
+    if found(widest) <= limit:
+        assert room.kept == math.inf
+    else:
+        assert found(room.kept) <= limit
+        assert found(room.refused) > limit
+        assert room.kept >= 0.85 * best

@@ -51,8 +51,31 @@ def test_bytes_cost_what_they_were_measured_to_on_the_links_where_that_is_more()
 
     links = (link("a", "b", 3e-3, 5e-3), link("b", "a", 1e-4, 0.0), link("home", "a", 1.0, 2e-3))
     profile = msgspec.structs.replace(_profile(a=1e-3, b=4e-3), links=links)
+    kinds = {n: msgspec.structs.replace(known, fingerprint=n) for n, known in profile.devices.items()}
+    profile = msgspec.structs.replace(profile, devices=kinds)
     (raw,) = with_moving((router.RAW,), profile, [100, 100, 100], ["a", "b"])
     assert raw.encode["a"][0] == pytest.approx(0.3), "over the link"
     assert raw.encode["b"][0] == pytest.approx(0.2), "within the device, which is more"
     assert raw.decode["a"][0] == pytest.approx(0.2), "what was not measured does not count"
     assert raw.decode["b"][0] == pytest.approx(0.5)
+
+
+def test_boards_of_one_kind_pay_the_same_over_links_of_one_speed() -> None:
+    """Else what a short probe scatters by makes boards differ that do not."""
+    profile = _profile(a=0.0, b=0.0, c=0.0)
+
+    def link(source: str, target: str, sending: float, bandwidth: float = 1e6) -> LinkProfile:
+        made = LinkProfile.of(source, target, bandwidth, 1e-3)
+        return msgspec.structs.replace(made, send_byte_s=sending, receive_byte_s=2 * sending)
+
+    alike = (link("a", "b", 3e-3), link("b", "c", 4e-3, 1.3e6), link("c", "a", 9e-3))
+    other = link("a", "home", 7e-3)
+    fast = link("b", "a", 1e-3, 1e8)
+    links = msgspec.structs.replace(profile, links=(*alike, other, fast))
+    cut = msgspec.structs.replace(links.devices["a"], byte_s=1e-9)
+    profile = msgspec.structs.replace(links, devices={**links.devices, "a": cut})
+    (raw,) = with_moving((router.RAW,), profile, [100], ["a", "b", "c"])
+    assert raw.encode["c"][0] == pytest.approx(0.4), "the median of a, b and c"
+    assert raw.encode["a"][0] == pytest.approx(0.55), "half way between the links to boards and to home"
+    assert raw.encode["b"][0] == pytest.approx(0.25), "half way between slow and fast links"
+    assert raw.decode["b"][0] == pytest.approx(0.8)
