@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +19,7 @@ from defer.errors import AgentFault, Cancelled, UnknownDevice
 from defer.hops import Layout, Part, Place, lay_out
 from defer.parts import WrittenPart
 from defer.shipping import ship
+from defer.turns import Turns
 from node_agent import messages as m
 
 LOAD_TIMEOUT_S = 600.0
@@ -86,7 +89,7 @@ def deploy(
     epoch: int,
     name: str,
     on_step: Step | None = None,
-    patient: bool = False,
+    stagger_s: float = 0.0,
     noted: Callable[[], None] = lambda: None,
 ) -> Deployment:
     """Ship and load a plan's partitions; when this returns every agent is warm.
@@ -101,7 +104,8 @@ def deploy(
         epoch: Number of this deployment, never used before by this dispatcher.
         name: Name the model is served under.
         on_step: Told of progress.
-        patient: Nobody waits for it: one agent loads after the other, so that what serves is disturbed at one place.
+        stagger_s: An agent loads when the one before it has, or that long after it began, in seconds: so what serves is
+            disturbed at one place at a time. 0 has all load at once; where it is infinite files are sent in turn, too.
         noted: Waits until it is safe that agents hold this deployment, before they hear of it; from several threads.
 
     Raises:
@@ -116,6 +120,7 @@ def deploy(
         files[stage.device].update(part.files)
 
     given_up = threading.Event()
+    turns = Turns(stagger_s)
 
     def go_on() -> None:
         if given_up.is_set():
@@ -123,13 +128,14 @@ def deploy(
 
     def bring(device: str) -> tuple[int, m.Loaded]:
         sent = _ship(pool, device, files[device], on_step, go_on)
-        go_on()
-        noted()
-        load = m.Load(0, epoch, name, layout.hops[device], *engines[device])
-        return sent, _load(pool, device, load, on_step)
+        with turns.turn() if stagger_s else nullcontext():
+            go_on()
+            noted()
+            load = m.Load(0, epoch, name, layout.hops[device], *engines[device])
+            return sent, _load(pool, device, load, on_step)
 
     try:
-        brought = in_parallel(bring, list(layout.hops), most=1 if patient else None)
+        brought = in_parallel(bring, list(layout.hops), most=1 if math.isinf(stagger_s) else None)
     finally:
         given_up.set()  # a thread that was not waited for loads nothing any more
     inputs, outputs, warm_up = signature

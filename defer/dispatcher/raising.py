@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from defer.documents.plan import Plan
 
 logger = logging.getLogger("defer.dispatcher")
+
+STAGGER_S = 1.0
+"""Beside what serves, agents load one after the other; but not behind one that takes longer than this."""
 
 PartsOf = Callable[["Plan"], Foreseen]
 """The partitions of a route."""
@@ -110,11 +114,12 @@ class Raising:
         """
         # What stands by takes no memory for a reference: while it serves, nothing is sampled.
         every = max(1, round(1 / order.sample)) if order.sample > 0 and not patient else 0
+        stagger_s = math.inf if patient else STAGGER_S if self.in_service() and not hurry else 0.0
         opened: list[Deployment] = []
         try:
             # Routes that share a stage share its partition on the device: agents load it once.
             for fraction, leg in plan.legs:
-                made = self._load_route(order, leg, made_of, on_progress, patient=patient)
+                made = self._load_route(order, leg, made_of, on_progress, stagger_s, standing=patient)
                 opened.append(made)
                 exact = reference_of(leg) if every else None
                 route = replace(route_of(made), sample_every=every if exact else 0, fraction=fraction)
@@ -163,14 +168,15 @@ class Raising:
         leg: Plan,
         made_of: PartsOf,
         on_progress: OnProgress,
+        stagger_s: float,
         *,
-        patient: bool = False,
+        standing: bool,
     ) -> Deployment:
         """Load one route's stages under an epoch of its own."""
         passed = [device for transfer in leg.transfers for device in transfer.path[1:-1]]
         devices = tuple(dict.fromkeys([*(stage.device for stage in leg.stages), *passed]))
-        made = self._load(order, leg, made_of, devices, on_progress, patient=patient)
-        if patient:
+        made = self._load(order, leg, made_of, devices, on_progress, stagger_s)
+        if standing:
             self.standing.add(made.epoch)
         self.served[made.epoch] = Served(made, order.objective)
         return made
@@ -182,8 +188,7 @@ class Raising:
         made_of: PartsOf,
         devices: tuple[str, ...],
         on_progress: OnProgress,
-        *,
-        patient: bool = False,
+        stagger_s: float,
     ) -> Deployment:
         """Have agents load partitions under a new epoch; where that fails they are told to forget it."""
         from defer.deployer import deploy
@@ -201,7 +206,7 @@ class Raising:
                 epoch=epoch,
                 name=order.name,
                 on_step=lambda where, what, fraction: on_progress(f"{where}: {what}", fraction),
-                patient=patient,
+                stagger_s=stagger_s,
                 noted=noted,
             )
         except BaseException:
@@ -224,7 +229,7 @@ class Raising:
     ) -> None:
         """Load a deployment's lossless reference, which samples are compared with; serving goes on without it."""
         try:
-            made = self._load(order, exact, made_of, devices_of(of), on_progress)
+            made = self._load(order, exact, made_of, devices_of(of), on_progress, STAGGER_S)
         except DeferError as error:
             logger.warning("model %s is served without sampling: %s", order.name, error)
             return
