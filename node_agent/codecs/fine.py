@@ -26,7 +26,7 @@ from node_agent.codecs.base import (
     plain_bytes,
     rounding,
 )
-from node_agent.codecs.int8 import MAGIC, by_channels, pieces, read_steps, steps_of
+from node_agent.codecs.int8 import by_channels, quantise, read_steps, restored, steps_of
 from node_agent.dtypes import storage
 from node_agent.errors import CodecError
 
@@ -60,10 +60,7 @@ class Fine:
         grouped = flat_float32(array).reshape(by_channels(array.shape, _STEP_BYTES))
         steps, rates, zeros = steps_of(grouped, self._last)
         leveled = np.empty(grouped.shape, np.uint16)
-        for part in pieces(grouped.shape):
-            levels = grouped[part] * rates[part[1]]
-            levels += MAGIC
-            leveled[part] = levels.view(np.uint32)
+        quantise(grouped, rates, leveled)
         # Steps below zero have bits above the last one, which nothing takes along; zero has none.
         words = leveled.reshape(-1)
         split = start = _STEP_BYTES * steps.size
@@ -94,8 +91,7 @@ class Fine:
             raise CodecError(f"A frame of {len(held)} bytes cannot hold {dtype}{list(shape)}.")
         steps = read_steps(frame, channels, self.name)
         zeros = held[4 * channels : split].copy().view("<u2").reshape(channels, 1)
-        furthest = np.maximum.reduce(zeros[:, 0])
-        if furthest > self._last:
+        if np.maximum.reduce(zeros[:, 0]) > self._last:
             raise CodecError(f"A frame of codec {self.name} has steps that are no sizes.")
         if self._sparse:
             bits = np.unpackbits(held[split : split + map_bytes], bitorder="little")
@@ -106,18 +102,7 @@ class Fine:
             words[places] = self._unpacked(held[split + map_bytes :], places.size, dtype, shape)
         else:
             words = self._unpacked(held[split:], elements, dtype, shape)
-        words = words.reshape(grouping)
-        values = np.empty(grouping, np.float32)
-        with np.errstate(over="ignore"):
-            if not furthest:  # nothing is below zero behind a ReLU
-                np.multiply(words, steps, out=values, dtype=np.float32)
-            else:
-                for part in pieces(grouping):
-                    # Steps from the least value, then from zero: they wrap around.
-                    from_least = (words[part] + zeros[part[1]]) & self._last
-                    np.subtract(from_least, zeros[part[1]], out=values[part], dtype=np.float32)
-                    values[part] *= steps[part[1]]
-        return as_type(values.reshape(-1), dtype, shape)
+        return as_type(restored(words.reshape(grouping), zeros, steps, self._last).reshape(-1), dtype, shape)
 
     def bound(self, array: Array) -> Array:
         """See `Codec.bound`: half a step of the element's channel."""

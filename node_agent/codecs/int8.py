@@ -34,7 +34,7 @@ from node_agent.codecs.base import (
 from node_agent.dtypes import storage
 from node_agent.errors import CodecError
 
-MAGIC = np.float32(1.5 * 2**23)
+_MAGIC = np.float32(1.5 * 2**23)
 """Added to a float32 below 2²², it leaves the number, rounded to nearest, in the lowest bits."""
 
 _SMALLEST_STEP = 2.0**-120
@@ -70,12 +70,7 @@ class Int8:
         frame = np.empty(split + array.size, np.uint8)
         frame[: 4 * steps.size].view("<f4")[:] = steps[:, 0]
         frame[4 * steps.size : split] = zeros
-        target = frame[split:].reshape(grouped.shape)
-        for part in pieces(grouped.shape):
-            levels = grouped[part] * rates[part[1]]
-            # The lowest byte of a negative number of steps, too, is that number modulo 256.
-            levels += MAGIC
-            target[part] = levels.view(np.uint32)
+        quantise(grouped, rates, frame[split:].reshape(grouped.shape))
         return frame.data
 
     def decode(self, frame: Any, dtype: str, shape: Sequence[int]) -> Array:
@@ -91,17 +86,7 @@ class Int8:
         held = np.frombuffer(frame, np.uint8)
         zeros = held[4 * channels : _STEP_BYTES * channels].reshape(channels, 1)
         levels = held[_STEP_BYTES * channels :].reshape(grouping)
-        values = np.empty(grouping, np.float32)
-        with np.errstate(over="ignore"):
-            if not np.maximum.reduce(zeros[:, 0]):  # nothing is below zero behind a ReLU
-                np.multiply(levels, steps, out=values, dtype=np.float32)
-            else:
-                for part in pieces(grouping):
-                    # Steps from the least value, then from zero: bytes wrap around.
-                    from_least = levels[part] + zeros[part[1]]
-                    np.subtract(from_least, zeros[part[1]], out=values[part], dtype=np.float32)
-                    values[part] *= steps[part[1]]
-        return as_type(values.reshape(-1), dtype, shape)
+        return as_type(restored(levels, zeros, steps, 255).reshape(-1), dtype, shape)
 
     def bound(self, array: Array) -> Array:
         """See `Codec.bound`: half a step of the element's channel."""
@@ -197,6 +182,50 @@ def steps_of(grouped: Floats, most: int) -> tuple[Floats, Floats, Floats]:
         rates = np.zeros_like(steps)
         np.divide(np.float32(1), steps, out=rates, where=steps > 0)
     return steps[:, None], rates[:, None], zeros
+
+
+def quantise(grouped: Floats, rates: Floats, words: Array) -> None:
+    """Writes values as numbers of steps from zero, modulo as many as an element of `words` holds.
+
+    Args:
+        grouped: Values as (before the channels, channels, after them).
+        rates: Steps per unit, (channels, 1).
+        words: Unsigned integers, of the values' shape.
+    """
+    room = np.empty(min(PIECE, grouped.size), np.float32)
+    for part in pieces(grouped.shape):
+        some = grouped[part]
+        levels = room[: some.size].reshape(some.shape)
+        np.multiply(some, rates[part[1]], out=levels)
+        levels += _MAGIC
+        # The lowest bits of a negative number, too, are that number modulo a power of two.
+        words[part] = levels.view(np.uint32)
+
+
+def restored(words: Array, zeros: Array, steps: Floats, last: int) -> Floats:
+    """The values that `quantise` was given, to the nearest step; infinite where a step is too large.
+
+    Args:
+        words: Steps from zero, modulo `last` + 1, as (before the channels, channels, after them).
+        zeros: Of the words' type, (channels, 1).
+        steps: Sizes, (channels, 1).
+        last: Number of the last step.
+    """
+    values = np.empty(words.shape, np.float32)
+    below = bool(np.maximum.reduce(zeros[:, 0]))  # nothing is below zero behind a ReLU
+    with np.errstate(over="ignore"):
+        for part in pieces(words.shape):
+            # Converted first: NumPy multiplies numbers of one type twice as fast as of two.
+            some, which = values[part], part[1]
+            if below:
+                from_least = words[part] + zeros[which]
+                from_least &= last
+                some[...] = from_least
+                some -= zeros[which]
+            else:
+                some[...] = words[part]
+            some *= steps[which]
+    return values
 
 
 def read_steps(frame: Any, channels: int, name: str) -> Floats:
