@@ -144,8 +144,12 @@ class ReceiveWindow:
         self._held -= 1
         self._owed_items += 1
         self._owed_bytes += nbytes
-        # A quarter: the sender never has less than three quarters of the window because of batching.
-        if 4 * self._owed_items >= self.window.items or 4 * self._owed_bytes >= self.window.nbytes:
+        # A quarter: the sender never has less than three quarters of the window because of batching. And two of a small
+        # window: each message wakes a thread at both ends, which costs a busy box more than the rest of the item's way.
+        window = self.window
+        if (
+            4 * self._owed_items >= window.items and self._owed_items >= min(2, window.items // 2)
+        ) or 4 * self._owed_bytes >= window.nbytes:
             return self.open()
         return None
 
