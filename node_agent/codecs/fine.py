@@ -126,11 +126,6 @@ class Fine:
         return (1 << self._bits) - 1
 
     @property
-    def _high(self) -> int:
-        """A word's bits above the low byte."""
-        return self._last & 0xFF00
-
-    @property
     def _per_byte(self) -> int:
         """Elements whose high bits share a byte."""
         return 8 // (self._bits - 8)
@@ -144,13 +139,15 @@ class Fine:
     def _pack(self, words: Words, frame: Bytes) -> None:
         """Writes low bytes, then high bits: each byte has those of elements as far apart as there are bytes."""
         frame[: words.size] = words
-        high = np.zeros((self._per_byte, frame.size - words.size), np.uint16)
-        np.bitwise_and(words, self._high, out=high.reshape(-1)[: words.size])
+        high = np.zeros((self._per_byte, frame.size - words.size), np.uint8)
+        every = high.reshape(-1)[: words.size]
+        np.right_shift(words, 8, out=every, dtype=np.uint16, casting="unsafe")
+        every &= self._last >> 8
         packed = high[-1]
         for plane in high[-2::-1]:
             packed *= 1 << (self._bits - 8)
             packed += plane
-        frame[words.size :] = packed >> 8
+        frame[words.size :] = packed
 
     def _unpacked(self, held: Bytes, elements: int, dtype: str, shape: Sequence[int]) -> Words:
         check_length(held, self._packed_bytes(elements), dtype, shape)
@@ -158,7 +155,7 @@ class Fine:
         words = np.empty((self._per_byte, packed.size), np.uint16)
         for number, plane in enumerate(words):
             np.multiply(packed, 256 >> (number * (self._bits - 8)), out=plane)
-        words &= self._high
+        words &= self._last & 0xFF00
         flat = words.reshape(-1)[:elements]
         flat |= held[:elements]
         return flat

@@ -57,7 +57,11 @@ class _Half:
         most = float(largest[0] if least is None else max(-least[0], largest[0]))
         if most > self.largest:
             raise CodecError(f"{most:.3g} is too large for {self.name}.")
-        return byte_view(self._narrow(flat))
+        narrow = np.empty(flat.size, "<u2")
+        for start in range(0, flat.size, PIECE):
+            piece = slice(start, start + PIECE)
+            self._narrow(flat[piece], narrow[piece])
+        return byte_view(narrow)
 
     def decode(self, frame: Any, dtype: str, shape: Sequence[int]) -> Array:
         """See `Codec.decode`."""
@@ -80,7 +84,7 @@ class _Half:
         """See `Codec.most_bytes`."""
         return self.exact_bytes(dtype, shape)
 
-    def _narrow(self, flat: Floats) -> Halves:
+    def _narrow(self, some: Floats, narrow: Halves) -> None:
         raise NotImplementedError
 
     def _widen(self, bits: Words) -> Floats:
@@ -95,20 +99,20 @@ class Float16(_Half):
     relative = 2.0**-11
     absolute = 2.0**-25
 
-    def _narrow(self, flat: Floats) -> Halves:
+    def _narrow(self, some: Floats, narrow: Halves) -> None:
         # Scaled so that its exponents are those of float32: then the upper bits are the half, subnormals too.
-        bits: Words = (flat * np.float32(2.0**-112)).view(np.uint32)
+        bits: Words = (some * np.float32(2.0**-112)).view(np.uint32)
         sign = bits >> 16
         sign &= 0x8000
         bits &= 0x7FFFFFFF
         # Half of the last bit that stays, or a little less where that bit is not set: so ties become even.
-        narrow: Words = np.right_shift(bits, np.uint32(13))
-        narrow &= 1
-        narrow += 0xFFF
-        narrow += bits
-        narrow >>= 13
-        narrow |= sign
-        return narrow.astype("<u2")
+        rounded: Words = np.right_shift(bits, np.uint32(13))
+        rounded &= 1
+        rounded += 0xFFF
+        rounded += bits
+        rounded >>= 13
+        rounded |= sign
+        narrow[:] = rounded
 
     def _widen(self, bits: Words) -> Floats:
         sign = bits & 0x8000
@@ -129,14 +133,10 @@ class Bfloat16(_Half):
     relative = 2.0**-8
     absolute = 2.0**-134
 
-    def _narrow(self, flat: Floats) -> Halves:
-        bits = flat.view(np.uint32)
-        narrow = np.empty(flat.size, "<u2")
-        for start in range(0, flat.size, PIECE):
-            piece = slice(start, start + PIECE)
-            # Half of the last bit that stays carries into it.
-            np.right_shift(bits[piece] + 0x8000, 16, out=narrow[piece], dtype=np.uint32, casting="unsafe")
-        return narrow
+    def _narrow(self, some: Floats, narrow: Halves) -> None:
+        # Half of the last bit that stays carries into it.
+        bits = some.view(np.uint32) + 0x8000
+        np.right_shift(bits, 16, out=narrow, dtype=np.uint32, casting="unsafe")
 
     def _widen(self, bits: Words) -> Floats:
         bits <<= 16
