@@ -37,6 +37,9 @@ SPARE_S: Final = 60.0
 KILL_S: Final = 10.0
 """Seconds that a process has to end after it was killed."""
 
+SAID: Final = 4096
+"""Bytes, the last of what a process printed, that are looked at when it has ended."""
+
 T = TypeVar("T")
 
 OnProgress = Callable[[str, float], None]
@@ -147,9 +150,9 @@ class Conversation:
         try:
             reply = self._process.ask(question, on_progress)
         except (OSError, EOFError, msgspec.MsgspecError) as error:
-            if self._planner.closed:
-                raise ended() from None
-            raise self._process.why(error) from error
+            why = ended() if self._planner.closed else self._process.why(error)
+            self.close()  # what it may say yet is no answer to the next question
+            raise why from error
         if isinstance(reply, Failed):
             raise reply.error()
         return msgspec.msgpack.decode(reply.body, type=kind)
@@ -226,7 +229,8 @@ class _Process:
             self.kill()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(KILL_S)  # its socket is closed: it has ended, or is about to
-        self._said.seek(0)
+        size = self._said.seek(0, os.SEEK_END)
+        self._said.seek(max(0, size - SAID))
         told = self._said.read().decode(errors="replace").strip().splitlines()
         code = self._process.returncode
         why = told[-1] if told else f"exit status {code}"
