@@ -26,7 +26,7 @@ def in_background(job: Callable[[], None], *, threads: int) -> None:
         job: What is to be done; it does not raise.
         threads: Threads that one run of an engine may use; with one, engines start none.
     """
-    if sys.platform != "linux" or (threads > 1 and not _may_be_lowered()):
+    if sys.platform != "linux" or not _tasks() or (threads > 1 and not _may_be_lowered()):
         job()
         return
 
@@ -52,8 +52,11 @@ def yield_to_others() -> None:
 
 
 def _tasks() -> set[int]:
-    """Native ids of this process's threads."""
-    return {int(task.name) for task in Path("/proc/self/task").iterdir()}
+    """Native ids of this process's threads; none where the system does not tell."""
+    try:
+        return {int(task.name) for task in Path("/proc/self/task").iterdir()}
+    except OSError:
+        return set()
 
 
 @functools.cache

@@ -202,7 +202,7 @@ class Cuts:
         Raises:
             DeferError: The model cannot be cut that way.
         """
-        of_order = str(order.model), tuple(sorted(order.shapes.items())), str(order.calibration)
+        of_order = str(order.model), tuple(sorted(order.shapes.items())), _content_of(order.calibration)
         key = of_order, leg.digest, leg.cuts, leg.order, precisions
         known = self._known.setdefault(order.name, {})
         found = known.get(key)
@@ -222,3 +222,14 @@ class Cuts:
 
     def _paths(self, found: Foreseen) -> Iterator[Path]:
         return (path for part in found.written(self._parts) for path in part.files.values())
+
+
+def _content_of(calibration: Path | None) -> object:
+    """What tells one calibration from another, which may have its name: a device that quantises has ranges of it."""
+    if calibration is None:
+        return None
+    try:
+        found = calibration.stat()
+    except OSError:
+        return str(calibration)
+    return str(calibration), found.st_size, found.st_mtime_ns

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self, TypeVar
 
@@ -153,6 +154,9 @@ class Conversation:
             why = ended() if self._planner.closed else self._process.why(error)
             self.close()  # what it may say yet is no answer to the next question
             raise why from error
+        except BaseException:  # whoever is told of progress wants no more of it
+            self.close()
+            raise
         if isinstance(reply, Failed):
             raise reply.error()
         return msgspec.msgpack.decode(reply.body, type=kind)
@@ -191,7 +195,7 @@ class _Process:
             ours, theirs = map(failing.enter_context, socket.socketpair())
             # Its own process group: Ctrl-C in the terminal reaches the parent alone, which then stops it in order.
             process = subprocess.Popen(
-                [sys.executable, "-m", "defer.dispatcher.planner_process", str(theirs.fileno())],
+                [*_python(), "-m", "defer.dispatcher.planner_process", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
@@ -248,6 +252,14 @@ class _Process:
             self._process.wait(KILL_S)
         self._connection.close()
         self._said.close()
+
+
+def _python() -> tuple[str, ...]:
+    """The interpreter, which is not to take a user's files for its modules where this process does not."""
+    here = {"", "."}
+    with suppress(OSError):
+        here.add(str(Path.cwd()))
+    return (sys.executable,) if here & set(sys.path) else (sys.executable, "-P")
 
 
 def ended() -> DeferError:

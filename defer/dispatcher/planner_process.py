@@ -19,7 +19,7 @@ from defer.accuracy import parse_budget
 from defer.blocks import planning_chain
 from defer.dispatcher import questions as q
 from defer.dispatcher.framing import receive, send
-from defer.dispatcher.planner import LIMIT_S, SPARE_S
+from defer.dispatcher.planner import SPARE_S
 from defer.documents.blocks import BlocksDocument
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
@@ -229,7 +229,9 @@ def serve(connection: socket.socket) -> None:
     _import()
 
     def reply(message: q.Reply) -> None:
-        send(connection, msgspec.msgpack.encode(message), LIMIT_S)
+        # Without a limit: a socket has but one, which is the reading thread's as well, and that one waits for any time.
+        # It also ends the process when nobody is there to take this.
+        send(connection, msgspec.msgpack.encode(message), None)
 
     answers = Answers(lambda what, fraction: reply(q.Progress(what, fraction)))
     wait: float | None = SPARE_S

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 import models
@@ -22,7 +23,7 @@ from defer.dispatcher.daemon import Daemon
 from defer.dispatcher.planner import PATIENT, Planner
 from defer.dispatcher.planner_process import Answers
 from defer.documents.cluster import Cluster, loads_cluster
-from defer.errors import DeferError, FileMissing, Internal, NoRoute, NotReady
+from defer.errors import Cancelled, DeferError, FileMissing, Internal, NoRoute, NotReady
 from defer.hops import Part
 from defer.local_agents import local_agents
 from defer.planning import make_plan, parse_placement
@@ -146,6 +147,36 @@ def test_a_process_that_says_nothing_is_given_up(
 
 
 @pytest.mark.integration
+def test_whoever_wants_no_more_progress_gets_no_old_answer_afterwards(
+    planner: Planner, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def receive(*_: object) -> bytes:
+        return msgspec.msgpack.encode(q.Progress("thinking", 0.5))
+
+    def give_up(_what: str, _fraction: float) -> None:
+        raise Cancelled("enough")
+
+    question, other = q.Analyse(about(model, tmp_path)), q.Describe(about(model, tmp_path))
+    with planner.conversation(lambda: False) as planning:
+        with monkeypatch.context() as early:
+            early.setattr(planner_module, "receive", receive)
+            with pytest.raises(Cancelled):
+                planning.ask(question, q.Analysed, give_up)
+        assert planning.ask(other, q.Described).chain.model == "m"
+
+
+@pytest.mark.integration
+def test_files_of_the_user_are_not_taken_for_its_modules(
+    planner: Planner, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("queue", "router", "partitioner"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user was imported')")
+    monkeypatch.chdir(tmp_path)
+    question = q.Analyse(about(model, tmp_path))
+    assert planner.ask(question, q.Analysed) == Answers().answer(question)
+
+
+@pytest.mark.integration
 def test_whoever_waits_is_told_of_the_end_and_no_process_is_left(
     planner: Planner, model: Path, tmp_path: Path
 ) -> None:
@@ -214,6 +245,24 @@ def test_routes_are_cut_once_while_their_files_are_there(tmp_path: Path) -> None
     cuts.forget("m")
     of("fp32")
     assert len(asked) == 4
+
+
+def test_a_route_is_cut_again_for_other_calibration_under_the_same_name(tmp_path: Path) -> None:
+    asked: list[q.Cut] = []
+    calibration = tmp_path / "calibration.npz"
+
+    def ask(question: q.Cut, *_: object) -> q.Foreseen:
+        asked.append(question)
+        return q.Foreseen(question.plan)
+
+    cuts, order = Cuts(tmp_path), Order("m", Path("m.onnx"), calibration=calibration)
+    leg: Any = SimpleNamespace(digest="d", cuts=(), order=())
+    planning: Any = SimpleNamespace(ask=ask)
+    for content in (None, b"one", b"one", b"another"):
+        if content is not None and (not calibration.exists() or calibration.read_bytes() != content):
+            calibration.write_bytes(content)
+        cuts.of(order, leg, ("int8",), planning, lambda _what, _fraction: None)
+    assert len(asked) == 3
 
 
 @pytest.mark.integration

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,15 @@ def test_where_priorities_may_not_be_changed_the_work_is_done_all_the_same(
         raise PermissionError
 
     monkeypatch.setattr(os, "setpriority", refuse)
+    seen: list[int] = []
+    in_background(lambda: seen.append(mine()), threads=1)
+    assert seen == [usual]
+
+
+def test_where_the_system_tells_of_no_threads_the_work_is_done_all_the_same(
+    usual: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(background, "Path", lambda _: tmp_path / "absent")
     seen: list[int] = []
     in_background(lambda: seen.append(mine()), threads=1)
     assert seen == [usual]
