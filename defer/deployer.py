@@ -104,8 +104,9 @@ def deploy(
         epoch: Number of this deployment, never used before by this dispatcher.
         name: Name the model is served under.
         on_step: Told of progress.
-        stagger_s: An agent loads when the one before it has, or that long after it began, in seconds: so what serves is
-            disturbed at one place at a time. 0 has all load at once; where it is infinite files are sent in turn, too.
+        stagger_s: An agent loads when the one before it has, or that long after it began, in seconds, and files are sent
+            gently: so what serves is disturbed little, at one place at a time. 0 has all load at once; where it is
+            infinite files are sent in turn, too.
         noted: Waits until it is safe that agents hold this deployment, before they hear of it; from several threads.
 
     Raises:
@@ -127,7 +128,7 @@ def deploy(
             raise Cancelled("the deployment was given up")
 
     def bring(device: str) -> tuple[int, m.Loaded]:
-        sent = _ship(pool, device, files[device], on_step, go_on)
+        sent = _ship(pool, device, files[device], on_step, go_on, gently=stagger_s > 0)
         with turns.turn() if stagger_s else nullcontext():
             go_on()
             noted()
@@ -195,6 +196,8 @@ def _ship(
     files: Mapping[m.FileRef, Path],
     on_step: Step | None,
     go_on: Callable[[], None],
+    *,
+    gently: bool,
 ) -> int:
     total = sum(file.nbytes for file in files)
     sent = 0
@@ -206,7 +209,7 @@ def _ship(
         if on_step is not None:
             on_step(device, "shipping", sent / total)
 
-    return ship(pool, device, files, on_sent=count)
+    return ship(pool, device, files, on_sent=count, gently=gently)
 
 
 def _load(pool: AgentPool, device: str, load: m.Load, on_step: Step | None) -> m.Loaded:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from defer.agents import AgentPool
 from defer.errors import AgentFault
-from defer.transfer import TIMEOUT_S, WINDOW, send_missing
+from defer.transfer import TIMEOUT_S, send_missing
 from node_agent import messages as m
 
 
@@ -18,7 +18,7 @@ def ship(
     files: Mapping[m.FileRef, Path],
     *,
     on_sent: Callable[[int], None] | None = None,
-    window: int = WINDOW,
+    gently: bool = False,
 ) -> int:
     """Bring files to an agent that does not hold them yet.
 
@@ -27,7 +27,7 @@ def ship(
         name: Device name of the agent.
         files: Where each file lies here.
         on_sent: Called with the bytes that the agent took since the last call.
-        window: Pieces under way at once.
+        gently: One small piece at a time, so that requests hardly wait behind them.
 
     Returns:
         Bytes that were sent; 0 when the agent held everything.
@@ -47,4 +47,4 @@ def ship(
         pool.result(future, name, TIMEOUT_S)
 
     missing = ((file, path, held) for (file, path), held in zip(files.items(), have.offsets, strict=True))
-    return send_missing(missing, send, settle, on_sent or (lambda _size: None), window=window)
+    return send_missing(missing, send, settle, on_sent or (lambda _size: None), gently=gently)

@@ -15,6 +15,9 @@ CHUNK_BYTES: Final = 256 * 1024
 WINDOW: Final = 16
 """Pieces under way at once: 4 MiB covers 100 ms of round trip at 40 MB/s."""
 
+GENTLE_BYTES: Final = 64 * 1024
+"""A piece of a file that is sent beside requests, one at a time: all that they may find before them on the link."""
+
 TIMEOUT_S: Final = 120.0
 """A window on a link of 1 Mbit/s takes 34 s, verifying a large file as long again; beyond this the link is down."""
 
@@ -27,7 +30,7 @@ def send_missing(
     settle: Callable[[Ticket], None],
     on_sent: Callable[[int], None],
     *,
-    window: int = WINDOW,
+    gently: bool = False,
 ) -> int:
     """Send what a peer lacks of some files.
 
@@ -38,11 +41,12 @@ def send_missing(
         send: Puts a piece of a file at an offset on its way.
         settle: Waits until the peer has taken a piece; raises what the peer refused it for.
         on_sent: Told the size of each piece that was taken.
-        window: Pieces under way at once.
+        gently: One small piece at a time, so that what else is sent there hardly waits.
 
     Returns:
         Bytes that were sent.
     """
+    window, piece_bytes = (1, GENTLE_BYTES) if gently else (WINDOW, CHUNK_BYTES)
     total = 0
     under_way: deque[tuple[Ticket, int]] = deque()
 
@@ -56,7 +60,7 @@ def send_missing(
             continue
         with path.open("rb") as source:
             offset = source.seek(held)
-            while piece := source.read(CHUNK_BYTES):
+            while piece := source.read(piece_bytes):
                 under_way.append((send(file, offset, piece), len(piece)))
                 offset += len(piece)
                 total += len(piece)

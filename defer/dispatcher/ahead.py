@@ -205,7 +205,7 @@ class Ahead:
         for device, wanted in files.items():
             try:
                 last = time.monotonic()
-                ship(self._pool, device, wanted, on_sent=pause, window=1)
+                ship(self._pool, device, wanted, on_sent=pause, gently=True)
             except Cancelled:
                 return
             except (DeferError, OSError) as error:  # it is brought when it is needed

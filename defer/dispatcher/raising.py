@@ -114,7 +114,8 @@ class Raising:
         """
         # What stands by takes no memory for a reference: while it serves, nothing is sampled.
         every = max(1, round(1 / order.sample)) if order.sample > 0 and not patient else 0
-        stagger_s = math.inf if patient else STAGGER_S if self.in_service() and not hurry else 0.0
+        alone = not self.in_service() or (hurry and self.unserved(order.name))
+        stagger_s = math.inf if patient else 0.0 if alone else STAGGER_S
         opened: list[Deployment] = []
         try:
             # Routes that share a stage share its partition on the device: agents load it once.
