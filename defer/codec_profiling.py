@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -66,11 +67,12 @@ def crossing_bytes(
 def client_costs(chain: BlockChain) -> dict[str, CodecProfile]:
     """What encoding requests and decoding results costs on this machine, with the codecs that every client has.
 
-    Clients run where they like; that they compute as fast as this machine is the best guess there is.
+    Clients run where they like; that they compute as fast as this machine is the best guess there is. Processor time
+    counts: a planner that leaves the processor to requests waits for it in between.
     """
     ends = {spec.name: spec for spec in (*bound_inputs(chain), *bound(chain, chain.outputs))}
     stats = {
-        name: tensor_stats(name, sample(spec), spec.dtype)
+        name: tensor_stats(name, sample(spec), spec.dtype, clock=time.thread_time)
         for name, spec in ends.items()
         if spec.dtype in STORAGE
     }

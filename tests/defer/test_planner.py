@@ -171,6 +171,9 @@ def test_files_of_the_user_are_not_taken_for_its_modules(
 ) -> None:
     for name in ("queue", "router", "partitioner"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user was imported')")
+    monkeypatch.setenv(
+        "PYTHONPATH", str(Path(planner_module.__file__).parents[2])
+    )  # not one relative to here
     monkeypatch.chdir(tmp_path)
     question = q.Analyse(about(model, tmp_path))
     assert planner.ask(question, q.Analysed) == Answers().answer(question)
