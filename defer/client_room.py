@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 
+from defer.bell import Bell
 from node_agent.messages import ID_BYTES
 
 IDS = 256
@@ -23,7 +24,7 @@ class Room:
         self._used, self._bytes = 0, 0
         # A plain lock: a signal's handler that raises inside `threading.Condition` may leave that locked for ever.
         self._lock = threading.Lock()
-        self._waiting: deque[threading.Event] = deque()
+        self._waiting: deque[Bell] = deque()
 
     def take(self, nbytes: int, timeout: float) -> bool:
         """Take room for one request; False when there was none for `timeout` seconds."""
@@ -34,11 +35,11 @@ class Room:
                     self._used += 1
                     self._bytes += nbytes
                     return True
-                changed = threading.Event()
+                changed = Bell()
                 self._waiting.append(changed)
             now = time.monotonic()
             until = min(until, now + timeout)
-            if now >= until or not changed.wait(min(until - now, threading.TIMEOUT_MAX)):
+            if now >= until or not changed.wait(until - now):
                 return False
 
     def give(self, nbytes: int) -> None:
@@ -48,7 +49,7 @@ class Room:
             self._bytes -= nbytes
             waiting, self._waiting = self._waiting, deque()
         for changed in waiting:
-            changed.set()
+            changed.ring()
 
     def _fits(self, nbytes: int) -> bool:
         return self._used == 0 or (self._used < self._requests and self._bytes + nbytes <= self._nbytes)

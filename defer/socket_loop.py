@@ -26,6 +26,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
+from defer.bell import Bell
 from node_agent.link import Context, Socket, new_context
 from node_agent.readiness import Readiness
 from node_agent.security import OPEN, Security
@@ -119,7 +120,7 @@ class SocketLoop:
         # A signal's handler may call from within.
         self._lock = threading.RLock()
         self._lead: _Lead | None = None
-        self._bell = threading.Event()
+        self._bell = Bell()
         """Rung where nobody leads and the thread should."""
         self._wanted = 0
         self._driven = -math.inf
@@ -165,7 +166,7 @@ class SocketLoop:
             return
         self._closing = True
         self._wake()
-        self._bell.set()
+        self._bell.ring()
         if self.driving:
             return  # a signal's handler, with a driver's frame below it that must go on first; the thread ends then
         thread.join(timeout=10)
@@ -187,7 +188,7 @@ class SocketLoop:
         if led:
             self._wake()
         else:
-            self._bell.set()
+            self._bell.ring()
         return True
 
     @property
@@ -226,7 +227,7 @@ class SocketLoop:
                 self._lead = None
                 self._driven = time.monotonic()
                 if self._needed():
-                    self._bell.set()
+                    self._bell.ring()
         return True
 
     def _may_drive(self, errand: Errand) -> bool:
@@ -310,7 +311,6 @@ class SocketLoop:
                 return
             self._lead, self._wanted, self._driven = None, 0, time.monotonic()
         while True:
-            self._bell.clear()
             if (self._needed() or time.monotonic() >= self._driven + REST_S) and self._take():
                 break
             self._bell.wait(REST_S)
