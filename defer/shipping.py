@@ -27,7 +27,7 @@ def ship(
         name: Device name of the agent.
         files: Where each file lies here.
         on_sent: Called with the bytes that the agent took since the last call.
-        gently: One small piece at a time, so that requests hardly wait behind them.
+        gently: So that requests hardly wait behind them, see `transfer`.
 
     Returns:
         Bytes that were sent; 0 when the agent held everything.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,12 +18,38 @@ WINDOW: Final = 16
 """Pieces under way at once: 4 MiB covers 100 ms of round trip at 40 MB/s."""
 
 GENTLE_BYTES: Final = 64 * 1024
-"""A piece of a file that is sent beside requests, one at a time: all that they may find before them on the link."""
+"""A piece of a file that is sent beside requests."""
+
+QUEUE_S: Final = 0.01
+"""Pieces that are sent beside requests may wait about so long behind each other, and requests behind them."""
 
 TIMEOUT_S: Final = 120.0
 """A window on a link of 1 Mbit/s takes 34 s, verifying a large file as long again; beyond this the link is down."""
 
 Ticket = TypeVar("Ticket")
+
+
+class Gentle:
+    """How many small pieces may be under way beside requests: as many as the way takes, and hardly one that waits there.
+
+    Told by how long each took, as in TCP Vegas (Brakmo and others, SIGCOMM 1994): the shortest time is that of the way
+    alone, and what is longer was spent in queues.
+    """
+
+    def __init__(self) -> None:
+        self.window = 1
+        self._least = math.inf
+        self._fast = 0
+
+    def took(self, seconds: float) -> None:
+        """A piece was under way for so long."""
+        self._least = min(self._least, seconds)
+        if seconds > self._least + QUEUE_S:
+            self.window, self._fast = max(self.window - 1, 1), 0
+            return
+        self._fast += 1
+        if self._fast > self.window:  # all that were under way with the window as it is
+            self.window, self._fast = min(self.window + 1, WINDOW), 0
 
 
 def send_missing(
@@ -41,18 +69,20 @@ def send_missing(
         send: Puts a piece of a file at an offset on its way.
         settle: Waits until the peer has taken a piece; raises what the peer refused it for.
         on_sent: Told the size of each piece that was taken.
-        gently: One small piece at a time, so that what else is sent there hardly waits.
+        gently: Small pieces, and no more than the way takes, so that what else is sent there hardly waits.
 
     Returns:
         Bytes that were sent.
     """
-    window, piece_bytes = (1, GENTLE_BYTES) if gently else (WINDOW, CHUNK_BYTES)
+    gentle = Gentle() if gently else None
     total = 0
-    under_way: deque[tuple[Ticket, int]] = deque()
+    under_way: deque[tuple[Ticket, int, float]] = deque()
 
     def settle_oldest() -> None:
-        ticket, size = under_way.popleft()
+        ticket, size, since = under_way.popleft()
         settle(ticket)
+        if gentle is not None:
+            gentle.took(time.monotonic() - since)
         on_sent(size)
 
     for file, path, held in files:
@@ -60,11 +90,11 @@ def send_missing(
             continue
         with path.open("rb") as source:
             offset = source.seek(held)
-            while piece := source.read(piece_bytes):
-                under_way.append((send(file, offset, piece), len(piece)))
+            while piece := source.read(CHUNK_BYTES if gentle is None else GENTLE_BYTES):
+                under_way.append((send(file, offset, piece), len(piece), time.monotonic()))
                 offset += len(piece)
                 total += len(piece)
-                if len(under_way) >= window:
+                while len(under_way) >= (WINDOW if gentle is None else gentle.window):
                     settle_oldest()
     while under_way:
         settle_oldest()
