@@ -33,9 +33,9 @@ class Shipped:
         self.during: Callable[[], object] = lambda: None
 
     def __call__(
-        self, _: Any, device: str, files: dict[FileRef, Path], *, on_sent: Callable[[int], None], window: int
+        self, _: Any, device: str, files: dict[FileRef, Path], *, on_sent: Callable[[int], None], gently: bool
     ) -> int:
-        assert window == 1  # nobody waits for it, and others do for the link
+        assert gently  # nobody waits for it, and others do for the link
         if device == self.refuses:
             raise AgentFault("its disk is full")
         for file in files:
