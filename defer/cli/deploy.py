@@ -26,7 +26,7 @@ from defer.dispatcher.rollout import versioned
 from defer.documents.base import decode, encode
 from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile
-from defer.errors import DeferError, UsageError
+from defer.errors import DeferError, UnknownModel, UsageError
 from defer.upload import upload
 
 STEP_S = 600.0
@@ -94,6 +94,8 @@ def command(
     plan = encode(Plan.load(plan_file)).decode() if plan_file else ""
     profile = encode(CostProfile.load(profile_file)).decode() if profile_file else ""
     with progress("deploy", as_json=as_json) as show, Admin(address) as admin:
+        if canary is not None:
+            _check_canary(admin, name or model.stem, deployment)
         files = model_files(model, lambda done, total: show("reading the model", done / max(total, 1)))
         samples = calibration_file(calibration) if calibration is not None else {}
         everything = files | samples
@@ -137,6 +139,24 @@ def command(
         f"ready: model {made.model.name} after {units.show_duration(made.seconds)}, "
         f"{units.show_size(made.sent_bytes)} to agents (first request {units.show_duration(made.canary_s)})"
     )
+
+
+def _check_canary(admin: Admin, name: str, deployment: str) -> None:
+    """Refuse a canary that could not take a share, before anything is sent or loaded."""
+    try:
+        told = admin.ask(api.Roll(0, name, "show"), api.Rolled, timeout=STEP_S)
+    except UnknownModel:
+        told = None
+    if told is None or told.stable not in told.versions:
+        raise UsageError(
+            f"nothing serves {name} yet, and a canary takes a share of the requests for what is served",
+            hint="deploy it without --canary: requests for the first version take it at once",
+        )
+    if told.stable == deployment:
+        raise UsageError(
+            f"requests for {name} take {deployment} already",
+            hint="deploy it without --canary to replace it, or with another --version beside it",
+        )
 
 
 def _engines(admin: Admin, model: str) -> tuple[EngineNote, ...]:

@@ -12,6 +12,7 @@ from defer import api
 from defer.admin import Admin
 from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, examples, note, print_json
+from defer.dispatcher.rollout import alone
 from defer.errors import UnknownModel
 
 ANSWER_S = 30.0
@@ -109,7 +110,10 @@ def _roll(
         return
     _show(told)
     if action == "promote":
-        note(f"`defer undeploy {told.before}` frees what it takes, once nothing leads back", as_json=as_json)
+        note(
+            f"`defer undeploy {alone(told.before)}` frees what it takes, once nothing leads back",
+            as_json=as_json,
+        )
 
 
 def _show_all(address: str, *, as_json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,10 +33,11 @@ from defer.cli.leading import handing_over, led
 from defer.cli.observing import ObservingWish, announced, log_to_stderr, observing_options, serving_metrics
 from defer.cli.output import common_options, examples, note, progress
 from defer.cli.plots import check_plot, write_plot
-from defer.cli.state_options import state_options, state_place, taken_over
+from defer.cli.state_options import state_options, state_place, still_asked
 from defer.cli.stopping import StopNow, stopping
 from defer.connecting import agent_hosts
 from defer.dispatcher.bringup import Order
+from defer.dispatcher.commanded import Commanded
 from defer.dispatcher.daemon import Daemon
 from defer.dispatcher.deployments import Outcome
 from defer.dispatcher.exporting import exporting
@@ -220,14 +221,16 @@ def command(
         stack.enter_context(announced(observing, daemon.address, daemon.boot, keys=security.curve))
         stack.enter_context(exporting(daemon))
         http = _gateway(gateway, daemon, watcher, stack, crash)
-        outcome = None
+        outcome, left = None, Commanded(load=False)
         try:
             with stop.interrupting():
                 with progress("serve", as_json=as_json) as show:
                     reporter = _Reporter(show, as_json=as_json)
                     reporter("connecting the agents", 0.0)
                     daemon.connect(wait, reporter)
-                    if order is not None and not taken_over(daemon.deployments, order):
+                    if order is not None:
+                        left = still_asked(daemon.deployments, order)
+                    if order is not None and left.load:
                         daemon.reach_all(wait, reporter)
                         outcome = daemon.deployments.bring_up(order, reporter)
                 if outcome is not None:
@@ -240,7 +243,9 @@ def command(
                 term = 0 if shared is None else shared.term
                 engines = engine_notes(daemon.verbs.status().deployments) if outcome or restored else ()
                 settle_collector()
-                _say_ready(daemon.address, outcome, back, http, metrics, engines, as_json=as_json, term=term)
+                note(left.told, as_json=as_json or not left.told)
+                more = {key: of for key, of in (("term", term), ("not_served", left.told)) if of}
+                _say_ready(daemon.address, outcome, back, http, metrics, engines, as_json=as_json, more=more)
         except StopNow:
             if stop.number == signal.SIGINT:
                 raise Cancelled("stopped before it was ready") from None
@@ -350,11 +355,11 @@ def _say_ready(
     engines: tuple[EngineNote, ...],
     *,
     as_json: bool,
-    term: int = 0,
+    more: Mapping[str, object],
 ) -> None:
     made = outcome.deployment if outcome else None
     if as_json:
-        ready: dict[str, object] = {"ready": str(address)} | ({"term": term} if term else {})
+        ready: dict[str, object] = {"ready": str(address), **more}
         if http is not None:
             ready |= told(http)
         if metrics is not None:

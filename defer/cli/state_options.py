@@ -6,15 +6,17 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from defer.dispatcher.bringup import Order
+from defer.dispatcher.commanded import Commanded, commanded
 from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.restoring import digest_of
+from defer.dispatcher.rollout import AT, check_name
 from defer.dispatcher.state_url import StateUrl, is_state_url, parse_state_url
 from defer.documents.address import parse_address
 from defer.documents.cluster import Cluster
@@ -76,17 +78,23 @@ def state_place(cluster: Cluster, state: str | None, stack: ExitStack, *, none: 
     return StatePlace(Path(home).expanduser() / "defer" / f"dispatcher-{port}", lasting=True, url=url)
 
 
-def taken_over(deployments: Deployments, order: Order) -> bool:
-    """Whether the process before was told to serve just this, so that it is back, or will be.
+def still_asked(deployments: Deployments, order: Order) -> Commanded:
+    """What the command line asks for beyond what the process before served, which is back, or will be.
 
-    What else its command line asked for is served no more.
+    What else the command line before asked for is served no more.
 
     Raises:
         UsageError: Its name is no name of a deployment.
     """
-    deployments.rollouts.check(order.name)
+    check_name(order.name)
+    rollouts = deployments.rollouts
     for name, old in list(deployments.orders.items()):
         if old.source == "serve" and name != order.name:
-            deployments.take_down(name, 0.0)
+            hidden = (split := rollouts.split(name)) is not None and split.stable != name
+            deployments.take_down(name + AT if hidden else name, 0.0)
+    order = order if order.digest else replace(order, digest=digest_of(order))
     held = deployments.orders.get(order.name)
-    return held is not None and held.digest == (order.digest or digest_of(order))
+    found = commanded(order, held, rollouts.split(order.name), deployments.orders)
+    if found.told:
+        deployments.log.note("not-served", found.told, level="warning", model=order.name)
+    return found

@@ -11,7 +11,14 @@ from defer.cli.output import common_options, examples, note, print_json
 from node_agent.messages import Done
 
 
-@click.command(epilog=examples("defer undeploy resnet50", "defer undeploy resnet50 --drain 0"))
+@click.command(
+    epilog=examples(
+        "defer undeploy resnet50",
+        "defer undeploy resnet50 --drain 0",
+        "defer undeploy resnet50@2",
+        "defer undeploy resnet50@",
+    )
+)
 @click.argument("name")
 @click.option(
     "--drain",
@@ -23,7 +30,11 @@ from node_agent.messages import Done
 @address_option
 @common_options
 def command(name: str, drain: float, address: str, as_json: bool) -> None:
-    """Take the deployment NAME down and free its agents; requests in flight end first."""
+    """Take the deployment NAME down and free its agents; requests in flight end first.
+
+    Of a model with versions, NAME means all of them, NAME@VERSION one, and NAME@ the one that was deployed without a
+    version: it goes alone, once requests for NAME take another.
+    """
     with Admin(address) as admin:
         admin.ask(api.Undeploy(0, name, drain), Done, timeout=drain + 60)
     if as_json:

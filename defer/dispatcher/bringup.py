@@ -51,6 +51,8 @@ class Order:
         digest: Of what was asked for, before a plan was made; see `restoring.digest_of`.
         given: Whether whoever asks for it brought the plan.
         standby: What is prepared for the loss of a device, a `standing.Mode`; empty for the usual.
+        asked: Digest of what the command line last asked for under this name; empty where it never did.
+        at: When it was ordered, in seconds since 1970; 0 where that is not known.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Order:
     digest: str = ""
     given: bool = False
     standby: str = ""
+    asked: str = ""
+    at: float = 0.0
 
     @property
     def standby_mode(self) -> Mode:

@@ -155,6 +155,7 @@ class Daemon:
             self.deployments, self.shell, self.pool, self.recovery, self.log, self._boot, held=held
         )
         self._draining = False
+        self._came_with: frozenset[str] = frozenset()  # deployments of the process before
         self.postponed: dict[str, tuple[str, ...]] = {}
         """Models that did not come back as they were, each with the devices that did not answer."""
 
@@ -174,6 +175,7 @@ class Daemon:
             self._snapshot = self._keeper.open()
             if self._shared is not None:
                 self._snapshot = self._shared.brought_home(self._snapshot)
+            self._came_with = frozenset(kept.name for kept in self._snapshot.models)
             self.verbs.keep(self._snapshot)
             self.deployments.open(self._snapshot)
             self.shell.keep_in(
@@ -230,8 +232,9 @@ class Daemon:
         self._takeovers.close()
         self.shell.close()
         for name, order in self.deployments.orders.items():
-            # What the command line asks for, the next command line says.
-            if order.source == "serve" and self._shared is None:
+            # What the command line asks for, the next command line says; a start that failed changes nothing.
+            kept = self.verbs.held and name in self._came_with
+            if order.source == "serve" and self._shared is None and not kept:
                 self.deployments.kept.drop(name)
         self._keeper.close()
         self._lock.close()

@@ -21,7 +21,16 @@ from defer.dispatcher.proving import Canary, devices_of, files_of, prove, route_
 from defer.dispatcher.questions import Foreseen
 from defer.dispatcher.raising import Raising
 from defer.dispatcher.report import Served
-from defer.dispatcher.restoring import COMING_BACK, KeptModels, digest_of, load_kept, order_of, plan_of
+from defer.dispatcher.restoring import (
+    COMING_BACK,
+    KeptModels,
+    dated,
+    digest_of,
+    load_kept,
+    order_of,
+    plan_of,
+    with_its_objective,
+)
 from defer.dispatcher.rollouts import Rollouts
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.store import KeptModel, KeptRoute, Snapshot
@@ -148,6 +157,7 @@ class Deployments(Raising):
         if not order.digest and order.model.is_file():
             order = replace(order, digest=digest_of(order))
         with self._lock, self.planning(order.name) as planning:
+            order = dated(with_its_objective(order), self.orders.get(order.name))
             planning.begin()  # its process imports what it needs meanwhile
             first = order.name not in self.orders
 

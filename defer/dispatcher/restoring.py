@@ -10,7 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -39,6 +39,9 @@ logger = logging.getLogger("defer.dispatcher")
 COMING_BACK = "coming back: the dispatcher restarted"
 """Why a model is not ready yet."""
 
+APART = ("source", "digest", "given", "asked", "at")
+"""What of an order says nothing about what is served."""
+
 LOAD_S = 600.0
 """An agent that restarted meanwhile loads from its own files, and an engine may be compiled for that."""
 
@@ -46,11 +49,26 @@ LOAD_S = 600.0
 def digest_of(order: Order) -> str:
     """Equal for two orders that ask for the same: the same files, plan and options."""
     asked = [
-        (each.name, _asked(getattr(order, each.name)))
-        for each in fields(order)
-        if each.name not in ("source", "digest", "given")
+        (each.name, _asked(getattr(order, each.name))) for each in fields(order) if each.name not in APART
     ]
     return hashlib.sha256(repr(asked).encode()).hexdigest()
+
+
+def dated(order: Order, held: Order | None) -> Order:
+    """An order with when it came, and what the command line last asked for; `held` is what it replaces."""
+    asked = order.digest if order.source == "serve" else held.asked if held is not None else ""
+    return replace(order, asked=asked, at=order.at or time.time())
+
+
+def with_its_objective(order: Order) -> Order:
+    """An order that brings a plan, with that plan's objective: plans for losses, and of versions, are made for it.
+
+    A weighted one stays with its plan: nobody has asked for its weights in another.
+    """
+    plan = order.plan
+    if plan is None or not order.given or plan.objective == "weighted":
+        return order
+    return replace(order, objective=plan.objective)
 
 
 def _asked(value: object) -> object:
@@ -94,6 +112,8 @@ def kept_of(order: Order, plan: Plan, made: Sequence[Deployment]) -> KeptModel:
         sample=order.sample,
         given=order.given,
         standby=order.standby,
+        asked=order.asked,
+        at=order.at,
         home=encode(order.plan).decode() if order.plan is not None and order.plan != plan else "",
     )
 
@@ -130,6 +150,8 @@ def order_of(kept: KeptModel) -> Order:
         digest=kept.digest,
         given=kept.given,
         standby=kept.standby,
+        asked=kept.asked,
+        at=kept.at,
     )
 
 

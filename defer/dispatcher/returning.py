@@ -29,6 +29,7 @@ class Back:
     def told(self) -> str:
         """One sentence for people."""
         reason = f": {self.info.reason}" if self.info.reason else ""
+        reason += self._split()
         if self.info.state != "ready":
             return f"model {self.info.name} is not ready{reason}"
         if self.as_before:
@@ -36,6 +37,12 @@ class Back:
         where = f" on {' → '.join(self.on)}" if self.on else ""
         why = f", without {', '.join(self.without)}" if self.without else ""
         return f"model {self.info.name} is ready{where}{why}{reason}"
+
+    def _split(self) -> str:
+        """What its requests take, where that is not just the deployment of its name."""
+        info = self.info
+        takes = f"; its requests take {info.stable}" if info.stable not in ("", info.name) else ""
+        return f"{takes}; {info.share:.4g} of its requests take {info.canary}" if info.canary else takes
 
 
 def backs(

@@ -51,6 +51,28 @@ def versioned(name: str, version: str) -> str:
     return f"{name}{AT}{version}" if version else name
 
 
+def check_name(deployment: str) -> None:
+    """Check the name of a deployment that is to be made.
+
+    Raises:
+        UsageError: It is malformed.
+    """
+    name, at, version = deployment.partition(AT)
+    if at and not (name and version):
+        raise UsageError(f"{deployment!r} is no name of a deployment", hint="say NAME, or NAME@VERSION")
+    versioned(name, version)
+
+
+def unversioned(deployment: str) -> str:
+    """A deployment as it is called; `NAME@` says of NAME that the one without a version is meant."""
+    return deployment.removesuffix(AT)
+
+
+def alone(deployment: str) -> str:
+    """What to call one deployment so that no other of its model is meant."""
+    return deployment if AT in deployment else deployment + AT
+
+
 def base_of(deployment: str) -> str:
     """The model's name without its version."""
     return deployment.partition(AT)[0]

@@ -40,18 +40,20 @@ class Rollouts:
             self._splits[split.name] = split
             self._shell.post(e.SplitSet(split))
 
-    def check(self, deployment: str) -> None:
+    def split(self, name: str) -> r.Split | None:
+        """What a name stands for; None where it has no versions."""
+        with self._lock:
+            return self._splits.get(name)
+
+    def check(self, deployment: str, served: Collection[str]) -> None:
         """Check the name of a deployment that is to be made.
 
         Raises:
-            UsageError: It is malformed, or hidden by versions of the same name.
+            UsageError: It is malformed, or hidden by versions of the same name that are served.
         """
-        name, at, version = deployment.partition(r.AT)
-        if at and not (name and version):
-            raise UsageError(f"{deployment!r} is no name of a deployment", hint="say NAME, or NAME@VERSION")
-        r.versioned(name, version)
-        split = self._splits.get(deployment)
-        if split is not None and split.stable != deployment and not at:
+        r.check_name(deployment)
+        split = self.split(deployment)
+        if split is not None and split.stable != deployment and split.stable in served:
             raise UsageError(
                 f"requests for {deployment} take {split.stable}, so that a deployment without a version would get none",
                 hint="deploy it with --version VERSION, and promote that",
@@ -61,6 +63,9 @@ class Rollouts:
         """A deployment is served: the first version of a model is what its name stands for."""
         name = r.base_of(deployment)
         with self._lock:
+            split = self._splits.get(name)
+            if split is not None and name == deployment and split.stable not in served:
+                self._set(r.Split(name, name), f"{name} stands for itself: {split.stable} is gone")
             if name != deployment and name not in self._splits and name not in served:
                 self._set(r.Split(name, deployment), f"{name} stands for {deployment}")
 
@@ -69,13 +74,14 @@ class Rollouts:
         name, at, _ = deployment.partition(r.AT)
         if not at:
             return ""
-        with self._lock:
-            split = self._splits.get(name)
+        split = self.split(name)
         stable = name if split is None else split.stable
         return stable if stable in served else ""
 
     def leave(self, name: str, served: Collection[str]) -> list[str]:
         """A deployment, or a model with all its versions, is to go; returns the deployments that go.
+
+        `NAME@` is the deployment without a version, alone.
 
         Raises:
             UsageError: Requests without a version take it, and there are others.
@@ -86,6 +92,7 @@ class Rollouts:
             if name in self._splits and mine:
                 self._drop(name)
                 return mine
+            name = r.unversioned(name)
             if name not in served:
                 known = ", ".join(sorted(served)) or "none"
                 raise UnknownModel(f"no model {name!r} is served; served: {known}")

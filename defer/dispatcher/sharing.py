@@ -12,6 +12,7 @@ import msgspec
 
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.leadership import Leadership
+from defer.dispatcher.restoring import APART
 from defer.dispatcher.shared_files import FileList, Publisher, at_home, read_lists
 from defer.dispatcher.store import KeptModel, Snapshot
 from defer.dispatcher.store_nats import NatsStore
@@ -19,10 +20,6 @@ from defer.dispatcher.uploads import Uploads
 from defer.model_files import calibration_file, model_files
 
 logger = logging.getLogger("defer.dispatcher")
-
-
-APART = ("source", "digest", "given")
-"""What of an order says nothing about what is served."""
 
 
 def content_digest(order: Order) -> str:

@@ -46,6 +46,8 @@ class KeptModel(msgspec.Struct, frozen=True):
         routes: Its routes; partitions in them are named by content.
         given: Whether its plan was brought by whoever asked for it.
         standby: What is prepared for the loss of a device; empty for the usual.
+        asked: Digest of what the command line last asked for under this name; empty where it never did.
+        at: When it was ordered, in seconds since 1970; 0 where that is not known.
         home: The plan that it is to follow, where `plan` only helps out while a device is lost; else empty.
     """
 
@@ -68,6 +70,8 @@ class KeptModel(msgspec.Struct, frozen=True):
     given: bool = False
     standby: str = ""
     home: str = ""
+    asked: str = ""
+    at: float = 0.0
 
 
 class KeptRequest(msgspec.Struct, frozen=True):

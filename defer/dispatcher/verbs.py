@@ -116,7 +116,7 @@ class DispatcherVerbs:
         if self.stopped:
             raise NotReady("the dispatcher is shutting down")
         self._refuse_while_held()
-        self._deployments.rollouts.check(order.name)
+        self._deployments.rollouts.check(order.name, self._deployments.orders)
         standby = check_standby(order.standby)
         try:
             outcome = self._deployments.bring_up(

@@ -358,3 +358,51 @@ def test_a_plan_that_helps_out_does_not_take_the_place_of_the_one_that_was_asked
                 serving.start()
                 until(lambda: devices_of(client) == [("a", "b")])
                 same(client.infer(models.example_inputs(MODEL, seed=3), timeout=60), expected(3))
+
+
+def ask(address: str, *words: object) -> None:
+    """A verb of an admin."""
+    command = [sys.executable, "-m", "defer", *words, "--dispatcher", address]
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.slow
+def test_what_was_promoted_or_deployed_last_stays_with_the_same_command(
+    model: Path, expected: Any, tmp_path: Path
+) -> None:
+    port, inputs = free_ports(), models.example_inputs(MODEL, seed=3)
+    other = models.save(MODEL, tmp_path / "other.onnx", seed=9)
+    session = onnxruntime.InferenceSession(str(other), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    new = dict(zip(names, session.run(None, inputs), strict=True))
+    with local_agents(["a"], tmp_path) as agents:
+        cluster = write_cluster(agents, tmp_path / "cluster.toml", port)
+        words = ("--model", model, "--name", "m", "--objective", "throughput")
+        with dispatchers(cluster, port, tmp_path, *words) as serving, Client(serving.address) as client:
+            address = serving.address
+            beside = ("--version", "2", "--canary", "0.5", "--standby", "none")
+            ask(address, "deploy", other, "--name", "m", *beside)
+            ask(address, "rollout", "promote", "m")
+            for number, told in ((signal.SIGKILL, False), (signal.SIGTERM, True), (signal.SIGKILL, False)):
+                serving.kill(number)
+                serving.start()
+                assert ("not_served" in serving.ready) == told, serving.ready
+                same(client.infer(inputs, model="m", timeout=60), new)
+            ask(address, "rollout", "rollback", "m")
+            same(client.infer(inputs, model="m", timeout=60), expected(3))
+            ask(address, "rollout", "promote", "m", "2")
+            ask(address, "undeploy", "m@")
+            assert [info.name for info in client.models()] == ["m", "m@2"]
+            serving.kill()
+            serving.start()
+            assert "requests for m take m@2" in serving.ready["not_served"]
+            ask(address, "undeploy", "m")
+            serving.kill()
+            serving.start()  # nothing of the name is there: the command line's is
+            same(client.infer(inputs, model="m", timeout=60), expected(3))
+            ask(address, "deploy", other, "--name", "m", "--standby", "none")
+            for number in (signal.SIGKILL, signal.SIGTERM):
+                serving.kill(number)
+                serving.start()
+                assert "replaced by a deploy on" in serving.ready["not_served"]
+                same(client.infer(inputs, model="m", timeout=60), new)

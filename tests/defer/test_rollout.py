@@ -251,3 +251,20 @@ def test_two_versions_on_a_cluster(daemon: Daemon, tmp_path: Path) -> None:
         )
         assert defer("undeploy", "m", "--dispatcher", address).exit_code == 0
         assert client.models() == ()
+
+
+@pytest.mark.integration
+def test_a_canary_of_nothing_is_refused_before_anything_is_loaded(daemon: Daemon, tmp_path: Path) -> None:
+    file, address = models.save("tiny_chain", tmp_path / "m.onnx"), str(daemon.address)
+    words = ("deploy", file, "--name", "m", "--version", "1", "--dispatcher", address)
+    refused = defer(*words, "--canary", "0.5")
+    assert isinstance(refused.exception, errors.UsageError)
+    assert "nothing serves m yet" in str(refused.exception)
+    assert (daemon.deployments.orders, daemon.deployments.served) == ({}, {})
+    assert defer(*words).exit_code == 0
+    (before,) = daemon.deployments.served
+    again = defer(*words, "--canary", "0.5")
+    assert "requests for m take m@1 already" in str(again.exception)
+    assert list(daemon.deployments.served) == [before]
+    told = defer("deploy", file, "--name", "m", "--version", "2", "--canary", "0.5", "--dispatcher", address)
+    assert told.exit_code == 0, told.exception

@@ -1,0 +1,133 @@
+"""After a restart: what the command line still asks for, beside what was deployed and promoted since."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from defer.api import ModelInfo
+from defer.cli.state_options import still_asked
+from defer.dispatcher.bringup import Order
+from defer.dispatcher.commanded import Commanded, commanded
+from defer.dispatcher.restoring import dated, digest_of, with_its_objective
+from defer.dispatcher.returning import Back
+from defer.dispatcher.rollout import Split
+from defer.dispatcher.rollouts import Rollouts
+from defer.errors import UnknownModel, UsageError
+
+ORDER = Order("m", Path("m.onnx"), source="serve", digest="one")
+SERVED = dated(ORDER, None)
+DEPLOYED = dated(Order("m", Path("upload"), digest="two"), SERVED)
+PROMOTED = Split("m", "m@2", before="m")
+
+
+def test_what_is_served_is_taken_over() -> None:
+    assert commanded(ORDER, None, None, ()) == Commanded(load=True)
+    assert commanded(ORDER, SERVED, None, ("m",)) == Commanded(load=False)
+    assert commanded(replace(ORDER, digest="other"), SERVED, None, ("m",)) == Commanded(load=True)
+
+
+def test_what_was_promoted_stays_with_what_a_rollback_leads_to() -> None:
+    assert commanded(ORDER, SERVED, PROMOTED, ("m", "m@2")) == Commanded(load=False)
+    # After a stop in order, what the command line had asked for is kept nowhere.
+    found = commanded(ORDER, None, PROMOTED, ("m@2",))
+    assert found.load
+    assert "requests for m take m@2" in found.told
+
+
+def test_what_nothing_leads_to_any_more_is_not_loaded() -> None:
+    found = commanded(ORDER, None, Split("m", "m@2"), ("m@2",))
+    assert not found.load
+    assert "not loaded; `defer deploy m.onnx --name m --version VERSION`" in found.told
+    assert commanded(ORDER, None, Split("m", "m@2"), ()) == Commanded(load=True), "m@2 is gone"
+
+
+def test_what_was_deployed_over_the_command_lines_stays() -> None:
+    found = commanded(ORDER, DEPLOYED, None, ("m",))
+    assert not found.load
+    assert "replaced by a deploy on 20" in found.told
+    assert "`defer deploy m.onnx --name m` brings it back" in found.told
+    third = dated(Order("m", Path("upload"), digest="three"), DEPLOYED)
+    assert not commanded(ORDER, third, None, ("m",)).load
+    assert commanded(replace(ORDER, digest="other"), DEPLOYED, None, ("m",)) == Commanded(load=True)
+    alone = dated(Order("m", Path("upload"), digest="two"), None)
+    assert commanded(ORDER, alone, None, ("m",)) == Commanded(load=True), "it asks for the first time"
+
+
+def test_when_and_by_whom_says_nothing_about_what_is_asked_for(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    model.write_bytes(b"model")
+    order = Order("m", model)
+    assert digest_of(dated(replace(order, source="serve", digest="x"), None)) == digest_of(order)
+    os.utime(model, ns=(1, 1))
+    assert digest_of(order) != digest_of(replace(order, objective="cost"))
+
+
+def test_an_order_that_brings_a_plan_takes_its_objective() -> None:
+    plan = cast(Any, SimpleNamespace(objective="throughput"))
+    assert with_its_objective(Order("m", Path("m"), plan=plan, given=True)).objective == "throughput"
+    assert with_its_objective(Order("m", Path("m"), objective="cost")).objective == "cost"
+    plan.objective = "weighted"  # its weights are the plan's own
+    assert with_its_objective(Order("m", Path("m"), plan=plan, given=True)).objective == "latency"
+
+
+def rollouts(*splits: Split) -> Rollouts:
+    made = Rollouts(
+        cast(Any, SimpleNamespace(post=lambda _: None)),
+        cast(Any, SimpleNamespace(commit=lambda _: None)),
+        cast(Any, SimpleNamespace(note=lambda *_, **__: None)),
+    )
+    made.load(splits)
+    return made
+
+
+def test_a_deployment_without_a_version_goes_alone_when_nothing_is_routed_to_it() -> None:
+    served = ("m", "m@2", "n")
+    made = rollouts(PROMOTED)
+    assert made.leave("m@", served) == ["m"]
+    assert made.split("m") == Split("m", "m@2")
+    with pytest.raises(UnknownModel):
+        made.leave("m@", ("m@2", "n"))
+    with pytest.raises(UsageError, match="requests for m take m"):
+        rollouts(Split("m", "m", "m@2", 0.5)).leave("m@", served)
+    assert made.leave("n@", served) == ["n"]
+    assert rollouts(PROMOTED).leave("m", served) == ["m", "m@2"], "a name alone means all of them"
+
+
+def test_a_name_whose_versions_are_gone_can_be_deployed_again() -> None:
+    made = rollouts(PROMOTED)
+    with pytest.raises(UsageError, match="would get none"):
+        made.check("m", ("m", "m@2"))
+    made.check("m", ())
+    made.deployed("m", ("m",))
+    assert made.split("m") == Split("m", "m")
+
+
+@pytest.mark.parametrize(
+    ("split", "gone"), [(Split("old", "old@2", before="old"), "old@"), (Split("old", "old", "old@2"), "old")]
+)
+def test_another_model_of_the_command_line_leaves_promoted_versions_alone(split: Split, gone: str) -> None:
+    taken: list[str] = []
+    told: list[str] = []
+    orders = {"old": replace(SERVED, name="old"), "old@2": Order("old@2", Path("upload"))}
+    deployments = SimpleNamespace(
+        rollouts=rollouts(split),
+        orders=orders,
+        take_down=lambda name, _: taken.append(name),
+        log=SimpleNamespace(note=lambda kind, *_, **__: told.append(kind)),
+    )
+    assert still_asked(cast(Any, deployments), ORDER) == Commanded(load=True)
+    assert taken == [gone]
+    assert told == []
+
+
+def test_a_name_that_stands_for_a_version_is_told_as_that() -> None:
+    promoted = Back(ModelInfo("m", "ready", stable="m@2"))
+    assert promoted.told() == "model m is ready as before; its requests take m@2"
+    tried = Back(ModelInfo("m", "ready", stable="m", canary="m@2", share=0.5))
+    assert tried.told() == "model m is ready as before; 0.5 of its requests take m@2"
