@@ -93,6 +93,7 @@ def still_asked(deployments: Deployments, order: Order) -> Commanded:
             hidden = (split := rollouts.split(name)) is not None and split.stable != name
             deployments.take_down(name + AT if hidden else name, 0.0)
     order = order if order.digest else replace(order, digest=digest_of(order))
+    deployments.asked[order.name] = order.digest
     held = deployments.orders.get(order.name)
     found = commanded(order, held, rollouts.split(order.name), deployments.orders)
     if found.told:

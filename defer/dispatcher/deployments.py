@@ -21,16 +21,7 @@ from defer.dispatcher.proving import Canary, devices_of, files_of, prove, route_
 from defer.dispatcher.questions import Foreseen
 from defer.dispatcher.raising import Raising
 from defer.dispatcher.report import Served
-from defer.dispatcher.restoring import (
-    COMING_BACK,
-    KeptModels,
-    dated,
-    digest_of,
-    load_kept,
-    order_of,
-    plan_of,
-    with_its_objective,
-)
+from defer.dispatcher.restoring import COMING_BACK, KeptModels, load_kept, order_of, plan_of, received
 from defer.dispatcher.rollouts import Rollouts
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.store import KeptModel, KeptRoute, Snapshot
@@ -89,6 +80,7 @@ class Deployments(Raising):
         self._has_served: set[int] = set()
         self.resumed = False  # whether what an earlier process left was taken over or forgotten
         self.orders: dict[str, Order] = {}
+        self.asked: dict[str, str] = {}  # digests of what the command line last asked for, by name
         self.files_ahead: Callable[[], set[str]] = set
         self._switching = threading.Lock()
         self._changing = 0
@@ -106,8 +98,7 @@ class Deployments(Raising):
             DeferError: They do not hold it any more, or one is not there.
         """
         with self._lock:
-            order, plan = order_of(kept), plan_of(kept)
-            self.orders[order.name] = order
+            order, plan = self._remember(kept), plan_of(kept)
             self._shell.post(e.ModelAnnounced(order.name, COMING_BACK))
             # With its reference, which is loaded in the ordinary way; a plan that helps out has nothing to compare.
             if order.sample > 0 and order.plan == plan:
@@ -140,9 +131,14 @@ class Deployments(Raising):
             self.unloader.unload(epoch, devices)
             raise
 
+    def _remember(self, kept: KeptModel) -> Order:
+        order = order_of(kept)
+        self.orders[order.name], self.asked[order.name] = order, order.asked
+        return order
+
     def postpone(self, kept: KeptModel, reason: str) -> None:
         """A model could not be restored yet: `load_again` tries."""
-        self.orders[kept.name] = order_of(kept)
+        self._remember(kept)
         self._shell.post(e.ModelAnnounced(kept.name, reason))
 
     # ------------------------------------------------------------------------------------------------------- up
@@ -154,10 +150,8 @@ class Deployments(Raising):
             DeferError: It cannot be planned, shipped, loaded or run; what was served before is served on.
         """
         begin = time.monotonic()
-        if not order.digest and order.model.is_file():
-            order = replace(order, digest=digest_of(order))
         with self._lock, self.planning(order.name) as planning:
-            order = dated(with_its_objective(order), self.orders.get(order.name))
+            order = received(order, self.asked.get(order.name, ""))
             planning.begin()  # its process imports what it needs meanwhile
             first = order.name not in self.orders
 

@@ -54,10 +54,17 @@ def digest_of(order: Order) -> str:
     return hashlib.sha256(repr(asked).encode()).hexdigest()
 
 
-def dated(order: Order, held: Order | None) -> Order:
-    """An order with when it came, and what the command line last asked for; `held` is what it replaces."""
-    asked = order.digest if order.source == "serve" else held.asked if held is not None else ""
-    return replace(order, asked=asked, at=order.at or time.time())
+def received(order: Order, asked: str) -> Order:
+    """An order as it is carried out and kept: with its digest, when it came, and the objective of a plan that it brings.
+
+    Args:
+        order: As it was given.
+        asked: Digest of what the command line last asked for under its name.
+    """
+    if not order.digest and order.model.is_file():
+        order = replace(order, digest=digest_of(order))
+    asked = order.digest if order.source == "serve" else asked
+    return replace(with_its_objective(order), asked=asked, at=order.at or time.time())
 
 
 def with_its_objective(order: Order) -> Order:

@@ -14,15 +14,15 @@ from defer.api import ModelInfo
 from defer.cli.state_options import still_asked
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.commanded import Commanded, commanded
-from defer.dispatcher.restoring import dated, digest_of, with_its_objective
+from defer.dispatcher.restoring import digest_of, received, with_its_objective
 from defer.dispatcher.returning import Back
 from defer.dispatcher.rollout import Split
 from defer.dispatcher.rollouts import Rollouts
 from defer.errors import UnknownModel, UsageError
 
 ORDER = Order("m", Path("m.onnx"), source="serve", digest="one")
-SERVED = dated(ORDER, None)
-DEPLOYED = dated(Order("m", Path("upload"), digest="two"), SERVED)
+SERVED = received(ORDER, "")
+DEPLOYED = received(Order("m", Path("upload"), digest="two"), "one")
 PROMOTED = Split("m", "m@2", before="m")
 
 
@@ -52,10 +52,10 @@ def test_what_was_deployed_over_the_command_lines_stays() -> None:
     assert not found.load
     assert "replaced by a deploy on 20" in found.told
     assert "`defer deploy m.onnx --name m` brings it back" in found.told
-    third = dated(Order("m", Path("upload"), digest="three"), DEPLOYED)
+    third = received(Order("m", Path("upload"), digest="three"), "one")
     assert not commanded(ORDER, third, None, ("m",)).load
     assert commanded(replace(ORDER, digest="other"), DEPLOYED, None, ("m",)) == Commanded(load=True)
-    alone = dated(Order("m", Path("upload"), digest="two"), None)
+    alone = received(Order("m", Path("upload"), digest="two"), "")
     assert commanded(ORDER, alone, None, ("m",)) == Commanded(load=True), "it asks for the first time"
 
 
@@ -63,7 +63,7 @@ def test_when_and_by_whom_says_nothing_about_what_is_asked_for(tmp_path: Path) -
     model = tmp_path / "m.onnx"
     model.write_bytes(b"model")
     order = Order("m", model)
-    assert digest_of(dated(replace(order, source="serve", digest="x"), None)) == digest_of(order)
+    assert digest_of(received(replace(order, source="serve", digest="x"), "")) == digest_of(order)
     os.utime(model, ns=(1, 1))
     assert digest_of(order) != digest_of(replace(order, objective="cost"))
 
@@ -118,12 +118,14 @@ def test_another_model_of_the_command_line_leaves_promoted_versions_alone(split:
     deployments = SimpleNamespace(
         rollouts=rollouts(split),
         orders=orders,
+        asked={},
         take_down=lambda name, _: taken.append(name),
         log=SimpleNamespace(note=lambda kind, *_, **__: told.append(kind)),
     )
     assert still_asked(cast(Any, deployments), ORDER) == Commanded(load=True)
     assert taken == [gone]
     assert told == []
+    assert deployments.asked == {"m": "one"}
 
 
 def test_a_name_that_stands_for_a_version_is_told_as_that() -> None:

@@ -400,6 +400,7 @@ def test_what_was_promoted_or_deployed_last_stays_with_the_same_command(
             serving.kill()
             serving.start()  # nothing of the name is there: the command line's is
             same(client.infer(inputs, model="m", timeout=60), expected(3))
+            ask(address, "undeploy", "m")
             ask(address, "deploy", other, "--name", "m", "--standby", "none")
             for number in (signal.SIGKILL, signal.SIGTERM):
                 serving.kill(number)
