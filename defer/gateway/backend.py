@@ -122,7 +122,7 @@ class LocalBackend:
         order = before if file is None or (before and before.model == file) else Order(name, file)
         assert order is not None
         if batching is not None:
-            order = replace(order, batching=batching, digest="")
+            order = replace(order, batching=batching, digest="", source="deploy", at=0.0)
         if not order.model.is_file():
             raise FileMissing("the model's file is gone", where=str(order.model))
         deployments.bring_up(order, _quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from defer.dispatcher.restoring import digest_of, received, with_its_objective
 from defer.dispatcher.returning import Back
 from defer.dispatcher.rollout import Split
 from defer.dispatcher.rollouts import Rollouts
+from defer.documents.plan import PlanBatching
 from defer.errors import UnknownModel, UsageError
+from defer.gateway.backend import LocalBackend
 
 ORDER = Order("m", Path("m.onnx"), source="serve", digest="one")
 SERVED = received(ORDER, "")
@@ -74,6 +77,19 @@ def test_an_order_that_brings_a_plan_takes_its_objective() -> None:
     assert with_its_objective(Order("m", Path("m"), objective="cost")).objective == "cost"
     plan.objective = "weighted"  # its weights are the plan's own
     assert with_its_objective(Order("m", Path("m"), plan=plan, given=True)).objective == "latency"
+
+
+def test_other_batching_over_http_counts_as_a_deploy(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    model.write_bytes(b"model")
+    done: list[Order] = []
+    deployments = SimpleNamespace(
+        orders={"m": replace(SERVED, model=model)}, bring_up=lambda order, _: done.append(order)
+    )
+    backend = LocalBackend(cast(Any, SimpleNamespace(deployments=deployments)))
+    asyncio.run(backend.load("m", None, PlanBatching(sizes=(4,))))
+    asyncio.run(backend.load("m", None))
+    assert [(each.source, each.digest) for each in done] == [("deploy", ""), ("serve", "one")]
 
 
 def rollouts(*splits: Split) -> Rollouts:
