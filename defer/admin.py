@@ -20,7 +20,7 @@ from defer.errors import DispatcherUnreachable, Internal, ProtocolMismatch, Stan
 from defer.translating import translate
 from node_agent.errors import AgentError
 from node_agent.link import Context, Monitor, dial, new_context, open_socket
-from node_agent.messages import PROTOCOL_MINIMUM, PROTOCOL_VERSION, Fault, Hello, Progress, Welcome
+from node_agent.messages import PROTOCOL_MINIMUM, PROTOCOL_VERSION, Done, Fault, Hello, Progress, Welcome
 from node_agent.security import DISPATCHER, Security
 
 CONNECT_S = 5.0
@@ -184,6 +184,38 @@ class Admin:
     ) -> M:
         """Ask and wait; errors as in `answer`."""
         return self.answer(self.send(message), kind, timeout=timeout, on_progress=on_progress)
+
+    def give_up(
+        self, number: int, kind: type[M], *, timeout: float, on_progress: OnProgress | None = None
+    ) -> M | None:
+        """Give up the question `number`, which is a `Deploy`, and wait for what becomes of it.
+
+        Returns:
+            Its answer, where this came too late; None where the dispatcher gives it up when its step has ended.
+
+        Raises:
+            Cancelled: It was given up.
+            DispatcherUnreachable: The dispatcher says nothing of that.
+            DeferError: It had ended otherwise.
+        """
+        ours = self.send(api.GiveUp(0, number))
+        deadline = time.monotonic() + timeout
+        heard = False
+        while (left := deadline - time.monotonic()) > 0 and self._wait(left):
+            message = api.decode(self._socket.recv_multipart()[0])
+            asked = getattr(message, "id", None)
+            heard |= asked == ours and isinstance(message, Done)
+            if asked != number:
+                continue
+            if isinstance(message, Fault):
+                raise _fault(message)
+            if isinstance(message, kind):
+                return message
+            if isinstance(message, Progress) and on_progress is not None:
+                on_progress(message)
+        if not heard:
+            raise self._silent(timeout)
+        return None
 
     def _wait(self, seconds: float) -> bool:
         """Whether something waits to be read, within so many seconds; a handshake that keys forbid ends the wait."""

@@ -43,6 +43,7 @@ class AgentSockets:
         execute: Takes what the core decides.
         on_api: Takes the messages on the ROUTER that are not from a registered agent.
         security: How connections are protected.
+        on_gone: Told the identity of a caller of the api that is gone when it is to be answered.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class AgentSockets:
         execute: Callable[[list[Instruction]], None],
         on_api: ApiHandler | None,
         security: Security,
+        on_gone: Callable[[bytes], None] | None = None,
     ) -> None:
         self._loop, self._core, self._execute, self._on_api = loop, core, execute, on_api
+        self._on_gone = on_gone
         self._curve = security.curve
         self._keys = AgentKeys(security)
         self._dealers: dict[str, zmq.Socket[bytes]] = {}
@@ -106,9 +109,13 @@ class AgentSockets:
 
     def route(self, identity: bytes, frames: list[bytes]) -> None:
         """Answer a caller of the api; lost where it has gone."""
-        if self._router is not None:
-            with contextlib.suppress(zmq.ZMQError):
-                say(self._router, [identity, *frames])
+        if self._router is None:
+            return
+        try:
+            say(self._router, [identity, *frames])
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH and self._on_gone is not None:
+                self._on_gone(identity)
 
     def turned(self, now: float) -> None:
         """Hang up where an agent's key has changed since it was dialled, and dial again."""

@@ -49,6 +49,7 @@ class AgentPool:
         listen: `tcp://host:port` of the api ROUTER, where agents that dial out register and admin clients ask; None
             for a pool that only dials.
         on_api: Called in the control thread with every message on the ROUTER that is not from a registered agent.
+        on_gone: Called in the control thread with the identity of a caller of the api that is gone when it is answered.
         on_event: Called in the control thread with (kind, agent, detail); see `defer.agents_core.Notify`.
         on_crash: Called when the control thread ends by an error.
         security: How connections are protected.
@@ -61,6 +62,7 @@ class AgentPool:
         *,
         listen: str | None = None,
         on_api: ApiHandler | None = None,
+        on_gone: Callable[[bytes], None] | None = None,
         on_event: EventHandler | None = None,
         on_crash: Callable[[BaseException], None] | None = None,
         security: Security = OPEN,
@@ -81,7 +83,7 @@ class AgentPool:
             on_crash=on_crash,
             security=security,
         )
-        self._sockets = AgentSockets(self._loop, self._core, self._execute, on_api, security)
+        self._sockets = AgentSockets(self._loop, self._core, self._execute, on_api, security, on_gone)
         self.endpoint = ""
         """Where the ROUTER is bound, the port resolved."""
 

@@ -159,6 +159,17 @@ class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
     standby: str = ""
 
 
+class GiveUp(msgspec.Struct, frozen=True, tag="give_up", tag_field="t"):
+    """Ends the `Deploy` that was asked with the id `question` over the same connection; answered by `Done` at once.
+
+    The `Deploy` is answered by a `Fault` with the code `cancelled` when it has ended, or by `Deployed` where this came
+    too late. A connection that ends says the same.
+    """
+
+    id: int
+    question: int
+
+
 class Deployed(msgspec.Struct, frozen=True, tag="deployed", tag_field="t"):
     """Answers `Deploy`: a canary went through the whole pipeline, and the model is served.
 
@@ -304,6 +315,7 @@ ApiMessage = (
     | ListModels
     | Models
     | Deploy
+    | GiveUp
     | Deployed
     | Undeploy
     | Roll

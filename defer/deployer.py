@@ -91,6 +91,7 @@ def deploy(
     on_step: Step | None = None,
     stagger_s: float = 0.0,
     noted: Callable[[], None] = lambda: None,
+    wanted: Callable[[], None] = lambda: None,
 ) -> Deployment:
     """Ship and load a plan's partitions; when this returns every agent is warm.
 
@@ -108,6 +109,7 @@ def deploy(
             gently: so what serves is disturbed little, at one place at a time. 0 has all load at once; where it is
             infinite files are sent in turn, too.
         noted: Waits until it is safe that agents hold this deployment, before they hear of it; from several threads.
+        wanted: Called between two steps, from several threads; what it raises ends the deployment.
 
     Raises:
         AgentFault: An agent could not store or load its part. Whatever is raised, the caller tells them to unload.
@@ -126,6 +128,7 @@ def deploy(
     def go_on() -> None:
         if given_up.is_set():
             raise Cancelled("the deployment was given up")
+        wanted()
 
     def bring(device: str) -> tuple[int, m.Loaded]:
         sent = _ship(pool, device, files[device], on_step, go_on, gently=stagger_s > 0)

@@ -26,11 +26,14 @@ from defer.dispatcher.rollout import versioned
 from defer.documents.base import decode, encode
 from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile
-from defer.errors import DeferError, UnknownModel, UsageError
+from defer.errors import Cancelled, DeferError, DispatcherUnreachable, UnknownModel, UsageError
 from defer.upload import upload
 
 STEP_S = 600.0
 """Longest that one step of a deployment may take without a word: an engine that is compiled says nothing."""
+
+GIVE_UP_S = 5.0
+"""How long the command waits, after Ctrl-C, for the dispatcher to say what becomes of the deployment."""
 
 
 @click.command(
@@ -115,9 +118,14 @@ def command(
             batching.delay_s if batching is not None else 0.0,
             standby,
         )
-        made = admin.ask(
-            order, api.Deployed, timeout=STEP_S, on_progress=lambda step: show(step.what, step.fraction)
-        )
+        number = admin.send(order)
+        try:
+            made = admin.answer(
+                number, api.Deployed, timeout=STEP_S, on_progress=lambda step: show(step.what, step.fraction)
+            )
+        except KeyboardInterrupt:
+            show("giving up", 0.0)
+            raise _given_up(admin, number, deployment) from None
         notes = _engines(admin, deployment)
         if canary is not None:
             roll = api.Roll(0, name or model.stem, "canary", version, canary)
@@ -157,6 +165,29 @@ def _check_canary(admin: Admin, name: str, deployment: str) -> None:
             f"requests for {name} take {deployment} already",
             hint="deploy it without --canary to replace it, or with another --version beside it",
         )
+
+
+def _given_up(admin: Admin, number: int, name: str) -> Cancelled:
+    """Have the dispatcher give a deployment up; says what becomes of it."""
+    before = "what is served goes on as before"
+    try:
+        made = admin.give_up(number, api.Deployed, timeout=GIVE_UP_S)
+    except Cancelled:
+        return Cancelled(f"interrupted: the deployment of {name} was given up, and {before}")
+    except DispatcherUnreachable:
+        hint = "`defer status` and `defer events` tell what it does"
+        return Cancelled(
+            f"interrupted: whether the dispatcher still deploys {name} it does not say", hint=hint
+        )
+    except DeferError as error:
+        return Cancelled(f"interrupted: {name} is not deployed, for another reason: {error}")
+    if made is None:
+        return Cancelled(
+            f"interrupted: the dispatcher gives up the deployment of {name} as soon as its step has ended, and {before}"
+        )
+    return Cancelled(
+        f"interrupted too late: {name} is deployed and served", hint=f"`defer undeploy {name}` ends that"
+    )
 
 
 def _engines(admin: Admin, model: str) -> tuple[EngineNote, ...]:

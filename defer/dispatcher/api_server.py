@@ -1,7 +1,9 @@
 """Answers to the dispatcher's api: messages are decoded in the control thread, verbs run beside it.
 
 Two threads: one for questions and pieces of files, in the order in which they come, and one for what takes minutes.
-So a deployment does not silence `defer status`, and neither delays heartbeats.
+So a deployment does not silence `defer status`, and neither delays heartbeats. Whoever has a model deployed may give
+that up, by a word or by going away: while there is such a question a third thread says something to those who wait,
+which shows who has gone.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Protocol
 import msgspec
 
 from defer import api
+from defer.dispatcher.withdrawal import Withdrawal, given_up
 from defer.errors import DeferError, NotReady, Overloaded, ProtocolMismatch
 from defer.translating import translate
 from node_agent.errors import VersionError
@@ -26,6 +29,11 @@ logger = logging.getLogger("defer.dispatcher")
 
 WAITING = 256
 """Questions that wait at most; more are refused."""
+
+BEAT_S = 1.0
+"""Seconds between two words to those whose model is being deployed, or waits for that."""
+
+QUEUED = "waiting for what is deployed before it"
 
 _STOPPING = NotReady("the dispatcher is shutting down")
 
@@ -54,8 +62,8 @@ class Verbs(Protocol):
     def chunk(self, chunk: Chunk, piece: bytes) -> Taken:
         """Take a piece of a file."""
 
-    def deploy(self, order: api.Deploy, on_progress: OnProgress) -> api.Deployed:
-        """Deploy a model and serve it."""
+    def deploy(self, order: api.Deploy, on_progress: OnProgress, withdrawal: Withdrawal) -> api.Deployed:
+        """Deploy a model and serve it, unless that is given up meanwhile."""
 
     def undeploy(self, order: api.Undeploy) -> None:
         """Serve a model no more."""
@@ -81,9 +89,17 @@ class ApiServer:
         self._waiting = threading.BoundedSemaphore(WAITING)
         # Questions without an answer, by a key of their own; whoever takes one out answers it.
         self._owed: dict[object, tuple[bytes, int]] = {}
+        # Of those, what may be given up.
+        self._withdrawals: dict[object, Withdrawal] = {}
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._watch: threading.Thread | None = None
 
     def stop(self) -> None:
         """Refuse what is asked from now on, what waits, and what runs: its answer would come too late."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
         for executor in (self._quick, self._slow):
             executor.shutdown(wait=False, cancel_futures=True)
         while self._owed:
@@ -96,6 +112,14 @@ class ApiServer:
         self.stop()
         for executor in (self._quick, self._slow):
             executor.shutdown(wait=True)
+        if self._watch is not None:
+            self._watch.join()
+
+    def gone(self, identity: bytes) -> None:
+        """A caller has gone: what it has deployed is given up."""
+        for key, (owner, _) in list(self._owed.items()):
+            if owner == identity:
+                self._give_up(key)
 
     def heard(self, identity: bytes, frames: list[bytes]) -> None:
         """A message of a caller; returns at once."""
@@ -108,6 +132,12 @@ class ApiServer:
         if isinstance(message, Hello):
             self._say(identity, self._welcome(message))
             return
+        if isinstance(message, api.GiveUp):
+            for key, owed in list(self._owed.items()):
+                if owed == (identity, message.question):
+                    self._give_up(key)
+            self._say(identity, Done(number))
+            return
         if not self._waiting.acquire(blocking=False):
             self._fault(identity, number, Overloaded(f"{WAITING} questions wait already"))
             return
@@ -115,21 +145,59 @@ class ApiServer:
         piece = frames[1] if len(frames) > 1 else b""
         key = object()
         self._owed[key] = (identity, number)
+        if isinstance(message, api.Deploy):
+            self._may_be_given_up(key)
         try:
             (self._slow if slow else self._quick).submit(self._run, key, message, piece)
         except RuntimeError:  # it is stopping
             self._waiting.release()
+            self._withdrawals.pop(key, None)
             if self._owed.pop(key, None):
                 self._fault(identity, number, _STOPPING)
+
+    def _may_be_given_up(self, key: object) -> None:
+        with self._changed:
+            self._withdrawals[key] = Withdrawal()
+            self._changed.notify_all()
+            if self._watch is None and not self._stopped:
+                self._watch = threading.Thread(target=self._beat, name="defer-api-watch")
+                self._watch.start()
+
+    def _give_up(self, key: object) -> None:
+        """What waits is dropped, and what is being done ends with its step; a question of another kind goes on."""
+        withdrawal = self._withdrawals.get(key)
+        if withdrawal is None or not withdrawal.withdraw() or withdrawal.begun:
+            return
+        owed = self._owed.pop(key, None)
+        if owed is not None:
+            self._fault(*owed, given_up())
+
+    def _beat(self) -> None:
+        """Say something to whoever waits for a deployment, so that the connection tells who has gone."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._withdrawals)
+                if self._stopped or self._changed.wait_for(lambda: self._stopped, BEAT_S):
+                    return
+            for key, withdrawal in list(self._withdrawals.items()):
+                owed = self._owed.get(key)
+                if owed is None:
+                    continue
+                # An answer to no question: how long a step takes without a word is the caller's to bound.
+                self._say(owed[0], Done(0) if withdrawal.begun else Progress(owed[1], QUEUED, 0.0))
 
     def _run(self, key: object, message: api.ApiMessage, piece: bytes) -> None:
         asked = self._owed.get(key)
         try:
             if asked is None:
                 return
+            withdrawal = self._withdrawals.get(key)
+            if withdrawal is not None:
+                withdrawal.begun = True
             answer: api.ApiMessage
             try:
-                answer = msgspec.structs.replace(self._answer(*asked, message, piece), id=asked[1])
+                found = self._answer(*asked, message, piece, withdrawal or Withdrawal())
+                answer = msgspec.structs.replace(found, id=asked[1])
             except Exception as error:
                 told = translate(error)
                 if told.code == "internal":
@@ -138,10 +206,16 @@ class ApiServer:
             if self._owed.pop(key, None):
                 self._say(asked[0], answer)
         finally:
+            self._withdrawals.pop(key, None)
             self._waiting.release()
 
     def _answer(
-        self, identity: bytes, number: int, message: api.ApiMessage, piece: bytes
+        self,
+        identity: bytes,
+        number: int,
+        message: api.ApiMessage,
+        piece: bytes,
+        withdrawal: Withdrawal,
     ) -> (
         api.Models
         | api.ServerStatus
@@ -170,7 +244,7 @@ class ApiServer:
             case Chunk():
                 return self._verbs.chunk(message, piece)
             case api.Deploy():
-                return self._verbs.deploy(message, report)
+                return self._verbs.deploy(message, report, withdrawal)
             case api.Roll():
                 return self._verbs.roll(message)
             case api.Undeploy():

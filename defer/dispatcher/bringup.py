@@ -14,6 +14,7 @@ from defer.blocks import PLANNING_BLOCKS
 from defer.dispatcher import questions as q
 from defer.dispatcher.questions import Foreseen
 from defer.dispatcher.standing import Mode
+from defer.dispatcher.withdrawal import Withdrawal
 from defer.documents.cluster import Cluster
 from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile
@@ -53,6 +54,7 @@ class Order:
         standby: What is prepared for the loss of a device, a `standing.Mode`; empty for the usual.
         asked: Digest of what the command line last asked for under this name; empty where it never did.
         at: When it was ordered, in seconds since 1970; 0 where that is not known.
+        withdrawal: Says whether it is still wanted.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Order:
     standby: str = ""
     asked: str = ""
     at: float = 0.0
+    withdrawal: Withdrawal = field(default_factory=Withdrawal, compare=False, repr=False)
 
     @property
     def standby_mode(self) -> Mode:

@@ -127,6 +127,7 @@ class Daemon:
             DISPATCHER,
             listen=self._listen.endpoint(),
             on_api=lambda identity, frames: self._api.heard(identity, frames),
+            on_gone=lambda identity: self._api.gone(identity),
             on_event=lambda kind, name, detail: self._news.happened(kind, name, detail),
             on_crash=on_crash,
             security=security,

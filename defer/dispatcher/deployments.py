@@ -28,7 +28,7 @@ from defer.dispatcher.store import KeptModel, KeptRoute, Snapshot
 from defer.dispatcher.unloading import UNLOAD_S
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile
-from defer.errors import OutOfMemory
+from defer.errors import Cancelled, OutOfMemory
 from defer.event_log import EventLog
 from defer.translating import translate
 
@@ -152,20 +152,25 @@ class Deployments(Raising):
         begin = time.monotonic()
         with self._lock, self.planning(order.name) as planning:
             order = received(order, self.asked.get(order.name, ""))
-            planning.begin()  # its process imports what it needs meanwhile
             first = order.name not in self.orders
+            order.withdrawal.when(planning.give_up)
 
             def report(what: str, fraction: float) -> None:
                 if first:
                     self._shell.post(e.ModelAnnounced(order.name, what))
                 on_progress(what, fraction)
 
+            order.withdrawal.check()
+            planning.begin()  # its process imports what it needs meanwhile
             self.log.note("deploying", f"deploying {order.name}", model=order.name)
             try:
                 outcome = self._bring_up(order, planning, report, begin)
             except BaseException as error:
-                text = f"{order.name} could not be deployed: {error}"
-                self.log.note("deploy-failed", text, level="error", model=order.name)
+                if isinstance(error, Cancelled):
+                    self.log.note("deploy-cancelled", f"{order.name}: {error}", model=order.name)
+                else:
+                    text = f"{order.name} could not be deployed: {error}"
+                    self.log.note("deploy-failed", text, level="error", model=order.name)
                 if first:
                     self._shell.post(e.ModelForgotten(order.name))
                 if isinstance(error, Exception):
@@ -180,12 +185,23 @@ class Deployments(Raising):
             return outcome
 
     def _bring_up(self, order: Order, planning: Conversation, report: OnProgress, begin: float) -> Outcome:
-        plan, profile = make_ready(self._pool, self.cluster, order, self.places(), planning, report)
+        def step(what: str, fraction: float) -> None:
+            order.withdrawal.check()
+            report(what, fraction)
+
+        # Loading is not told so: an agent's progress comes in the thread that all agents share.
+        plan, profile = make_ready(self._pool, self.cluster, order, self.places(), planning, step)
         made_of = self.parts_of(order, planning, report)
         for _, leg in plan.legs:  # all of them: the planner's process takes memory while agents load
             made_of(leg)
         planning.close()
         opened = self._load_in_room(order, plan, made_of, report)
+        try:
+            order.withdrawal.settle()
+        except Cancelled as error:
+            for made in opened:
+                self._shell.post(e.RouteDropped(made.epoch, str(error)))
+            raise
         canary_s = max(self.canaries.get(made.epoch, 0.0) for made in opened)
         # The same plan is loaded again when an agent restarts, so the order keeps it.
         follows = replace(order, plan=plan, profile=profile)

@@ -24,6 +24,7 @@ import msgspec
 
 from defer.dispatcher.framing import receive, send
 from defer.dispatcher.questions import Answer, Failed, Progress, Question, Reply
+from defer.dispatcher.withdrawal import given_up
 from defer.errors import DeferError, from_code
 
 LIMIT_S: Final = 1800.0
@@ -120,17 +121,29 @@ class Conversation:
     def __init__(self, planner: Planner, patient: Callable[[], bool]) -> None:
         self._planner, self._patient = planner, patient
         self._process: _Process | None = None
+        self._given_up = False
 
     def begin(self) -> None:
         """Start the process, so that it imports what it needs while the first question is not known yet.
 
         Raises:
             NotReady: The dispatcher is shutting down.
+            Cancelled: `give_up` was called.
         """
         if self._process is None:
             self._process = self._planner.take()
             if self._patient():
                 self._process.yield_to_others()
+        if self._given_up:
+            self.close()
+            raise given_up()
+
+    def give_up(self) -> None:
+        """End the process, whatever it does: whoever waits for an answer is told that; from any thread."""
+        self._given_up = True
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def ask(
         self, question: Question, kind: type[T], on_progress: OnProgress = lambda _what, _fraction: None
@@ -144,14 +157,17 @@ class Conversation:
 
         Raises:
             DeferError: What the other process could not do, as if it had been tried here; or it ended, took too long,
-                or the dispatcher is shutting down.
+                `give_up` was called, or the dispatcher is shutting down.
         """
         self.begin()
         assert self._process is not None
         try:
             reply = self._process.ask(question, on_progress)
         except (OSError, EOFError, msgspec.MsgspecError) as error:
-            why = ended() if self._planner.closed else self._process.why(error)
+            if self._planner.closed:
+                why: DeferError = ended()
+            else:
+                why = given_up() if self._given_up else self._process.why(error)
             self.close()  # what it may say yet is no answer to the next question
             raise why from error
         except BaseException:  # whoever is told of progress wants no more of it

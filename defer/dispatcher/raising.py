@@ -197,7 +197,7 @@ class Raising:
         epoch, noted = self._epochs.begin_soon(devices)
         try:
             foreseen, places = made_of(leg), self.places()
-            return deploy(
+            made = deploy(
                 self._pool,
                 self.cluster,
                 leg,
@@ -209,7 +209,10 @@ class Raising:
                 on_step=lambda where, what, fraction: on_progress(f"{where}: {what}", fraction),
                 stagger_s=stagger_s,
                 noted=noted,
+                wanted=order.withdrawal.check,
             )
+            order.withdrawal.check()
+            return made
         except BaseException:
             self.unloader.unload(epoch, devices)
             raise

@@ -49,7 +49,9 @@ LOAD_S = 600.0
 def digest_of(order: Order) -> str:
     """Equal for two orders that ask for the same: the same files, plan and options."""
     asked = [
-        (each.name, _asked(getattr(order, each.name))) for each in fields(order) if each.name not in APART
+        (each.name, _asked(getattr(order, each.name)))
+        for each in fields(order)
+        if each.compare and each.name not in APART
     ]
     return hashlib.sha256(repr(asked).encode()).hexdigest()
 

@@ -31,7 +31,7 @@ def content_digest(order: Order) -> str:
     asked = [
         (each.name, _content(getattr(order, each.name), model=each.name == "model"))
         for each in fields(order)
-        if each.name not in APART
+        if each.compare and each.name not in APART
     ]
     return hashlib.sha256(repr(asked).encode()).hexdigest()
 

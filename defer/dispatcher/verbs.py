@@ -22,6 +22,7 @@ from defer.dispatcher.shell import DataShell
 from defer.dispatcher.store import Snapshot
 from defer.dispatcher.tracing import traces_of
 from defer.dispatcher.uploads import Uploads
+from defer.dispatcher.withdrawal import Withdrawal
 from defer.documents.base import decode, encode
 from defer.documents.plan import Objective, Plan
 from defer.documents.profile import CostProfile
@@ -111,7 +112,9 @@ class DispatcherVerbs:
         """See `api_server.Verbs`."""
         return self._uploads.chunk(chunk, piece)
 
-    def deploy(self, order: api.Deploy, on_progress: OnProgress) -> api.Deployed:
+    def deploy(
+        self, order: api.Deploy, on_progress: OnProgress, withdrawal: Withdrawal | None = None
+    ) -> api.Deployed:
         """See `api_server.Verbs`."""
         if self.stopped:
             raise NotReady("the dispatcher is shutting down")
@@ -135,6 +138,7 @@ class DispatcherVerbs:
                     batching=make_batching(order.batch, order.batch_delay_s),
                     given=bool(order.plan),
                     standby=standby,
+                    withdrawal=withdrawal or Withdrawal(),
                 ),
                 on_progress,
             )

@@ -19,6 +19,7 @@ from defer.dispatcher import events as e
 from defer.dispatcher.api_server import ApiServer, OnProgress
 from defer.dispatcher.neighbours import link_of
 from defer.dispatcher.shell import DataShell
+from defer.dispatcher.withdrawal import Withdrawal
 from defer.errors import NotReady
 from node_agent.messages import Chunk, Have, PeerRef, Taken, TensorSpec, Want
 
@@ -158,7 +159,7 @@ class FixedVerbs:
     def chunk(self, chunk: Chunk, piece: bytes) -> Taken:
         return Taken(0, chunk.offset + len(piece))
 
-    def deploy(self, order: api.Deploy, on_progress: OnProgress) -> api.Deployed:
+    def deploy(self, order: api.Deploy, on_progress: OnProgress, withdrawal: Withdrawal) -> api.Deployed:
         on_progress("planning", 0.5)
         raise NotReady(f"cannot deploy {order.name}")
 
@@ -175,7 +176,9 @@ class Server:
         self.shell = DataShell("test", data_port=data_port, limits=limits, on_drained=self._drained)
         self.verbs = FixedVerbs()
         self.drained: list[int] = []
-        self.pool = AgentPool("test", listen=f"tcp://127.0.0.1:{port}", on_api=self._heard)
+        self.pool = AgentPool(
+            "test", listen=f"tcp://127.0.0.1:{port}", on_api=self._heard, on_gone=self._gone
+        )
         self.stages: list[FakeStage] = []
         self.serving = serving
 
@@ -205,6 +208,9 @@ class Server:
 
     def _heard(self, identity: bytes, frames: list[bytes]) -> None:
         self.api.heard(identity, frames)
+
+    def _gone(self, identity: bytes) -> None:
+        self.api.gone(identity)
 
     def _drained(self, epoch: int) -> None:
         self.drained.append(epoch)
