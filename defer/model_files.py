@@ -26,8 +26,12 @@ def model_files(path: Path, on_hashed: Callable[[int, int], None] | None = None)
         FileMissing: The model, or a file that it names, does not exist.
         InvalidModel: Not ONNX, or a file that lies outside of the model's folder.
     """
+    if path.is_dir():
+        raise InvalidModel("this is a folder, not a file", where=str(path), hint="name the ONNX file in it")
     if not path.is_file():
         raise FileMissing("no such file", where=str(path), hint="check the path")
+    if path.stat().st_size == 0:
+        raise InvalidModel("the file is empty, so it is no ONNX model", where=str(path))
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf raises what it likes

@@ -59,7 +59,7 @@ def write_parts(
     """
     import partitioner
 
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     free = partitioner.split(model, tuple(positions), order=order)
     if any(precision != "fp32" for precision in precisions):
         from defer.precision import rewritten

@@ -253,7 +253,7 @@ def _cached(path: Path) -> BlockCosts | None:
 
 
 def _remember(path: Path, costs: BlockCosts) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     partial.write_bytes(msgspec.json.encode(costs))
     partial.replace(path)

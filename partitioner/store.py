@@ -62,7 +62,7 @@ def write_store(partition: Partition, directory: str | Path) -> StoredPartition:
     stored: dict[str, StoredFile] = {}
     replaced: dict[str, ir.TensorProtocol | None] = {}
     with translated_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, value in partition.model.graph.initializers.items():
             tensor = value.const_value
             if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes < EXTERNAL_FROM:

@@ -37,12 +37,11 @@ def translated_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic(target: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name complete or not at all."""
+    """A file that appears under its name complete or not at all, and that its owner alone may read."""
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".partial-")
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-        Path(name).chmod(0o644)
         Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)

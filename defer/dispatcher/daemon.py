@@ -30,6 +30,7 @@ from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.detours import Detours
 from defer.dispatcher.keeper import Keeper
 from defer.dispatcher.membership import Membership
+from defer.dispatcher.private import make_private
 from defer.dispatcher.reaching import Reaching
 from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.report import models_of
@@ -170,7 +171,7 @@ class Daemon:
             DeferError: The state directory cannot be used.
         """
         try:
-            self._state.mkdir(parents=True, exist_ok=True)
+            make_private(self._state)
             self._lock = lock(self._state / "lock", str(self._listen))
             self.verbs.open(self._state)
             self._snapshot = self._keeper.open()

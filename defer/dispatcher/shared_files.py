@@ -20,6 +20,7 @@ import msgspec
 from defer.api import ModelFile
 from defer.dispatcher.nats_connection import CONNECT_S
 from defer.dispatcher.nats_link import LIST, RECORDS, Fenced, NatsLink
+from defer.dispatcher.private import make_private
 from defer.dispatcher.state_lock import lock
 from defer.dispatcher.state_url import StateUrl
 from defer.dispatcher.store import KeptModel, ModelDropped, ModelKept
@@ -182,7 +183,7 @@ class Follower:
         self._thread = threading.Thread(target=self._run, name="defer-files", daemon=True)
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_private(self._folder)
         self._lock = lock(self._folder / "lock", self._listen)
         self._uploads = Uploads.open(self._folder)
         self._thread.start()

@@ -37,7 +37,7 @@ class Uploads:
     def open(cls, state: Path) -> Uploads:
         """Use two folders of a dispatcher's state directory."""
         folders = state / "models"
-        folders.mkdir(parents=True, exist_ok=True)
+        folders.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in (state / "files").glob(f"*{PART}"):  # before the store remembers how far they came
             if path.stat().st_mtime < time.time() - RECENT_S:
                 path.unlink(missing_ok=True)
@@ -71,9 +71,10 @@ class Uploads:
         if not folder.exists():
             partial = folder.with_suffix(f".{os.getpid()}.part")
             shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(mode=0o700)
             for path, file in zip(paths, files, strict=True):
                 target = partial / path
-                target.parent.mkdir(parents=True, exist_ok=True)
+                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _link(self._store.require(file.file), target)
             partial.replace(folder)
         return folder / paths[0]
@@ -104,3 +105,4 @@ def _link(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
+        target.chmod(0o600)
