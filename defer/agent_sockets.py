@@ -158,7 +158,7 @@ class AgentSockets:
     def _bar(self, name: str, error: AgentError) -> None:
         now = time.monotonic()
         self._keys.barred(name, now)
-        self._execute(self._core.barred(name, f"{error} {error.hint}".strip()))
+        self._execute(self._core.barred(name, "; ".join(filter(None, (str(error).rstrip("."), error.hint)))))
 
     def _noticed(self, name: str, monitor: Monitor) -> None:
         for event in monitor.events():

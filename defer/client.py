@@ -165,15 +165,15 @@ class Client:
     ) -> Future[Outputs]:
         """Run the model once without waiting for it.
 
-        The inputs are copied, so they may be changed at once. Waits only where very many requests are under way, and
-        with `durable` until the dispatcher has the request on its disk; arguments are those of `infer`.
+        The inputs are copied, so they may be changed at once. Waits only with `durable`, until the dispatcher has the
+        request on its disk; arguments are those of `infer`.
 
         Returns:
             A future that ends before the request's deadline: with arrays by output name, or an error of `infer`.
 
         Raises:
             WrongInput, UnknownModel, NotReady, DispatcherUnreachable: As in `infer`, before anything is sent.
-            Overloaded: Too many requests of this client were under way for the whole timeout.
+            Overloaded: This client has 1,024 requests under way, or 512 MiB of inputs.
         """
         requests = self._requests
         submit = requests.prepare(

@@ -219,22 +219,22 @@ class Requests:
         left = submit.deadline - time.monotonic() if submit.deadline < math.inf else threading.TIMEOUT_MAX
         future = self.try_launch(submit, wait=max(0.0, left), kept=kept, waits=waits, owner=owner)
         if future is None:
-            raise Overloaded(
-                f"{MOST_REQUESTS} requests of this client are under way, or {MOST_BYTES} bytes",
-                hint=Overloaded.usual_hint,
-            )
+            raise _too_many()
         return future
 
     def launch_kept(self, submit: Submit) -> Future[Outputs]:
-        """`launch`, and where the request is durable wait until the dispatcher has it in its store.
+        """`launch` without waiting for room; where the request is durable wait until the dispatcher has stored it.
 
         Raises:
+            Overloaded: Too many are under way.
             DispatcherUnreachable: It did not say so before the request's deadline.
         """
-        if not submit.durable:
-            return self.launch(submit)
-        kept: Future[None] = Future()
-        future = self.launch(submit, kept)
+        kept: Future[None] | None = Future() if submit.durable else None
+        future = self.try_launch(submit, kept=kept)
+        if future is None:
+            raise _too_many()
+        if kept is None:
+            return future
         try:
             kept.result(submit.deadline - time.monotonic() + 1.0 if submit.deadline < math.inf else None)
         except FutureTimeout:
@@ -314,3 +314,10 @@ class Requests:
             session, self._session = self._session, None
         if session is not None:
             session.close()
+
+
+def _too_many() -> Overloaded:
+    return Overloaded(
+        f"this client has {MOST_REQUESTS} requests under way, or {MOST_BYTES >> 20} MiB of inputs",
+        hint=Overloaded.usual_hint,
+    )

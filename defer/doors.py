@@ -24,6 +24,16 @@ from node_agent.security import Door, is_own_name
 READS: Final = frozenset({"hello", "list_models", "get_status", "get_events", "get_traces"})
 """Verbs of an observer; one that is not here is not for it."""
 
+WORDS: Final = {
+    "want": "deploy a model (`defer deploy`)",
+    "chunk": "deploy a model (`defer deploy`)",
+    "deploy": "deploy a model (`defer deploy`)",
+    "give_up": "give up a deployment (`defer deploy`)",
+    "undeploy": "take a model down (`defer undeploy`)",
+    "roll": "change or show versions (`defer rollout`)",
+}
+"""What is forbidden, in words of the command line."""
+
 _SHIPS: Final[tuple[type, ...]] = (m.Want, m.Chunk)
 _ANSWERS: Final[tuple[type, ...]] = tuple(kind for kind in get_args(m.ControlMessage) if kind not in _SHIPS)
 _RESULTS: Final[tuple[type, ...]] = (m.Item, m.Failure, m.Credit)
@@ -44,9 +54,9 @@ def api_problem(certificate: Certificate, message: Any) -> str:
             return "register as an agent"
         return "" if message.name == certificate.name else f"register as {message.name!r:.80}"
     if certificate.role == "agent":
-        return "" if isinstance(message, _ANSWERS) or _verb(message) in READS else f"ask for {_verb(message)}"
+        return "" if isinstance(message, _ANSWERS) or _verb(message) in READS else _forbidden(message)
     if certificate.role == "observer":
-        return "" if _verb(message) in READS else f"ask for {_verb(message)}"
+        return "" if _verb(message) in READS else _forbidden(message)
     return ""
 
 
@@ -74,6 +84,11 @@ def _name_problem(certificate: Certificate, message: Any) -> str:
     if isinstance(message, m.Greeting) and not is_own_name(certificate, message.name):
         return f"call itself {message.name!r:.80}"
     return ""
+
+
+def _forbidden(message: Any) -> str:
+    verb = _verb(message)
+    return WORDS.get(verb, f"ask for {verb}")
 
 
 def _verb(message: Any) -> str:

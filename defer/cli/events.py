@@ -62,7 +62,8 @@ def command(follow: bool, after: int, last: int, address: str, as_json: bool) ->
 def _show(events: tuple[EventInfo, ...], after: int, *, as_json: bool) -> None:
     if after and events and events[0].seq > after + 1:
         note(f"{events[0].seq - after - 1} events are no longer kept", as_json=as_json)
-    for event in events:
+    # Events that are put together are numbered when they are told, after later ones.
+    for event in events if as_json else sorted(events, key=lambda each: (each.at, each.seq)):
         if as_json:
             click.echo(msgspec.json.encode(event).decode())
             continue

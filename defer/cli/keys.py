@@ -32,7 +32,7 @@ def _folder_option(command: F) -> F:
 
 @click.group(
     epilog=examples(
-        "defer keys make cluster --role dispatcher",
+        "defer keys make dispatcher --role dispatcher",
         "defer keys make edge1 --role agent --keys edge1-keys",
         "defer keys authorise edge1-keys/allowed/edge1.toml",
         "defer keys list",
@@ -50,7 +50,7 @@ def command() -> None:
 @command.command(
     "make",
     epilog=examples(
-        "defer keys make cluster --role dispatcher",
+        "defer keys make dispatcher --role dispatcher",
         "defer keys make edge1 --role agent",
         "defer keys make screen --role observer --keys screen-keys --json",
     ),
@@ -111,7 +111,7 @@ def authorise_key(certificate: Path, role: Role | None, replace: bool, folder: P
     click.echo(f"{made.name} is let in as {made.role}, public key {made.public}")
 
 
-@command.command("rotate", epilog=examples("defer keys rotate edge1", "defer keys rotate cluster --json"))
+@command.command("rotate", epilog=examples("defer keys rotate edge1", "defer keys rotate dispatcher --json"))
 @click.argument("name")
 @_folder_option
 @common_options

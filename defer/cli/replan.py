@@ -182,5 +182,13 @@ def command(
         click.echo(
             f"\n{found.reason[:1].upper()}{found.reason[1:]}." + (f" {moved}." if found.change else "")
         )
-        if output:
-            note(f"wrote {output}")
+        note(_next(found.change, output))
+
+
+def _next(change: bool, output: str | None) -> str:
+    """What was written, and what to do with it."""
+    wrote = f"wrote {output}; " if output else ""
+    if not change:
+        return f"{wrote}the running plan stays, so nothing needs applying"
+    first = "" if output else "-o FILE writes it, and "
+    return f"{wrote}{first}`defer deploy MODEL --plan {output or 'FILE'} --name NAME` applies it"

@@ -156,7 +156,8 @@ def command(
     order = None
     if model is not None:
         if not model.is_file():
-            raise FileMissing("no such file", where=str(model), hint="check --model")
+            what = "this is a folder, not a file" if model.is_dir() else "no such file"
+            raise FileMissing(what, where=str(model), hint="check --model")
         order = Order(
             name=name or model.stem,
             model=model,

@@ -114,7 +114,8 @@ def _show_deployment(deployment: DeploymentInfo) -> None:
         click.echo("  takes over when what serves is lost")
         return
     line = (
-        f"  {deployment.answered} answered, {deployment.failed - deployment.cancelled} failed, "
+        f"  {deployment.answered} answered (the dispatcher's own canaries among them), "
+        f"{deployment.failed - deployment.cancelled} failed, "
         + (f"{deployment.cancelled} cancelled, " if deployment.cancelled else "")
         + f"{deployment.in_flight} in flight, {deployment.waiting} waiting, {deployment.rate:.1f}/s"
     )

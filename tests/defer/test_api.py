@@ -224,6 +224,7 @@ def test_taken_and_have_are_the_agents_own() -> None:
     assert api.decode(api.encode(Taken(1, 5))) == Taken(1, 5)
     assert api.decode(api.encode(Have(1, (5,)))) == Have(1, (5,))
 
+
 def test_a_folder_and_an_empty_file_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match="a folder, not a file"):
         model_files(tmp_path)

@@ -26,6 +26,7 @@ def test_nothing_changed(folder: Path) -> None:
     result = run(*words(folder, "replan"), "--running", folder / "running.json")
     assert result.exit_code == 0, result.output
     assert "Kept: a new plan gains 0.0%" in result.stdout
+    assert "nothing needs applying" in result.stderr
 
 
 def test_a_device_is_gone(folder: Path) -> None:
@@ -39,7 +40,10 @@ def test_a_device_is_gone(folder: Path) -> None:
     assert "can no longer run" in found["reason"]
     assert [stage["device"] for stage in found["plan"]["stages"]] == ["jetson"]
     assert Plan.load(folder / "new.json").stages[0].device == "jetson"
-    assert "to load in" in run(*given).stdout
+    said = run(*given, "-o", folder / "again.json")
+    assert "to load in" in said.stdout
+    assert f"`defer deploy MODEL --plan {folder / 'again.json'} --name NAME` applies it" in said.stderr
+    assert "-o FILE writes it" in run(*given).stderr
 
 
 def test_a_measured_plan_is_not_weighed_by_guesses(folder: Path) -> None:

@@ -50,7 +50,10 @@ def test_what_stands_by_is_told_with_its_loss_and_no_cell_is_empty() -> None:
         server.stop()
     assert shown.exit_code == 0, shown.output
     assert "m: ready, deployment 1" in shown.stdout
-    assert "  5 answered, 1 failed, 2 cancelled, 0 in flight, 0 waiting" in shown.stdout
+    assert (
+        "  5 answered (the dispatcher's own canaries among them), 1 failed, 2 cancelled, 0 in flight, 0 waiting"
+        in shown.stdout
+    )
     assert "failed: 1 agent-lost\ngiven up by their clients: 2\n" in shown.stdout
     assert "m: standby" not in shown.stdout
     lines = {line.split()[0]: " ".join(line.split()) for line in shown.stdout.splitlines() if line.strip()}

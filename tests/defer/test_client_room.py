@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from defer.client_requests import Requests
 from defer.client_room import Held, Room
+from defer.errors import Overloaded
 
 
 def test_room_is_given_back_once_however_often_somebody_does() -> None:
@@ -49,3 +51,15 @@ def test_an_interrupt_while_a_request_is_sent_gives_its_room_back_once(
     assert room.take(10, 0)
     assert room.take(10, 0)
     assert not room.take(10, 0)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_submit_refuses_at_once_what_has_no_room(durable: bool) -> None:
+    requests = object.__new__(Requests)
+    requests._room = Room(1, 100)
+    assert requests._room.take(10, 0)
+    submit: Any = SimpleNamespace(
+        tensors=[SimpleNamespace(nbytes=10)], trace=b"", recall=False, deadline=math.inf, durable=durable
+    )
+    with pytest.raises(Overloaded, match="1024 requests under way"):
+        requests.launch_kept(submit)

@@ -8,15 +8,26 @@ import msgspec
 import pytest
 
 from defer import api
+from defer.cli import VERBS
 from defer.client_core import CLIENT
-from defer.doors import API, DATA, FETCH, READS, api_problem, data_problem, fetch_problem, message_at_api
+from defer.doors import (
+    API,
+    DATA,
+    FETCH,
+    READS,
+    WORDS,
+    api_problem,
+    data_problem,
+    fetch_problem,
+    message_at_api,
+)
 from node_agent import messages as m
 from node_agent.doors import CONTROL, control_problem
 from node_agent.doors import data_problem as agent_data_problem
 from node_agent.frames import encode_control
 from node_agent.keys import ROLES, Certificate, Role
 
-WRITES = {"deploy", "undeploy", "want", "chunk"}
+WRITES = {"deploy", "undeploy", "want", "chunk", "roll", "give_up"}
 
 
 def owner(role: Role, name: str = "edge1") -> Certificate:
@@ -46,7 +57,14 @@ def test_clients_may_ask_for_everything_and_agents_for_nothing_that_changes_anyt
     assert api_problem(owner("client"), blank(kind)) == ""
     assert api_problem(owner("dispatcher"), blank(kind)) == ""
     if tag(kind) in WRITES:
-        assert tag(kind) in api_problem(owner("agent"), blank(kind))
+        assert WORDS[tag(kind)] == api_problem(owner("agent"), blank(kind))
+
+
+def test_a_refusal_says_what_in_words_of_the_command_line() -> None:
+    for verb in WRITES:
+        problem = WORDS[verb]
+        command = problem.split("`")[1]
+        assert command.split()[1] in VERBS
 
 
 def test_what_is_no_message_is_no_verb_of_an_observers() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from defer.cli.events import _show
 from defer.dispatcher import events as e
 from defer.dispatcher.chronicle import Chronicle
 from defer.dispatcher.core import DispatcherCore
-from defer.event_log import SELDOM_S, EventLog
+from defer.event_log import SELDOM_S, EventInfo, EventLog
 from node_agent.messages import TensorSpec
 
 SPECS = (TensorSpec("x", "float32", (1,)),)
@@ -101,3 +103,17 @@ def test_a_deployment_that_never_served_is_dropped():
     watched.feed(e.RouteLoaded(route(1, "a")))
     assert watched.feed(e.RouteDropped(1, "the canary failed")) == ["route-dropped"]
     assert "route-serves" not in [event.kind for event in watched.log.since(0)]
+
+
+def test_events_that_were_put_together_are_shown_where_they_happened(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    late, collected = EventInfo(1, 20.0, "deployed", "later"), EventInfo(2, 10.0, "request-failed", "before")
+    _show((late, collected), 0, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines] == ["before", "later"]
+    _show((late, collected), 0, as_json=True)
+    assert [line.split('"text":"')[1][:5] for line in capsys.readouterr().out.splitlines()] == [
+        "later",
+        "befor",
+    ]

@@ -165,7 +165,7 @@ def test_an_observer_sees_and_does_nothing(cluster: Secured) -> None:
     assert "may not send requests" in done.stderr
     done = defer("undeploy", MODEL, "--dispatcher", cluster.address, "--keys", observer)
     assert done.returncode == 77
-    assert "may not ask for undeploy" in done.stderr
+    assert "may not take a model down (`defer undeploy`)" in done.stderr
     assert "Traceback" not in done.stderr
 
 
