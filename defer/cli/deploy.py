@@ -99,10 +99,14 @@ def command(
     with progress("deploy", as_json=as_json) as show, Admin(address) as admin:
         if canary is not None:
             _check_canary(admin, name or model.stem, deployment)
-        files = model_files(model, lambda done, total: show("reading the model", done / max(total, 1)))
-        samples = calibration_file(calibration) if calibration is not None else {}
-        everything = files | samples
-        sent = upload(admin, everything, lambda done, total: show("sending the model", done / max(total, 1)))
+        try:
+            files = model_files(model, lambda done, total: show("reading the model", done / max(total, 1)))
+            samples = calibration_file(calibration) if calibration is not None else {}
+            sent = upload(
+                admin, files | samples, lambda done, total: show("sending the model", done / max(total, 1))
+            )
+        except KeyboardInterrupt:
+            raise Cancelled("interrupted: the model was not sent whole, and nothing is deployed") from None
         order = api.Deploy(
             0,
             deployment,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +21,13 @@ import models
 import partitioner
 from defer import keys
 from defer.admin import Admin
+from defer.agent_sockets import AgentSockets
 from defer.client import Client
 from defer.documents.cluster import Cluster
 from defer.errors import DeferError, NotAllowed, Unauthorised
 from defer.local_agents import LocalAgent, local_agents, read_line, stop
 from defer.planning import make_plan, parse_placement
+from node_agent.errors import UnauthorisedError
 from node_agent.frames import encode_control
 from node_agent.keys import ALLOWED, Role
 from node_agent.link import Monitor, dial, new_context, open_socket
@@ -307,3 +310,14 @@ def test_a_copied_folder_that_others_can_read_is_refused(cluster: Secured, tmp_p
     assert done.returncode == 78
     assert "others may read it" in done.stderr
     assert "chmod 600" in done.stderr
+
+
+def test_a_hint_is_told_apart_from_what_is_wrong() -> None:
+    told: list[str] = []
+    sockets = object.__new__(AgentSockets)
+    sockets._keys = SimpleNamespace(barred=lambda *_: None)  # type: ignore[assignment]
+    sockets._core = SimpleNamespace(barred=lambda _name, why: told.append(why))  # type: ignore[assignment]
+    sockets._execute = lambda _todo: None
+    sockets._bar("a", UnauthorisedError("It demands keys.", hint="give yours"))
+    sockets._bar("a", UnauthorisedError("It demands keys"))
+    assert told == ["It demands keys; give yours", "It demands keys"]

@@ -191,6 +191,20 @@ def test_ctrl_c_says_what_becomes_of_the_deployment(
     assert "the deployment of m was given up" in done.stderr
 
 
+@pytest.mark.integration
+def test_ctrl_c_before_the_model_is_sent(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    model = models.save("tiny_residual", tmp_path / "m.onnx")
+    monkeypatch.setattr("defer.cli.deploy.upload", interrupted)
+    done = CliRunner().invoke(group, ["deploy", str(model), "--dispatcher", server.address])
+    assert done.exit_code == 130
+    assert "nothing is deployed" in done.stderr
+
+
 def _interrupting(answer: Callable[..., Any], interrupt: Callable[..., None]) -> Callable[..., Any]:
     def answered(self: Admin, number: int, kind: type, **more: Any) -> Any:
         if kind is api.Deployed:
