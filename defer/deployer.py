@@ -105,9 +105,8 @@ def deploy(
         epoch: Number of this deployment, never used before by this dispatcher.
         name: Name the model is served under.
         on_step: Told of progress.
-        stagger_s: An agent loads when the one before it has, or that long after it began, in seconds, and files are sent
-            gently: so what serves is disturbed little, at one place at a time. 0 has all load at once; where it is
-            infinite files are sent in turn, too.
+        stagger_s: An agent gets its files, gently, and loads when the one before it has, or that long after it began, in
+            seconds: so what serves is disturbed little, at one place at a time. 0 has all do so at once.
         noted: Waits until it is safe that agents hold this deployment, before they hear of it; from several threads.
         wanted: Called between two steps, from several threads; what it raises ends the deployment.
 
@@ -131,8 +130,9 @@ def deploy(
         wanted()
 
     def bring(device: str) -> tuple[int, m.Loaded]:
-        sent = _ship(pool, device, files[device], on_step, go_on, gently=stagger_s > 0)
         with turns.turn() if stagger_s else nullcontext():
+            go_on()
+            sent = _ship(pool, device, files[device], on_step, go_on, gently=stagger_s > 0)
             go_on()
             noted()
             load = m.Load(0, epoch, name, layout.hops[device], *engines[device])

@@ -18,10 +18,13 @@ WINDOW: Final = 16
 """Pieces under way at once: 4 MiB covers 100 ms of round trip at 40 MB/s."""
 
 GENTLE_BYTES: Final = 64 * 1024
-"""A piece of a file that is sent beside requests."""
+"""A piece of a file that is sent beside requests over a link that is too slow for a whole one."""
 
 QUEUE_S: Final = 0.01
 """Pieces that are sent beside requests may wait about so long behind each other, and requests behind them."""
+
+WHOLE_S: Final = 0.02
+"""Where a small piece takes no longer than this, whole ones are sent: each costs both ends processor time."""
 
 TIMEOUT_S: Final = 120.0
 """A window on a link of 1 Mbit/s takes 34 s, verifying a large file as long again; beyond this the link is down."""
@@ -30,7 +33,7 @@ Ticket = TypeVar("Ticket")
 
 
 class Gentle:
-    """How many small pieces may be under way beside requests: as many as the way takes, and hardly one that waits there.
+    """How large pieces are, and how many may be under way beside requests: what the way takes, and hardly more.
 
     Told by how long each took, as in TCP Vegas (Brakmo and others, SIGCOMM 1994): the shortest time is that of the way
     alone, and what is longer was spent in queues.
@@ -40,6 +43,11 @@ class Gentle:
         self.window = 1
         self._least = math.inf
         self._fast = 0
+
+    @property
+    def piece_bytes(self) -> int:
+        """Of the next piece."""
+        return CHUNK_BYTES if self._least <= WHOLE_S else GENTLE_BYTES
 
     def took(self, seconds: float) -> None:
         """A piece was under way for so long."""
@@ -90,7 +98,7 @@ def send_missing(
             continue
         with path.open("rb") as source:
             offset = source.seek(held)
-            while piece := source.read(CHUNK_BYTES if gentle is None else GENTLE_BYTES):
+            while piece := source.read(CHUNK_BYTES if gentle is None else gentle.piece_bytes):
                 under_way.append((send(file, offset, piece), len(piece), time.monotonic()))
                 offset += len(piece)
                 total += len(piece)

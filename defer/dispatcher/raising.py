@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("defer.dispatcher")
 
 STAGGER_S = 1.0
-"""Beside what serves, agents load one after the other; but not behind one that takes longer than this."""
+"""Beside what serves, agents get files and load one after the other; but none waits longer than this for another."""
 
 PartsOf = Callable[["Plan"], Foreseen]
 """The partitions of a route."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from defer import transfer
-from defer.transfer import GENTLE_BYTES, WINDOW, send_missing
+from defer.transfer import CHUNK_BYTES, GENTLE_BYTES, WHOLE_S, WINDOW, send_missing
 from node_agent.messages import FileRef
 
 
@@ -66,7 +66,7 @@ def test_beside_requests_nothing_queues_for_long_and_the_way_is_used(
     way = Way(rate, delay)
     monkeypatch.setattr(transfer.time, "monotonic", lambda: way.now)
     send_missing([(ref, path, 0)], way.send, way.settle, lambda _: None, gently=True)
-    piece = GENTLE_BYTES / rate
+    piece = (CHUNK_BYTES if GENTLE_BYTES / rate + delay <= WHOLE_S else GENTLE_BYTES) / rate
     assert max(way.queued) <= transfer.QUEUE_S + 2 * piece
     # As fast as the link, or as so many pieces under way can be.
     fastest = max(ref.nbytes / rate, ref.nbytes / (WINDOW * GENTLE_BYTES) * (delay + piece))
