@@ -63,7 +63,7 @@ def measure(options: Options) -> Outcome:
                     case "slow":
                         seen[name] = scenes.slows(on, 10.0 if options.quick else 30.0, SLOW_S)
                     case "replan" | "roll-out":
-                        seen[name] = scenes.changes(on, name)
+                        seen[name] = scenes.changes(on, name, rounds)
         if "dispatcher" in wanted:
             status.update("dispatcher")
             seen["dispatcher"] = scenes.dispatcher_dies(on, 10.0)
@@ -113,7 +113,7 @@ def _outcome(seen: dict[str, Seen], rate: float) -> Outcome:
         targets.append(Target("dispatcher killed: partitions loaded again", reloaded, 0, "most"))
     for name in ("replan", "roll-out"):
         if one := seen.get(name):
-            ratio = one.more["p99 during"] / one.more["p99 before"]
+            ratio = one.more["p99 during by p99 before"]
             targets.append(Target(f"{name}: p99 during by p99 before", ratio, 2.0, "most"))
     notes = [f"{rate:.1f} requests per second"]
     notes += [f"{name}: {key} {value:.4g}" for name, one in seen.items() for key, value in one.more.items()]
@@ -122,7 +122,7 @@ def _outcome(seen: dict[str, Seen], rate: float) -> Outcome:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=int, default=6, help="with agents (6)")
-    parser.add_argument("--rounds", type=int, default=5, help="kills and hangs (5)")
+    parser.add_argument("--rounds", type=int, default=5, help="of each scene but `slow` and `dispatcher` (5)")
     parser.add_argument("--scenes", nargs="*", choices=SCENES, help="these only")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep notes and logs in this new folder")
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from dataclasses import dataclass, field
+from statistics import median
 
 from benchmarks.chaos import model
 from benchmarks.chaos.bed import BANDWIDTH
@@ -156,41 +157,42 @@ def dispatcher_dies(stand: Stand, seconds: float) -> Seen:
     return seen
 
 
-def changes(stand: Stand, what: str) -> Seen:
-    """A new plan (`replan`) or a new version (`roll-out`) of what serves, under load."""
+def changes(stand: Stand, what: str, rounds: int) -> Seen:
+    """New plans (`replan`), there and back, or new versions (`roll-out`) of what serves, under load."""
     seen, home = Seen(), stand.stages()
+    model_file, usual, other = (stand.work / name for name in (f"{NAME}.onnx", "plan.json", "other.json"))
     shape = ["--input", f"a0={model.ROWS},{model.WIDTH}"]
+    profile = ["--profile", str(stand.work / "profile.json"), "--objective", "throughput"]
     if what == "replan":
-        plan = stand.work / "other.json"
-        words = ["plan", str(stand.work / f"{NAME}.onnx"), "--cluster", str(stand.running.cluster_file)]
-        words += [
-            "--profile",
-            str(stand.work / "profile.json"),
-            "--exclude",
-            home[0],
-            "--objective",
-            "throughput",
-        ]
-        stand.defer(*words, *shape, "--force", "-o", str(plan))
-        command = ["deploy", str(stand.work / f"{NAME}.onnx"), "--name", NAME, "--plan", str(plan)]
-    else:
-        path = shutil.copy(stand.work / f"{NAME}.onnx", stand.work / "new.onnx")
-        command = ["deploy", str(path), "--name", NAME, "--profile", str(stand.work / "profile.json")]
-        command += ["--objective", "throughput"]
-    load = stand.load(30.0)
-    time.sleep(BEFORE_S)
-    before = time.monotonic()
-    time.sleep(9.0)
-    begin = time.monotonic()
-    stand.defer(*command, *shape)
-    end = time.monotonic() + 1.0
-    asked = load.asked()
-    seen.sent, seen.failed = len(asked), failed(asked)
-    seen.gaps.append(gap(asked, begin, end))
+        words = ["plan", str(model_file), "--cluster", str(stand.running.cluster_file), *profile]
+        stand.defer(*words, "--exclude", home[0], *shape, "--force", "-o", str(other))
+    found: list[tuple[float, float, float]] = []
+    for number in range(rounds):
+        if what == "replan":
+            plan = usual if number % 2 else other
+            command = ["deploy", str(model_file), "--name", NAME, "--plan", str(plan)]
+        else:
+            path = shutil.copy(model_file, stand.work / f"new-{number}.onnx")
+            command = ["deploy", str(path), "--name", NAME, *profile]
+        load = stand.load(30.0)
+        time.sleep(BEFORE_S)
+        before = time.monotonic()
+        time.sleep(9.0)
+        begin = time.monotonic()
+        stand.defer(*command, *shape)
+        end = time.monotonic() + 1.0
+        asked = load.asked()
+        seen.sent += len(asked)
+        seen.failed += failed(asked)
+        seen.gaps.append(gap(asked, begin, end))
+        found.append((p99(asked, before, begin), p99(asked, begin, end), end - begin))
+    usually, during, took = (median(each) for each in zip(*found, strict=True))
+    ratio = median(there / here for here, there, _ in found)
     seen.more = {
-        "p99 before": p99(asked, before, begin),
-        "p99 during": p99(asked, begin, end),
-        "took": end - begin,
+        "p99 before": usually,
+        "p99 during": during,
+        "p99 during by p99 before": ratio,
+        "took": took,
     }
     return seen
 
