@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.usefixtures("clean"),
 ]
 
-DEADLINE_S = 100.0
+DEADLINE_S = 200.0
 MBIT = 125_000.0
 ROWS, WIDTH, LAYERS = 64, 512, 6
 
