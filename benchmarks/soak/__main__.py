@@ -10,8 +10,6 @@ told.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import tempfile
 import time
 from array import array
@@ -19,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.runner import Options, Outcome, Row, Target, main
+from benchmarks.soak.clients import Clients
 from benchmarks.soak.growth import ALLOWED, MIB, Growth, judge
-from benchmarks.soak.load import Load, Tally
+from benchmarks.soak.load import Tally
 from benchmarks.soak.stand import MORTAL, Changes, Stand, bytes_in, stand
 from benchmarks.watch import taken
 
@@ -82,35 +81,26 @@ def _sockets(pid: int) -> int:
     return count
 
 
-def _share_heaps() -> None:
-    """Has this process's threads share two heaps; where the C library is another one, nothing is done.
-
-    Each of two dozen threads would have its own, and keep the most that it ever held: that looks like a leak.
-    """
-    m_arena_max = -8  # malloc.h
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(m_arena_max, 2)
-
-
 def measure(options: Options) -> Outcome:
     """See `benchmarks.runner`."""
-    _share_heaps()
     given = options.arguments
     seconds = 60.0 * (QUICK_MINUTES if options.quick else given.minutes)
     watched = Watched()
     with (
         tempfile.TemporaryDirectory(prefix="defer-soak-", ignore_cleanup_errors=True) as folder,
         stand(Path(folder)) as running,
+        Clients(running, given.rate, given.seed) as clients,
     ):
-        load = Load(running.address, given.rate, given.seed)
-        with load, Changes(running, max(LEAST_S, seconds / CHANGES), given.seed):
+        with Changes(running, max(LEAST_S, seconds / CHANGES), given.seed):
             begin = time.monotonic()
             with options.console.status("") as status:
                 while (now := time.monotonic() - begin) < seconds:
+                    clients.check()
                     watched.look(running, now)
-                    status.update(f"{now:.0f} of {seconds:.0f} s, {load.tally.sent} requests")
+                    status.update(f"{now:.0f} of {seconds:.0f} s")
                     time.sleep(max(0.5, seconds / LOOKS))
-    return outcome(watched, load.tally, running, given)
+        tally = clients.tally()
+    return outcome(watched, tally, running, given)
 
 
 def outcome(watched: Watched, tally: Tally, running: Stand, given: argparse.Namespace) -> Outcome:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.soak import model
-from benchmarks.soak.stand import NAME
 from defer.client import Client
 from defer.errors import DeferError
 
@@ -86,7 +85,7 @@ class Load:
         self._address, self._rate = address, rate
         self._draw = random.Random(f"{seed} load")
         self._weights = model.weights()
-        self._clients = [Client(address, model=NAME, timeout=DEADLINE_S) for _ in range(CLIENTS)]
+        self._clients = [Client(address, model=model.NAME, timeout=DEADLINE_S) for _ in range(CLIENTS)]
         self._generations = [0] * CLIENTS
         self._open: dict[int, _Sent] = {}
         self._lock = threading.Lock()
@@ -164,7 +163,7 @@ class Load:
     def _reconnect(self, which: int) -> None:
         old, self._clients[which] = (
             self._clients[which],
-            Client(self._address, model=NAME, timeout=DEADLINE_S),
+            Client(self._address, model=model.NAME, timeout=DEADLINE_S),
         )
         self._generations[which] += 1
         self.tally.reconnects += 1
@@ -220,7 +219,7 @@ class Load:
     def _durable(self) -> None:
         """Requests that outlive the dispatcher, one after the other, each asked for again."""
         draw = random.Random(f"{self._draw.random()} durable")
-        with Client(self._address, model=NAME, timeout=DEADLINE_S) as client:
+        with Client(self._address, model=model.NAME, timeout=DEADLINE_S) as client:
             number = 1 << 30
             while not self._stop.wait(2 * DURABLE_S * draw.random()):
                 number += 1

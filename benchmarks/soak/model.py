@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
+NAME = "soak"
 LAYERS = 8
 WIDTH = 256
 SEED = 11
@@ -32,6 +31,9 @@ def weights() -> list[Array]:
 
 def save(path: Path) -> Path:
     """Write it as ONNX."""
+    import onnx  # the clients, whose memory is watched, only check results
+    from onnx import TensorProto, helper, numpy_helper
+
     nodes: list[Any] = []
     constants: list[Any] = []
     for layer, matrix in enumerate(weights()):

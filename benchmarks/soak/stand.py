@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -30,10 +31,15 @@ from defer.planning import make_plan, parse_placement
 from defer.upload import upload
 from node_agent.messages import Done
 
-NAME = "soak"
 AGENTS = ("a", "b", "c", "d")
 MORTAL = "d"
 """The agent that is killed now and then; the others live as long as the run."""
+
+APART = ("b", "d")
+"""Agents that share no memory with others, as if each had a machine of its own."""
+
+HANGS_S = 1.0
+"""So long the one that is to be killed is stopped before."""
 
 START_S = 60.0
 STEP_S = 120.0
@@ -68,14 +74,14 @@ class Stand:
     _turn: int = 0
 
     def change(self) -> None:
-        """Do the next thing: another plan, a death and a restart, a plan again, a version that is tried for a while."""
+        """Do the next thing: another plan, a hang, death and restart, a plan again, a version tried for a while."""
         kind = ("replan", "restart", "replan", "version")[self._turn % 4]
         self._turn += 1
         try:
             if kind == "restart":
                 self._restart()
             elif kind == "replan":
-                self._deploy(NAME, self.plans[(self._turn // 2) % len(self.plans)])
+                self._deploy(model.NAME, self.plans[(self._turn // 2) % len(self.plans)])
             else:
                 self._try_version()
         except (DeferError, RuntimeError) as error:
@@ -84,6 +90,8 @@ class Stand:
 
     def _restart(self) -> None:
         process = self.agents[MORTAL]
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(HANGS_S)
         process.kill()
         process.wait()
         _close(process)
@@ -94,17 +102,17 @@ class Stand:
         self.restarts += 1
 
     def _try_version(self) -> None:
-        self._deploy(f"{NAME}@2", self.plans[-1])
+        self._deploy(f"{model.NAME}@2", self.plans[-1])
         with Admin(self.address) as admin:
-            admin.ask(api.Roll(0, NAME, "canary", "2", 0.2), api.Rolled, timeout=STEP_S)
+            admin.ask(api.Roll(0, model.NAME, "canary", "2", 0.2), api.Rolled, timeout=STEP_S)
             time.sleep(2.0)
-            admin.ask(api.Roll(0, NAME, "rollback"), api.Rolled, timeout=STEP_S)
-            admin.ask(api.Undeploy(0, f"{NAME}@2"), Done, timeout=STEP_S)
+            admin.ask(api.Roll(0, model.NAME, "rollback"), api.Rolled, timeout=STEP_S)
+            admin.ask(api.Undeploy(0, f"{model.NAME}@2"), Done, timeout=STEP_S)
 
     def _deploy(self, name: str, plan: str) -> None:
         shapes: dict[str, tuple[int, ...]] = {"a0": (8, model.WIDTH)}
         with Admin(self.address) as admin:
-            files = model_files(self.work / f"{NAME}.onnx")
+            files = model_files(self.work / f"{model.NAME}.onnx")
             upload(admin, files)
             order = api.Deploy(0, name, tuple(files), plan, shapes=shapes)
             admin.ask(order, api.Deployed, timeout=STEP_S)
@@ -122,6 +130,7 @@ def start_agent(name: str, port: int, work: Path) -> subprocess.Popen[str]:
             stderr=log,
             text=True,
             start_new_session=True,
+            env={**os.environ, "DEFER_SHARED_MEMORY": "off" if name in APART else "on"},
         )
 
 
@@ -159,7 +168,7 @@ def stand(work: Path) -> Iterator[Stand]:
         for process in agents.values():
             wait_agent(process)
         file = _cluster(work, base, ports)
-        network = model.save(work / f"{NAME}.onnx")
+        network = model.save(work / f"{model.NAME}.onnx")
         plans = _plans(network, Cluster.load(file), work)
         command = [sys.executable, "-m", "benchmarks.soak.dispatcher", "serve", "--cluster", str(file)]
         command += ["--json", "--model", str(network), "--plan", str(work / "plan-0.json")]
@@ -177,7 +186,7 @@ def stand(work: Path) -> Iterator[Stand]:
                 told_last = (work / "dispatcher.log").read_text().strip().splitlines()[-3:]
                 raise RuntimeError(f"the dispatcher did not become ready: {' '.join(told_last)}")
             told = json.loads(line)
-        pids = {"dispatcher": server.pid, "client": os.getpid()}
+        pids = {"dispatcher": server.pid, "operator": os.getpid()}
         pids |= {name: process.pid for name, process in agents.items()}
         folders = {"dispatcher": work / "state"} | {name: work / name for name in AGENTS}
         yield Stand(work, str(told["ready"]), pids, folders, plans, agents, ports)

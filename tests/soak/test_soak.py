@@ -83,4 +83,12 @@ def test_nothing_is_lost_or_wrong_in_a_short_soak(tmp_path: Path) -> None:
     assert values["requests that never ended"] == 0, ran.stdout
     assert values["errors that nothing explains"] == 0, ran.stdout
     assert values["changes that failed"] == 0, ran.stdout
-    assert {row["process"] for row in found["rows"]} == {"dispatcher", "client", "a", "b", "c", "d"}
+    assert {row["process"] for row in found["rows"]} == {
+        "dispatcher",
+        "clients",
+        "operator",
+        "a",
+        "b",
+        "c",
+        "d",
+    }
