@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from defer.client import Client
 from defer.documents.plan import Plan
 from defer.errors import DeferError, Internal, from_code
 from defer.local_agents import LocalAgent, local_agents, read_line, stop
+from node_agent.interpreter import python
 
 SERVE_TIMEOUT_S = 240.0
 LATENCY_REQUESTS = 20
@@ -189,7 +189,7 @@ def _serving(
 ) -> Iterator[str]:
     """`defer serve` as a process; yields the address that clients use."""
     output = options.output
-    command = [sys.executable, "-m", "defer", "serve", "--cluster", str(cluster), "--model", str(model)]
+    command = [*python(), "-m", "defer", "serve", "--cluster", str(cluster), "--model", str(model)]
     command += ["--objective", "throughput", "--state", str(work / "dispatcher"), "--json"]
     command += ["--until-stdin-closes"]
     command += ["--save-plan", str(output / "plan.json"), "--save-profile", str(output / "profile.json")]

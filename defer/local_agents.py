@@ -8,13 +8,13 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from defer.errors import AgentUnreachable
+from node_agent.interpreter import python
 
 START_TIMEOUT_S = 30.0
 """Importing an engine on a slow box takes seconds."""
@@ -100,7 +100,7 @@ def read_line(process: subprocess.Popen[str], timeout: float) -> str:
 def _spawn(name: str, directory: Path, threads: int, arguments: Sequence[str]) -> subprocess.Popen[str]:
     store = directory / name
     store.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "node_agent", "--name", name, "--listen", "127.0.0.1:0"]
+    command = [*python(), "-m", "node_agent", "--name", name, "--listen", "127.0.0.1:0"]
     command += ["--threads", str(threads), "--store", str(store), "--json"]
     # However this process ends, its end of the pipe closes, and nobody is left behind.
     command += ["--until-stdin-closes", *arguments]

@@ -8,7 +8,7 @@ from typing import Any
 
 from node_agent.codecs.base import Array, byte_view
 from node_agent.dtypes import STRING, wire_name
-from node_agent.errors import AgentError, code_of
+from node_agent.errors import AgentError, code_of, said
 from node_agent.frames import pack_tensor, unpack_tensor
 from node_agent.messages import Item, TensorHeader
 from node_agent.work import LoadedRoute, Work
@@ -71,7 +71,7 @@ def encode(work: Work, device: str) -> None:
 def _fail(work: Work, error: Exception, device: str) -> None:
     """One item ends by what a codec raised, whatever that is: the thread has others to serve."""
     if isinstance(error, AgentError):
-        work.fail(code_of(error), f"{error} {error.hint}".strip(), device)
+        work.fail(code_of(error), said(error), device)
     else:
         log.error("An item could not be decoded or encoded.", exc_info=error)
         work.fail(code_of(error), f"{type(error).__name__}: {error}", device)

@@ -251,10 +251,11 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Tell the operator."""
+    """Tell the operator; `news` also where no more than warnings are wanted."""
 
     level: int
     text: str
+    news: bool = False
 
 
 Instruction = (

@@ -128,10 +128,20 @@ def work_clock(available: float, threads: int) -> Callable[[], float]:
         available: Cores that the process may use.
         threads: Threads that do the work.
     """
+    clock = quota_clock(available, threads)
+    return time.perf_counter if clock is None else lambda: clock() / 1e9 / available
+
+
+def quota_clock(available: float, threads: int) -> Callable[[], int] | None:
+    """Nanoseconds of processor time that the caller's work has taken; None where no quota makes them count.
+
+    Args:
+        available: Cores that the process may use.
+        threads: Threads that do the work; one of them is the caller.
+    """
     if available >= threads:
-        return time.perf_counter
-    clock = time.thread_time if threads == 1 else time.process_time
-    return lambda: clock() / available
+        return None
+    return time.thread_time_ns if threads == 1 else time.process_time_ns
 
 
 def default_threads(available: float) -> int:

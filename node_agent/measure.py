@@ -13,7 +13,7 @@ from node_agent.engines.base import Arrays, Partition
 from node_agent.errors import CodecError
 from node_agent.frames import WORTH_ENCODING
 from node_agent.loader import Loader
-from node_agent.machine import resident_bytes, trim, work_clock
+from node_agent.machine import cores, quota_clock, resident_bytes, trim, work_clock
 from node_agent.messages import Measure, Measured, TensorStats
 from node_agent.moving import measure_moving
 from node_agent.samples import sample
@@ -36,15 +36,16 @@ class BlockTimer:
         store: Where the blocks' files are.
         loader: Knows the default engine.
         threads: Threads that one run may use.
-        cores: Cores that this process may use, a fraction under a quota; as many as threads by default.
+        available: Cores that this process may use, a fraction under a quota; as many as threads by default.
     """
 
-    def __init__(self, store: FileStore, loader: Loader, threads: int, cores: float | None = None) -> None:
+    def __init__(
+        self, store: FileStore, loader: Loader, threads: int, available: float | None = None
+    ) -> None:
         self._store = store
         self._loader = loader
         self._threads = threads
-        self._cores = threads if cores is None else cores
-        self._clock = work_clock(self._cores, threads)
+        self._cores = threads if available is None else available
         self._moving: tuple[float, float] | None = None
         self._session = ""
         self._held: Arrays = {}
@@ -71,6 +72,9 @@ class BlockTimer:
             spec.name: self._held[spec.name] if spec.name in self._held else sample(spec, SEED)
             for spec in request.inputs
         }
+        # A quota may be another by now, and runs are judged by what it is (`AgentStatus.cores`).
+        share = cores() if quota_clock(self._cores, self._threads) is not None else self._cores
+        clock = work_clock(share, self._threads)
         before, began = resident_bytes(), time.perf_counter()
         name = self._loader.engine_name(request.engine)
         graph = self._store.require(request.graph)
@@ -84,9 +88,9 @@ class BlockTimer:
             seconds, walls = [], []
             deadline = time.perf_counter() + request.budget_s
             for _ in range(request.repeats):
-                begun, start = time.perf_counter(), self._clock()
+                begun, start = time.perf_counter(), clock()
                 results = session.run(inputs)
-                seconds.append(self._clock() - start)
+                seconds.append(clock() - start)
                 walls.append(time.perf_counter() - begun)
                 if time.perf_counter() >= deadline:
                     break
@@ -96,7 +100,7 @@ class BlockTimer:
         fresh = {name: array for name, array in inputs.items() if name not in self._held}
         dtypes = {spec.name: spec.dtype for spec in (*request.inputs, *session.outputs)}
         stats = tuple(
-            tensor_stats(name, array, dtypes.get(name), clock=work_clock(self._cores, 1))
+            tensor_stats(name, array, dtypes.get(name), clock=work_clock(share, 1))
             for name, array in ({**fresh, **results} if request.codecs else {}).items()
         )
         self._keep({**self._held, **inputs, **results}, request.keep)
@@ -104,7 +108,7 @@ class BlockTimer:
         lasted = tuple(max(each, min(walls)) for each in seconds)
         if self._moving is None:
             self._moving = measure_moving()
-        item_s, byte_s = (each / self._cores for each in self._moving)
+        item_s, byte_s = (each / share for each in self._moving)
         ran_on = getattr(session, "engine", "")
         refused = unsupported(name, ran_on, partition)
         apart = bool(refused) and cuts(name, options)

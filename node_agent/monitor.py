@@ -41,6 +41,8 @@ class Monitor:
         self._broken = 0
         self.refusal: UnauthorisedError | None = None
         """Why the last handshake failed, where keys are the reason; None once one has succeeded."""
+        self.dead = False
+        """Whether the last handshake failed so that ZeroMQ does not try again."""
         self.socket: Socket = socket.get_monitor_socket(events)
 
     def events(self) -> list[Literal["up", "down", "failed"]]:
@@ -60,6 +62,7 @@ class Monitor:
                 self._broken += event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
                 if event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._broken >= BROKEN:
                     self.refusal = _refusal(self._security, event, told["value"])
+                self.dead = event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
                 seen.append("failed")
         return seen
 

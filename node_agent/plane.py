@@ -74,6 +74,15 @@ class DataPlane:
         self._decoder = Coder("decode", lambda work: decode(work, name), self._decoded)
         self._encoder = Coder("encode", lambda work: encode(work, name), loop.put)
 
+    def time_runs(self, clock: Callable[[], int] | None) -> None:
+        """Has the processor time of runs counted by a clock (`machine.quota_clock`); None ends that."""
+        self._worker.processor_ns = clock
+
+    @property
+    def runs_timed(self) -> bool:
+        """Whether the processor time of runs is counted."""
+        return self._worker.processor_ns is not None
+
     @property
     def ports(self) -> tuple[int, int]:
         """Data-in and fetch port, once started."""

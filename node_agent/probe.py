@@ -12,7 +12,7 @@ import time
 import click
 import zmq
 
-from node_agent.errors import AgentError
+from node_agent.errors import AgentError, said
 from node_agent.frames import decode_control, encode_control
 from node_agent.link import dial, new_context, open_socket
 from node_agent.messages import PROTOCOL_MINIMUM, PROTOCOL_VERSION, Heartbeat, Hello
@@ -78,7 +78,7 @@ def main(address: str, timeout: float, oldest: float, keys: str | None, insecure
         security = choose(keys, roles=("agent",), hosts=(host_of(address),), insecure=insecure)
         wrong = check(address, timeout, oldest, security)
     except AgentError as error:
-        wrong = f"{error} {error.hint}".strip()
+        wrong = said(error)
     if wrong:
         click.echo(wrong, err=True)
         sys.exit(1)

@@ -56,7 +56,7 @@ def parse_size(text: str) -> int:
     """
     found = _SIZE.fullmatch(text)
     unit = None if found is None else _UNITS.get(found[2].lower())
-    if found is None or unit is None or float(found[1]) * unit < 1:
+    if found is None or unit is None or not 1 <= float(found[1]) * unit < float("inf"):
         raise ValueError(f"{text!r} is not a size; write one like '4 GiB', '500 MB' or '1048576'.")
     return int(float(found[1]) * unit)
 

@@ -19,7 +19,7 @@ from node_agent.connection import Handshake, SendingEnd
 from node_agent.data_loop import GREETING_S, DataLoop
 from node_agent.doors import DATA
 from node_agent.encoding import encode
-from node_agent.errors import AgentError, FrameError, WireError
+from node_agent.errors import AgentError, FrameError, WireError, said
 from node_agent.frames import encode_header
 from node_agent.lending import Lender
 from node_agent.limits import CONNECTIONS, DEFAULT, Limits
@@ -210,9 +210,7 @@ class Sender:
 
     def _bar(self, downstream: _Downstream, error: AgentError) -> None:
         peer = downstream.peer
-        self._complain(
-            "%s at %s cannot be sent to: %s", peer.name, peer.endpoint, f"{error} {error.hint}".strip()
-        )
+        self._complain("%s at %s cannot be sent to: %s", peer.name, peer.endpoint, said(error))
         downstream.end.closed()
         downstream.barred = True
         self._loop.remind()

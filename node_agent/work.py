@@ -40,6 +40,8 @@ class HopCounters:
     """[run]"""
     runs: int = 0
     """[run, or data where that runs it]"""
+    processor_ns: int = 0
+    """[run, or data where that runs it]"""
     dropped: int = 0
     """[run]"""
     items: int = 0
@@ -153,6 +155,7 @@ class LoadedRoute:
             engine=getattr(self.session, "engine", ""),
             notes=(*getattr(self.session, "notes", ()), *([self.batch_note] if self.batch_note else [])),
             runs=c.runs,
+            processor_s=c.processor_ns / 1e9,
         )
 
 

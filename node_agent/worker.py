@@ -15,7 +15,7 @@ from queue import Empty
 
 from node_agent.batching import Batching, joined, parted
 from node_agent.engines.base import OverlappingSession
-from node_agent.errors import AgentError, code_of
+from node_agent.errors import AgentError, code_of, said
 from node_agent.in_flight import InFlight
 from node_agent.line import Waiting
 from node_agent.thread_clock import ThreadClock
@@ -55,6 +55,9 @@ class Worker(Shell):
         self._elsewhere = False
         self._done = done
         self._drop = drop
+        self.processor_ns: Callable[[], int] | None = None
+        """Processor time that runs use, read in the thread that runs; None where nobody counts it."""
+        self._used_ns = 0
 
     def put(self, work: Work | Callable[[], None]) -> None:
         """Runs an item, or makes a call, in this thread: a call after everything that waits now, an item in its line."""
@@ -83,6 +86,8 @@ class Worker(Shell):
         if not self._elsewhere:
             self._elsewhere = True
             self._clock()
+        if self.processor_ns is not None:
+            self._used_ns = self.processor_ns()
         self.started_ns = time.monotonic_ns()
         return True
 
@@ -99,6 +104,8 @@ class Worker(Shell):
     def end(self, loaded: LoadedRoute, arrived_ns: int) -> int:
         """After the run that `begin` allowed; what time it is."""
         now = time.monotonic_ns()
+        if self.processor_ns is not None:
+            loaded.counters.processor_ns += self.processor_ns() - self._used_ns
         loaded.counters.wait_ns += self.started_ns - arrived_ns
         loaded.ran(now - self.started_ns)
         self.progress += 1
@@ -264,6 +271,8 @@ class Worker(Shell):
         if not work.fail_if_expired(self._name):
             assert loaded.session is not None
             assert work.inputs is not None
+            clock = self.processor_ns
+            used = clock() if clock is not None else 0
             try:
                 work.outputs = loaded.session.run(work.inputs)
                 work.inputs = None
@@ -271,6 +280,8 @@ class Worker(Shell):
                 self.failed(work, error)
             ended = time.monotonic_ns()
             loaded.ran(ended - begun)
+            if clock is not None:
+                loaded.counters.processor_ns += clock() - used
             if work.marks is not None:
                 work.marks.run = (begun, ended)
         self.progress += 1
@@ -279,7 +290,7 @@ class Worker(Shell):
     def failed(self, work: Work, error: Exception) -> None:
         """Ends an item by what its run raised."""
         if isinstance(error, AgentError):
-            work.fail(code_of(error), f"{error} {error.hint}".strip(), self._name)
+            work.fail(code_of(error), said(error), self._name)
         else:
             # An engine's own exception that it did not translate ends one request, not the agent.
             log.error("The engine raised.", exc_info=error)

@@ -7,7 +7,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import msgspec
 
 from node_agent.engines.tensorrt_build import Job
 from node_agent.errors import AgentError, LoadFailedError, OutOfMemoryError
+from node_agent.interpreter import python
 
 Progress = Callable[[str, float], None]
 
@@ -46,7 +46,7 @@ def run_build(
         errors = Path(folder, "stderr")
         with errors.open("wb") as stderr:
             child = subprocess.Popen(
-                [sys.executable, "-m", module, str(description)],
+                [*python(), "-m", module, str(description)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -7,7 +7,6 @@ really has is looked up, and what is missing is found by loading the provider's 
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,7 @@ from node_agent.engines.cuda import Cuda
 from node_agent.engines.onnxruntime_bound import BoundSession, bindable
 from node_agent.engines.onnxruntime_cpu import LEVELS, bind, import_runtime, sentence
 from node_agent.errors import AgentError, EngineMissingError, LoadFailedError, OutOfMemoryError
+from node_agent.interpreter import python
 from node_agent.machine import trim
 from node_agent.messages import EngineInfo
 
@@ -266,7 +266,7 @@ def _missing_library(folder: Path, stem: str, nvidia: bool) -> str:
         return ""  # another platform, or built in
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _PROBE, str(library), str(shared), "nvidia" if nvidia else ""],
+            [*python(), "-c", _PROBE, str(library), str(shared), "nvidia" if nvidia else ""],
             capture_output=True,
             text=True,
             timeout=_PROBE_S,

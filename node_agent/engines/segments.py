@@ -22,6 +22,7 @@ import msgspec
 
 from node_agent.engines.base import Partition
 from node_agent.errors import EngineMissingError, LoadFailedError
+from node_agent.interpreter import python
 from node_agent.messages import TensorSpec
 
 INSTALL = 'Install the onnx package beside the agent: pip install "defer-edge[tensorrt]".'
@@ -98,7 +99,7 @@ def cut_aside(
     )
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "node_agent.engines.segments", msgspec.json.encode(job).decode()],
+            [*python(), "-m", "node_agent.engines.segments", msgspec.json.encode(job).decode()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

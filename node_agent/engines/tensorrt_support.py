@@ -18,6 +18,7 @@ import msgspec
 
 from node_agent.engines.tensorrt_build import make_logger, parse_errors
 from node_agent.engines.tensorrt_versions import dialect
+from node_agent.interpreter import python
 
 ASK_DEADLINE_S = 120.0
 """How long the parser may take over one block: it compiles nothing."""
@@ -72,7 +73,7 @@ def ask_aside(graph: Path, *, deadline_s: float = ASK_DEADLINE_S, module: str = 
     """As `ask`, in a child process. A parser that crashes or does not end takes nothing of the graph."""
     try:
         child = subprocess.run(
-            [sys.executable, "-m", module, str(graph)],
+            [*python(), "-m", module, str(graph)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

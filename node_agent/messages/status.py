@@ -61,6 +61,8 @@ class HopStatus(msgspec.Struct, frozen=True):
     """Why other engines were not taken and what batching gains, one sentence each."""
     runs: int = 0
     """Runs of the partition: fewer than items where requests ran as batches."""
+    processor_s: float = 0.0
+    """Processor time of the runs, where the device has a quota of it; 0 elsewhere."""
 
 
 class AgentStatus(msgspec.Struct, frozen=True, tag="agent_status", tag_field="t"):
@@ -84,6 +86,8 @@ class AgentStatus(msgspec.Struct, frozen=True, tag="agent_status", tag_field="t"
     """The device's clock, seconds since 1970 in UTC; 0 from a build that does not tell."""
     loads: int = 0
     """Partitions loaded since the start; one that several epochs share counts once."""
+    cores: float = 0.0
+    """The quota now, where `HopStatus.processor_s` counts; 0 elsewhere."""
 
 
 class HopTrace(msgspec.Struct, frozen=True, array_like=True):
