@@ -10,16 +10,18 @@ import contextlib
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import zmq
 
 from defer.agent_keys import AgentKeys
-from defer.agents_core import AgentsCore, Instruction
+from defer.agents_core import AgentsCore, Instruction, Notify
 from defer.documents.address import Address, parse_address
 from defer.doors import API, message_at_api
+from defer.errors import DeferError, UnknownDevice
 from defer.socket_loop import SocketLoop
 from node_agent import messages as m
-from node_agent.errors import AgentError
+from node_agent.errors import AgentError, sentences
 from node_agent.frames import decode_control, encode_control
 from node_agent.link import Monitor, bind, dial, open_socket, refused
 from node_agent.security import Security
@@ -28,10 +30,16 @@ from node_agent.sockets import say
 FAREWELL_MS = 200
 """How long the last messages to an agent may take to leave when its connection is closed."""
 
+NAME_LETTERS = 64
+"""As much of a name that somebody gives itself is told."""
+
 BURST = 64
 """Messages read from one socket at a time: a flood there does not starve the others."""
 
 ApiHandler = Callable[[bytes, list[bytes]], None]
+
+Admit = Callable[[m.Hello], str]
+"""Whether an agent may register: where the cluster file has that device, empty for one that registers; or raises."""
 
 
 class AgentSockets:
@@ -44,6 +52,7 @@ class AgentSockets:
         on_api: Takes the messages on the ROUTER that are not from a registered agent.
         security: How connections are protected.
         on_gone: Told the identity of a caller of the api that is gone when it is to be answered.
+        admit: Whether an agent may register; all may where nobody says.
     """
 
     def __init__(
@@ -54,7 +63,9 @@ class AgentSockets:
         on_api: ApiHandler | None,
         security: Security,
         on_gone: Callable[[bytes], None] | None = None,
+        admit: Admit | None = None,
     ) -> None:
+        self._admit = admit
         self._loop, self._core, self._execute, self._on_api = loop, core, execute, on_api
         self._on_gone = on_gone
         self._curve = security.curve
@@ -106,6 +117,10 @@ class AgentSockets:
                 say(self._dealers[name], body)
             elif name in self._identities and self._router is not None:
                 say(self._router, [self._identities[name], *body])
+
+    def adopt(self, name: str, identity: bytes) -> None:
+        """An agent has registered on a connection of the ROUTER."""
+        self._identities[name] = identity
 
     def route(self, identity: bytes, frames: list[bytes]) -> None:
         """Answer a caller of the api; lost where it has gone."""
@@ -191,6 +206,8 @@ class AgentSockets:
             else:
                 fault = m.Fault(getattr(asked, "id", 0), refusal.code, str(refusal))
                 self.route(identity, [encode_control(fault)])
+                if isinstance(asked, m.Hello) and asked.role == "agent":
+                    self._execute([Notify("turned-away", asked.name[:NAME_LETTERS], str(refusal))])
 
     def _heard(self, name: str, frames: list[bytes]) -> None:
         message = _decode(frames)
@@ -201,14 +218,24 @@ class AgentSockets:
         identity, *rest = frames
         message = _decode(rest)
         if isinstance(message, m.Hello) and message.role == "agent":
-            self._identities[message.name] = identity
-            self._execute(self._core.registered(message, time.monotonic()))
+            self._register(identity, message)
             return
         name = next((n for n, known in self._identities.items() if known == identity), None)
         if name is not None and message is not None:
             self._execute(self._core.received(name, message, time.monotonic()))
         elif name is None and self._on_api is not None:
             self._on_api(identity, rest)
+
+    def _register(self, identity: bytes, hello: m.Hello) -> None:
+        try:
+            at = self._admit(hello) if self._admit is not None else ""
+        except DeferError as error:
+            self.route(identity, [encode_control(m.Fault(hello.id, error.code, str(error), error.hint))])
+            kind: Literal["unknown", "turned-away"]
+            kind = "unknown" if isinstance(error, UnknownDevice) else "turned-away"
+            self._execute([Notify(kind, hello.name[:NAME_LETTERS], sentences(str(error), error.hint))])
+            return
+        self._execute(self._core.registered(hello, time.monotonic(), identity, at))
 
 
 def _drain(handle: Callable[[list[bytes]], None], socket: zmq.Socket[bytes]) -> None:

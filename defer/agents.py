@@ -15,12 +15,14 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from types import TracebackType
 from typing import Self
 
-from defer.agent_sockets import AgentSockets, ApiHandler
+from defer.agent_sockets import Admit, AgentSockets, ApiHandler
 from defer.agents_core import (
+    Adopt,
     AgentsCore,
     Instruction,
     Liveness,
     Notify,
+    Reply,
     Report,
     Send,
     Settle,
@@ -30,6 +32,7 @@ from defer.agents_core import (
 from defer.errors import AgentUnreachable, from_code
 from defer.socket_loop import SocketLoop
 from node_agent import messages as m
+from node_agent.frames import encode_control
 from node_agent.security import OPEN, Security
 
 LOST_HINT = "Its log says more; a box or a link that is too busy to say that it lives is taken for lost."
@@ -52,6 +55,7 @@ class AgentPool:
         on_gone: Called in the control thread with the identity of a caller of the api that is gone when it is answered.
         on_event: Called in the control thread with (kind, agent, detail); see `defer.agents_core.Notify`.
         on_crash: Called when the control thread ends by an error.
+        admit: Called in the control thread: whether an agent may register; all may where nobody says.
         security: How connections are protected.
         lead: Name of the state that is shared with other dispatchers, and the term by which this one leads them.
     """
@@ -65,6 +69,7 @@ class AgentPool:
         on_gone: Callable[[bytes], None] | None = None,
         on_event: EventHandler | None = None,
         on_crash: Callable[[BaseException], None] | None = None,
+        admit: Admit | None = None,
         security: Security = OPEN,
         lead: tuple[str, int] = ("", 0),
     ) -> None:
@@ -83,7 +88,7 @@ class AgentPool:
             on_crash=on_crash,
             security=security,
         )
-        self._sockets = AgentSockets(self._loop, self._core, self._execute, on_api, security, on_gone)
+        self._sockets = AgentSockets(self._loop, self._core, self._execute, on_api, security, on_gone, admit)
         self.endpoint = ""
         """Where the ROUTER is bound, the port resolved."""
 
@@ -250,6 +255,10 @@ class AgentPool:
             match instruction:
                 case Send(name, message, frame):
                     self._sockets.send(name, message, frame)
+                case Adopt(name, via):
+                    self._sockets.adopt(name, via)
+                case Reply(via, message):
+                    self._sockets.route(via, [encode_control(message)])
                 case Settle(number, answer, problem):
                     self._settle(number, answer, problem)
                 case Report(number, progress):

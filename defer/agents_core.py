@@ -8,6 +8,9 @@ States of an agent:
     connecting ── Welcome ──▶ alive ── silence or disconnect ──▶ lost ── Welcome, same boot ──▶ alive   ("back")
         │                                                          └──── Welcome, other boot ─▶ alive   ("restarted")
         └── Fault (protocol, refused) ──▶ refused
+
+One that registers under the name of an agent that is known elsewhere, or alive as another process, is a rival: it is
+taken where that one turns out to be gone, welcomed where both are the same process, and told why not where it is not.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Literal
 import msgspec
 
 from defer.errors import AgentUnreachable
+from defer.rivals import Rival, is_another
 from node_agent import messages as m
 from node_agent.errors import VersionError
 from node_agent.versions import OURS, VersionRange, negotiate
@@ -99,12 +103,28 @@ class Report:
 class Notify:
     """Something happened to an agent that others may want to know."""
 
-    kind: Literal["alive", "lost", "back", "restarted", "refused"]
+    kind: Literal["alive", "lost", "back", "restarted", "refused", "turned-away", "unknown"]
     name: str
     detail: str = ""
 
 
-Instruction = Send | Settle | Report | Notify
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """The agent has registered on the connection `via`."""
+
+    name: str
+    via: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Answer on the connection `via`, whoever the agent of its name is."""
+
+    via: bytes
+    message: m.ControlMessage
+
+
+Instruction = Send | Settle | Report | Notify | Adopt | Reply
 
 
 @dataclass(slots=True)
@@ -130,6 +150,7 @@ class AgentsCore:
     _questions: dict[int, _Question] = field(default_factory=dict)
     _next_id: int = 1
     _next_hello: dict[str, float] = field(default_factory=dict)
+    _rivals: dict[str, Rival] = field(default_factory=dict)
     _doubted: float | None = None
     _ticked: float | None = None
 
@@ -140,24 +161,37 @@ class AgentsCore:
         self.agents[name] = Liveness(name, endpoint, heard_at=now)
         return self._greet(name, now)
 
-    def registered(self, hello: m.Hello, now: float) -> list[Instruction]:
+    def registered(self, hello: m.Hello, now: float, via: bytes = b"", at: str = "") -> list[Instruction]:
         """An agent that dials out has said who it is.
 
         It is welcomed, and greeted so that it answers like any other: also when it is known to be alive, because it
         says `Hello` on a new connection, on which it knows nobody yet.
+
+        Args:
+            hello: What it said.
+            now: When, s.
+            via: The connection on which it said so; empty where whoever executes knows it by its name.
+            at: Where the cluster file has the device of that name; empty for one that registers.
         """
+        known = self.agents.get(hello.name)
+        elsewhere = at or (known.endpoint if known is not None else "")
         try:
             version = negotiate(OURS, VersionRange(hello.minimum, hello.version), f"agent {hello.name!r}")
         except VersionError as error:
-            self.agents[hello.name] = Liveness(
-                hello.name, "", "refused", heard_at=now, refusal=str(error), refusal_code=error.code
-            )
+            if not elsewhere and (known is None or known.state != "alive"):
+                self.agents[hello.name] = Liveness(
+                    hello.name, "", "refused", heard_at=now, refusal=str(error), refusal_code=error.code
+                )
             fault = m.Fault(hello.id, error.code, str(error), error.hint)
-            return [Send(hello.name, fault), Notify("refused", hello.name, str(error))]
-        known = self.agents.get(hello.name)
-        if known is None or known.state == "refused":
-            self.agents[hello.name] = Liveness(hello.name, "", heard_at=now)
-        return [Send(hello.name, m.Welcome(hello.id, version, self.name, "")), *self._greet(hello.name, now)]
+            answer = Reply(via, fault) if via else Send(hello.name, fault)
+            return [answer, Notify("refused", hello.name, str(error))]
+        if via and (elsewhere or (known is not None and is_another(known, hello))):
+            held = self._rivals.get(hello.name)
+            since = held.since if held is not None and held.via == via else now
+            rival = self._rivals[hello.name] = Rival(hello, via, version, elsewhere, since)
+            return self._settle_rival(rival, now)
+        self._rivals.pop(hello.name, None)
+        return self._take_in(hello, version, via, now)
 
     def forget(self, name: str) -> list[Instruction]:
         """Stop talking to an agent; open questions to it end as lost."""
@@ -237,6 +271,8 @@ class AgentsCore:
         """Let time pass: greet again, end what waited too long, notice silence."""
         instructions: list[Instruction] = []
         self._stood_still(now)
+        for rival in list(self._rivals.values()):
+            instructions += self._settle_rival(rival, now)
         for name, liveness in list(self.agents.items()):
             silent = now - liveness.heard_at
             if liveness.state == "alive" and silent > max(SILENCE_S, PAUSES * liveness.pause):
@@ -253,6 +289,29 @@ class AgentsCore:
 
     # ------------------------------------------------------------------------------------------------- inside
 
+    def _take_in(self, hello: m.Hello, version: int, via: bytes, now: float) -> list[Instruction]:
+        known = self.agents.get(hello.name)
+        if known is None or known.state == "refused":
+            self.agents[hello.name] = Liveness(hello.name, "", heard_at=now)
+        adopt: list[Instruction] = [Adopt(hello.name, via)] if via else []
+        welcome = m.Welcome(hello.id, version, self.name, "")
+        return [*adopt, Send(hello.name, welcome), *self._greet(hello.name, now)]
+
+    def _settle_rival(self, rival: Rival, now: float) -> list[Instruction]:
+        hello = rival.hello
+        known = self.agents.get(hello.name)
+        verdict = rival.verdict(known, now)
+        if verdict == "wait":
+            return []
+        del self._rivals[hello.name]
+        if verdict == "take":
+            return self._take_in(hello, rival.version, rival.via, now)
+        if verdict == "same":
+            welcome = m.Welcome(hello.id, rival.version, self.name, "")
+            return [Adopt(hello.name, rival.via), Reply(rival.via, welcome)]
+        refusal = rival.refusal(known)
+        return [Reply(rival.via, refusal), Notify("turned-away", hello.name, refusal.message)]
+
     def _stood_still(self, now: float) -> None:
         """What this process did not hear while it was stopped itself, nobody failed to say."""
         late = 0.0 if self._ticked is None else now - self._ticked
@@ -260,6 +319,8 @@ class AgentsCore:
         if late > OWN_PAUSE_S:
             for name, liveness in self.agents.items():
                 self.agents[name] = replace(liveness, heard_at=max(liveness.heard_at, now - OWN_PAUSE_S))
+            # Nor is an agent that had ended alive because of that, when another comes by its name.
+            self._rivals = {name: replace(rival, since=now) for name, rival in self._rivals.items()}
 
     def _hung_up(self, liveness: Liveness, now: float) -> bool:
         """Whether an agent that had dialled us was the one whose connection closed."""

@@ -33,6 +33,7 @@
     ├── NotAllowed               our key does not allow what we ask
     ├── InvalidKey               a file or folder of keys cannot be used
     ├── PortInUse
+    ├── StateInUse               another dispatcher keeps its state where this one should
     ├── OutOfMemory
     ├── MissingExtra             an optional part is not installed; names the extra
     └── Internal                 a fault of defer itself
@@ -289,6 +290,12 @@ class PortInUse(DeferError):
     """Another process listens on the port."""
 
     code = "port-in-use"
+
+
+class StateInUse(DeferError):
+    """Another dispatcher keeps its state where this one should; it may be about to end."""
+
+    code = "state-in-use"
 
 
 class OutOfMemory(DeferError):

@@ -13,6 +13,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from node_agent.json_log import one_line
+
 SIZE: Final = 1024
 """Events kept; older ones are forgotten."""
 
@@ -135,7 +137,8 @@ class EventLog:
 
     def _append(self, event: EventInfo) -> None:
         self._counts[event.kind] += event.count
-        self._events.append(msgspec.structs.replace(event, seq=self._next))
+        # What clients and agents send may be quoted here, and must not look like a line of its own in a terminal.
+        self._events.append(msgspec.structs.replace(event, seq=self._next, text=one_line(event.text)))
         self._next += 1
 
     def _tell_due(self, now: float) -> None:

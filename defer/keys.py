@@ -75,7 +75,7 @@ def authorise(folder: Path, file: Path, *, role: Role | None = None, replace: bo
         replace: Another key of that name is revoked, and one that was revoked is let in again.
 
     Raises:
-        FileMissing: There is no such file.
+        FileMissing: There is no such file, or no such folder of keys: one that is new lets nobody in anywhere.
         InvalidKey: It is no public certificate.
         UsageError: There is another key of that name, or this one was revoked, and `replace` was not said.
     """
@@ -89,6 +89,7 @@ def authorise(folder: Path, file: Path, *, role: Role | None = None, replace: bo
             f"{file} holds a secret key, which nobody but its owner may have",
             hint=f"hand over {told.name}.toml of the folder `allowed` instead; if this one travelled, rotate it",
         )
+    _check_folder(folder)
     certificate = Certificate(told.name, role or told.role, told.public, made=told.made)
     known = {entry.public: path for path, entry in _entries(folder, REVOKED)}
     target = _path(folder, ALLOWED, certificate.name)
@@ -157,12 +158,7 @@ def listing(folder: Path) -> tuple[Entry, ...]:
         FileMissing: There is no such folder.
         InvalidKey: A file in it is no certificate.
     """
-    if not folder.is_dir():
-        raise FileMissing(
-            "there is no folder of keys",
-            where=str(folder),
-            hint="`defer keys make NAME --role ROLE` makes one",
-        )
+    _check_folder(folder)
     own = {entry.public for _, entry in _entries(folder, SECRET)}
     allowed = {entry.public for _, entry in _entries(folder, ALLOWED)}
     revoked = {entry.public for _, entry in _entries(folder, REVOKED)}
@@ -213,6 +209,14 @@ def _revoked_path(folder: Path, certificate: Certificate) -> Path:
 def _entries(folder: Path, part: str) -> Iterator[tuple[Path, Certificate]]:
     for path in certificate_files(folder / part):
         yield path, _read(path).without_secret()
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir() and any((folder / part).is_dir() for part in (SECRET, ALLOWED, REVOKED)):
+        return
+    why = "this is no folder of keys" if folder.is_dir() else "there is no folder of keys"
+    hint = f"`defer keys make NAME --role ROLE --keys {folder}` makes one; else correct --keys"
+    raise FileMissing(why, where=str(folder), hint=hint)
 
 
 def _check_name(name: str) -> None:

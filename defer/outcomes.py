@@ -52,6 +52,7 @@ OUTCOMES: Final[dict[str, Outcome]] = {
     "not-allowed": Outcome(77, 403),
     "invalid-key": Outcome(78, 500),
     "port-in-use": Outcome(69, 503),
+    "state-in-use": Outcome(75, 503),
     "out-of-memory": Outcome(69, 507),
     "missing-extra": Outcome(69, 501),
     "internal": Outcome(70, 500),

@@ -9,12 +9,13 @@ from concurrent.futures import Future
 from typing import Any
 
 from node_agent import events as ev
+from node_agent import machine
 from node_agent.background import in_background
 from node_agent.errors import AgentError, code_of
 from node_agent.jobs import Jobs
+from node_agent.json_log import NEWS
 from node_agent.link import Context
 from node_agent.loader import Loader
-from node_agent.machine import resident_bytes
 from node_agent.measure import BlockTimer
 from node_agent.messages import AgentStatus, ControlMessage, Fault, Have, Taken, TraceReport
 from node_agent.plane import DataPlane
@@ -24,6 +25,7 @@ from node_agent.store import FileStore
 from node_agent.threads import Shell
 
 log = logging.getLogger(__name__)
+news = logging.getLogger(NEWS)
 
 Answer = Callable[[], ControlMessage]
 
@@ -88,7 +90,7 @@ class Actions:
             ev.ReportStatus: self._status,
             ev.ReportTraces: self._traces,
             ev.StopCredit: lambda _: plane.stop_credit(),
-            ev.Log: lambda said: log.log(said.level, "%s", said.text),
+            ev.Log: lambda said: (news if said.news else log).log(said.level, "%s", said.text),
         }
 
     @property
@@ -201,7 +203,7 @@ class Actions:
             self._boot,
             state,
             time.monotonic() - self._began,
-            resident_bytes(),
+            machine.resident_bytes(),
             self._memory_bytes,
             self._store.nbytes(),
             hops,
@@ -209,6 +211,7 @@ class Actions:
             self._sensors.read(),
             time.time(),
             self._loader.loads,
+            machine.cores() if self._plane.runs_timed else 0.0,
         )
 
     def look(self, state: str) -> Future[AgentStatus]:

@@ -187,6 +187,7 @@ class Agent:
         self._end_with(plane.shells)
         plane.start()
         offer = make_offer(config, engines, plane.ports)
+        plane.time_runs(machine.quota_clock(offer.cores, offer.threads))
         loader = Loader(store, default_engine(config.engine, engines), offer.threads)
         actions = Actions(
             config.name,

@@ -30,6 +30,7 @@ from node_agent.errors import (
     AgentError,
     code_of,
 )
+from node_agent.finite import Finite
 from node_agent.json_log import FORMATS, log_to_stderr
 from node_agent.machine import keep_buffers, settle_collector
 from node_agent.messages import AUTO_ENGINE, PROTOCOL_VERSION
@@ -172,7 +173,7 @@ class _AgentCommand(click.Command):
     "--drain-timeout",
     default=10.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=Finite(0),
     help="Seconds to finish queued requests on SIGTERM or SIGINT; a second signal ends at once.",
 )
 @click.option(
@@ -248,6 +249,10 @@ def agent_command(
     until_stdin_closes: bool,
 ) -> None:
     """Runs partitions of models on this device and passes results on."""
+    if advertise and not dial:
+        raise click.UsageError(
+            "--advertise says to the dispatchers of --dial where this agent is; it needs --dial"
+        )
     log_to_stderr(log_level, log_format)
     keep_buffers()
     plugins.load()

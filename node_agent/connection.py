@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from node_agent.errors import VersionError, WireError
+from node_agent.errors import VersionError, WireError, said
 from node_agent.flow import ReceiveWindow, SendWindow, Window
 from node_agent.messages import Credit, DataHeader, Greeting, Refusal
 from node_agent.versions import OURS, VersionRange, negotiate
@@ -74,7 +74,7 @@ class Handshake:
         try:
             self.version = negotiate(self.ours, VersionRange(message.minimum, message.version), message.name)
         except VersionError as error:
-            self.refused(Refusal(error.code, f"{error} {error.hint}".strip()))
+            self.refused(Refusal(error.code, said(error)))
             return [] if self.dialled else [Refusal(error.code, self.reason)]
         self.state = "ready"
         if self.dialled:

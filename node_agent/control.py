@@ -11,9 +11,10 @@ import zmq
 
 from node_agent import events as ev
 from node_agent.actions import Actions
+from node_agent.controllers import REMIND_S
 from node_agent.core import AgentCore
 from node_agent.doors import CONTROL
-from node_agent.errors import AgentError, FrameError, NotAllowedError
+from node_agent.errors import AgentError, FrameError, NotAllowedError, said
 from node_agent.frames import decode_control, encode_control
 from node_agent.inbox import Inbox
 from node_agent.link import Context, Monitor, Sent, Socket, bind, dial, open_socket, refused, send
@@ -88,6 +89,7 @@ class Control(Shell):
         self._poller = zmq.Poller()
         self._next_tick = 0.0
         self._barred: dict[str, float] = {}
+        self._explained: dict[str, tuple[str, float]] = {}
         self._noise = Seldom()
 
     @property
@@ -126,16 +128,24 @@ class Control(Shell):
         try:
             dial(socket, endpoint, DISPATCHER)
         except AgentError as error:
-            self._bar(endpoint, error)
+            self._bar(endpoint, f"The dispatcher at {endpoint}: {said(error)}")
 
-    def _bar(self, endpoint: str, error: AgentError) -> None:
-        """Keys keep this agent from a dispatcher: they may be put right, so it is dialled anew in a while."""
-        if endpoint in self._barred:
+    def _bar(self, endpoint: str, why: str) -> None:
+        """Something keeps this agent from a dispatcher: it may be put right, so it is dialled anew in a while."""
+        if endpoint not in self._barred:
+            self._barred[endpoint] = time.monotonic() + DIAL_AGAIN_S
+            self._explain(endpoint, why)
+
+    def _explain(self, endpoint: str, why: str) -> None:
+        now = time.monotonic()
+        self._core.controllers.explained(dialled(endpoint), now)
+        before, again = self._explained.get(endpoint, ("", 0.0))
+        if why == before and now < again:
             return
-        self._barred[endpoint] = time.monotonic() + DIAL_AGAIN_S
-        more = self._noise.told(time.monotonic())
+        more = self._noise.told(now)
         if more is not None:
-            log.error("The dispatcher at %s: %s%s", endpoint, f"{error} {error.hint}".strip(), more)
+            self._explained[endpoint] = (why, now + REMIND_S)
+            log.error("%s%s", why, more)
 
     def _dial_again(self, endpoint: str) -> None:
         """On a new socket: libzmq gives one up whose key was refused."""
@@ -189,17 +199,17 @@ class Control(Shell):
     def _connection_changed(self, endpoint: str, monitor: Monitor) -> None:
         for change in monitor.events():
             if change == "up":
+                self._explained.pop(endpoint, None)
                 self._handle(ev.Dialled(dialled(endpoint)))
             elif change == "down":
                 self._handle(ev.Lost(dialled(endpoint)))
             else:
                 refusal = monitor.refusal
                 if refusal is not None:
-                    self._bar(endpoint, refusal)
+                    self._bar(endpoint, f"The dispatcher at {endpoint}: {said(refusal)}")
                 else:
-                    log.error(
-                        "%s is not a dispatcher of a matching build, or refused the handshake.", endpoint
-                    )
+                    why = f"{endpoint} is not a dispatcher of a matching build, or refused the handshake."
+                    (self._bar if monitor.dead else self._explain)(endpoint, why)
 
     def _read(self, source: str, socket: Socket) -> None:
         try:

@@ -271,6 +271,17 @@ class PackageMissingError(StartError):
     exit_code = EXIT_UNAVAILABLE
 
 
+def said(error: AgentError) -> str:
+    """An error and what to do about it in one line of the log, as sentences."""
+    return sentences(str(error), error.hint)
+
+
+def sentences(message: str, hint: str) -> str:
+    """What was wrong and what to do about it, the one not running into the other."""
+    between = "; " if hint[:1].islower() else ". "
+    return f"{message.rstrip('.')}{between}{hint}" if hint else message
+
+
 def code_of(error: BaseException) -> str:
     """The code that names `error` to another process; `internal` for one that is not ours."""
     if isinstance(error, RequestError):

@@ -1,4 +1,4 @@
-"""Log lines as JSON objects, one each, for what collects them."""
+"""Log lines: as text, one line each whatever they quote, or as JSON objects, for what collects them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import logging
 import sys
 from datetime import UTC, datetime
 from typing import Final
+
+NEWS: Final = "node_agent.news"
+"""Logger of what happens seldom, is good news, and that an operator waits for."""
 
 TEXT: Final = "%(asctime)s %(levelname)s %(threadName)s: %(message)s"
 
@@ -30,13 +33,28 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(told, ensure_ascii=False, default=str)
 
 
+def one_line(text: str) -> str:
+    """A text with what is not printable, as line ends and escape sequences, written as Python's escapes."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+class TextFormatter(logging.Formatter):
+    """One line per record, so that nothing that a message quotes of a peer looks like another; then a traceback."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name that `logging` calls
+        """See `logging`."""
+        return one_line(super().formatMessage(record))
+
+
 def formatter(name: str, text: str = TEXT) -> logging.Formatter:
     """The formatter for `--log-format`: `text` with this pattern, or `json`."""
-    return JsonFormatter() if name == "json" else logging.Formatter(text)
+    return JsonFormatter() if name == "json" else TextFormatter(text)
 
 
 def log_to_stderr(level: str, kind: str) -> None:
-    """Sends this process's log to standard error.
+    """Sends this process's log to standard error; with warnings, news as well.
 
     Args:
         level: Least level, as `warning`.
@@ -45,3 +63,5 @@ def log_to_stderr(level: str, kind: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter(kind))
     logging.basicConfig(handlers=[handler], level=level.upper())
+    if level == "warning":
+        logging.getLogger(NEWS).setLevel(logging.INFO)

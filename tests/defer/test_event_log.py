@@ -24,6 +24,14 @@ class Clock:
         return self.now
 
 
+def test_what_others_send_forges_no_line() -> None:
+    log = EventLog(Clock())
+    log.note("request-failed", "x\n2026 error: \x1b[31mall is lost\u202e µs, 3 × 4 …")
+    log.note_seldom("request-failed", "x", "a\r\nb")
+    texts = [event.text for event in log.since(0)]
+    assert texts == ["x\\n2026 error: \\x1b[31mall is lost\\u202e µs, 3 × 4 …", "a\\r\\nb"]
+
+
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 20), st.integers(0, 70), st.integers(0, 70))
 def test_readers_see_what_is_left_in_order_and_know_what_they_missed(kinds, size, after, limit):
     clock = Clock()

@@ -97,6 +97,7 @@ def test_who_is_authorised_is_let_in_as_the_operator_says(folder: Path, other: P
 def test_another_key_of_a_known_name_is_taken_only_when_asked_for(
     folder: Path, other: Path, tmp_path: Path
 ) -> None:
+    keys.make(folder, "main", "dispatcher")
     for home in (other, tmp_path / "third"):
         keys.make(home, "edge1", "agent")
     first, second = other / "allowed" / "edge1.toml", tmp_path / "third" / "allowed" / "edge1.toml"
@@ -107,13 +108,32 @@ def test_another_key_of_a_known_name_is_taken_only_when_asked_for(
     keys.authorise(folder, second, replace=True)
     assert [(each.name, each.state) for each in keys.listing(folder)] == [
         ("edge1", "allowed"),
+        ("main", "own"),
         ("edge1", "revoked"),
     ]
     with pytest.raises(UsageError, match="was revoked"):
         keys.authorise(folder, first)
     keys.authorise(folder, first, replace=True)
-    (now,) = Keyring(folder).allowed.by_key
-    assert now in first.read_text()
+    now = Keyring(folder).allowed.named("edge1")
+    assert now is not None
+    assert now.public in first.read_text()
+
+
+def test_nobody_is_let_in_by_a_folder_that_is_not_there(folder: Path, other: Path, tmp_path: Path) -> None:
+    keys.make(other, "edge1", "agent")
+    certificate = other / "allowed" / "edge1.toml"
+    for wrong, why in (
+        (folder / "typo", "there is no folder of keys"),
+        (tmp_path, "this is no folder of keys"),
+    ):
+        with pytest.raises(FileMissing, match=f"{wrong}: {why}") as caught:
+            keys.authorise(wrong, certificate)
+        assert caught.value.exit_code == 66
+        assert f"defer keys make NAME --role ROLE --keys {wrong}" in caught.value.hint
+        assert not (wrong / "allowed").exists()
+    keys.make(folder, "main", "dispatcher")
+    assert f"edge1 is let in as agent by {folder}" in call("authorise", certificate, "--keys", folder).stdout
+    assert f"edge1 is let in no more by {folder}" in call("revoke", "edge1", "--keys", folder).stdout
 
 
 def test_rotating_revokes_the_old_key(folder: Path) -> None:
@@ -134,11 +154,12 @@ def test_rotating_revokes_the_old_key(folder: Path) -> None:
 def test_revoking_outlives_a_copy_that_comes_back(folder: Path, other: Path) -> None:
     keys.make(other, "edge1", "agent")
     certificate = other / "allowed" / "edge1.toml"
+    keys.make(folder, "main", "dispatcher")
     keys.authorise(folder, certificate)
     assert told("revoke", "edge1", "--keys", folder)["revoked"][0]["name"] == "edge1"
-    assert names(folder) == set()
+    assert names(folder) == {"main"}
     (folder / "allowed" / "edge1.toml").write_text(certificate.read_text())
-    assert names(folder) == set()
+    assert names(folder) == {"main"}
     keys.revoke(folder, "edge1")
     with pytest.raises(UsageError, match="nobody called 'edge1'"):
         keys.revoke(folder, "edge1")

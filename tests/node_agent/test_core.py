@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from node_agent import events as ev
 from node_agent import messages as m
-from node_agent.controllers import HELLO_AGAIN_S, REFUSED_AGAIN_S
+from node_agent.controllers import HELLO_AGAIN_S, PATIENCE_S, REFUSED_AGAIN_S, REMIND_S
 from node_agent.core import AgentCore
 from node_agent.epochs import check_peer
-from node_agent.errors import RequestError
+from node_agent.errors import RequestError, sentences
 from node_agent.versions import VersionRange
 
 HERE: ev.Connection = ("listen", b"1")
@@ -332,6 +332,67 @@ def test_an_unanswered_registration_is_repeated_and_a_refused_one_later() -> Non
     assert said(mind.tick())[0].id == 3
 
 
+def logged(instructions: list[ev.Instruction]) -> list[tuple[int, str]]:
+    return [(each.level, each.text) for each in instructions if isinstance(each, ev.Log)]
+
+
+def test_an_agent_that_is_registered_nowhere_says_so_seldom_and_then_that_it_is() -> None:
+    mind = Mind(dials=(DIAL,))
+    told: list[tuple[float, str]] = []
+    for tenth in range(int(10 * (PATIENCE_S + 2 * REMIND_S)) + 10):
+        mind.now = tenth / 10
+        assert not mind.core.calm
+        told += [(mind.now, text) for level, text in logged(mind.tick()) if level == logging.WARNING]
+    assert [at for at, _ in told] == pytest.approx([PATIENCE_S + n * REMIND_S for n in range(3)], abs=0.2)
+    assert all("No dispatcher answers at tcp://dispatcher:7600" in text for _, text in told)
+    (hello,) = said(mind.do(ev.Dialled(DIAL)))
+    registered = "Registered with boss at tcp://dispatcher:7600."
+    assert mind.hear(m.Welcome(hello.id, 1, "boss", "b"), DIAL) == [ev.Log(logging.INFO, registered, True)]
+    assert mind.core.calm
+    mind.do(ev.Lost(DIAL))
+    assert logged(mind.tick()) == []
+    (hello,) = said(mind.do(ev.Dialled(DIAL)))
+    # A break that is over at once is no news.
+    assert mind.hear(m.Welcome(hello.id, 1, "boss", "b"), DIAL) == [ev.Log(logging.INFO, registered)]
+
+
+def test_somebody_who_takes_connections_and_is_no_dispatcher_is_told_of() -> None:
+    mind = Mind(dials=(DIAL,))
+    mind.do(ev.Dialled(DIAL))
+    mind.tick()
+    mind.now = PATIENCE_S + 0.1
+    ((level, text),) = logged(mind.tick())
+    assert (level, "answers nothing as a dispatcher does" in text) == (logging.WARNING, True)
+    ((level, text),) = logged(mind.hear(m.Welcome(1, 1, "cam", "b", OFFER), DIAL))
+    assert (level, "is the agent 'cam', and no dispatcher" in text) == (logging.ERROR, True)
+    assert logged(mind.hear(m.Welcome(1, 1, "cam", "b", OFFER), DIAL)) == []
+    assert fault_of(mind.hear(m.StatusRequest(1), DIAL)) == "no-hello"
+
+
+def test_of_two_dispatchers_one_that_does_not_answer_is_no_news() -> None:
+    other: ev.Connection = ("tcp://standby:7600", b"")
+    mind = Mind(dials=(DIAL, other))
+    mind.do(ev.Dialled(DIAL))
+    mind.hear(m.Welcome(1, 1, "boss", "b"), DIAL)
+    mind.tick()
+    mind.now = PATIENCE_S + REMIND_S
+    assert logged(mind.tick()) == []
+    assert mind.core.calm
+
+
+def test_why_it_was_refused_is_said_once_in_a_while() -> None:
+    mind = Mind(dials=(DIAL,))
+    mind.do(ev.Dialled(DIAL))
+    told: list[str] = []
+    hello = 1
+    for second in range(int(REMIND_S) + 40):
+        mind.now = float(second)
+        for each in said(mind.tick()):
+            hello = each.id
+            told += [text for _, text in logged(mind.hear(m.Fault(hello, "x", "No room", "Ask."), DIAL))]
+    assert told == ["tcp://dispatcher:7600 refused this agent: No room. Ask."] * 2
+
+
 def test_what_cannot_be_read_is_answered_once() -> None:
     (say, log) = Mind().do(ev.Unreadable(HERE, "bad-frame", "Not a control message."))
     assert say == ev.Say(HERE, m.Fault(0, "bad-frame", "Not a control message."))
@@ -470,3 +531,20 @@ def test_of_the_dispatchers_that_share_a_state_only_the_latest_leader_gives_orde
     assert isinstance(said(hello(3, old))[0], m.Fault), "it is remembered when the leader is gone"
     hello(4, new)
     assert obeys(new)
+
+
+@pytest.mark.parametrize(
+    ("message", "hint", "line"),
+    [
+        (
+            "it is not authorised there",
+            "`defer keys list` shows",
+            "it is not authorised there. `defer keys list` shows",
+        ),
+        ("It is full.", "Choose another.", "It is full. Choose another."),
+        ("It is full.", "choose another", "It is full; choose another"),
+        ("It is full.", "", "It is full."),
+    ],
+)
+def test_what_is_wrong_does_not_run_into_what_to_do(message: str, hint: str, line: str) -> None:
+    assert sentences(message, hint) == line
