@@ -39,6 +39,9 @@ class Change:
 UNITS = {"latency": " s", "throughput": " s", "cost": " of money", "energy": " J", "weighted": ""}
 """What gain and price of each objective are counted in."""
 
+_SMALL = ((1e3, "ms"), (1e6, "µs"), (1e9, "ns"))
+"""What is less than a second is shown in, largest first."""
+
 
 def predict(problem: Problem, shares: Sequence[Share], objective: Objective) -> Solution:
     """What a running plan, with or without replicas, takes in a problem as it is now.
@@ -157,8 +160,16 @@ def weigh(
     unit = UNITS[objective.name]
     over = f"in {horizon:.4g} s" if objective.name == "throughput" else f"over {rate * horizon:,.0f} requests"
     if gain <= price:
-        text = f"kept: a new plan gains {gain:.4g}{unit} {over}, loading takes {price:.3g}{unit}"
+        text = f"kept: a new plan gains {_shown(gain, unit)} {over}, loading takes {_shown(price, unit)}"
         return Change(False, text, moved, seconds, gain, price)
-    expected = f"where loading was expected to take {price:.3g}{unit}"
-    text = f"changed: gains {relative:.1%}, and {gain:.4g}{unit} {over}, {expected}"
+    expected = f"where loading was expected to take {_shown(price, unit)}"
+    text = f"changed: gains {relative:.1%}, and {_shown(gain, unit)} {over}, {expected}"
     return Change(True, text, moved, seconds, gain, price)
+
+
+def _shown(value: float, unit: str) -> str:
+    """A gain or a price for people; seconds of any length."""
+    if unit != UNITS["latency"] or not 0 < abs(value) < 0.9995:
+        return f"{value:.4g}{unit}"
+    scale, small = next((each for each in _SMALL if abs(value) * each[0] >= 0.9995), _SMALL[-1])
+    return f"{value * scale:.3g} {small}"

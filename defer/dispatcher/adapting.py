@@ -316,18 +316,20 @@ class Adapting:
             return
         if wider is not None:
             watched.order = wider
+            self._recovery.look()  # what nothing could hold may be held now
             text = f"{device} was measured for {order.name} and is planned with"
             self._log.note("device-measured", text, device=device, model=order.name)
             logger.info("%s", text)
 
     def _try_to_improve(self, watched: _Watched, order: Order, missing: frozenset[str]) -> None:
-        found = self._ask(watched, order, missing)
+        with self._deployments.tidying.spared():
+            found = self._ask(watched, order, missing)
+            self._files = {f"{ref.sha256}{ref.suffix}" for ref in found.files}
         if found.plan is None:
             why = found.reason or found.problem
             self._log.note("replan-kept", f"{order.name}: {why}", model=order.name)
             logger.info("model %s: %s", order.name, why)
             return
-        self._files = {f"{ref.sha256}{ref.suffix}" for ref in found.files}
         needs = devices_of_plan(found.plan)
         begin = time.monotonic()
         made = self._deployments.change(

@@ -46,6 +46,10 @@ class AgentNews:
 
     def happened(self, kind: str, name: str, detail: str) -> None:
         """Take in what `defer.agents_core.Notify` says; from the control thread, returns at once."""
+        if kind in ("turned-away", "unknown"):
+            told = "device-unknown" if kind == "unknown" else "device-refused"
+            self._members.turned_away(told, name, detail)
+            return
         if kind == "alive" and self._detours.arrived(name):
             kind = "moved"
         if kind == "lost":

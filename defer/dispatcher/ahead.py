@@ -134,9 +134,10 @@ class Ahead:
 
     def plan_now(self, order: Order, missing: frozenset[str]) -> Foreseen:
         """Make a plan now; blocks."""
-        (answered,) = self._ask(order, (missing,))
-        found = batching_as(order, answered)
-        self._keep(order, {missing: found})
+        with self._deployments.tidying.spared():
+            (answered,) = self._ask(order, (missing,))
+            found = batching_as(order, answered)
+            self._keep(order, {missing: found})
         return found
 
     def known(self, order: Order) -> dict[frozenset[str], Foreseen]:
@@ -158,9 +159,10 @@ class Ahead:
             try:
                 if lacking:
                     sets = tuple(sorted(lacking, key=sorted))
-                    answers = self._ask(order, sets, running, patient=True)
-                    new = [batching_as(order, each) for each in answers]
-                    self._keep(order, dict(zip(sets, new, strict=True)))
+                    with self._deployments.tidying.spared():
+                        answers = self._ask(order, sets, running, patient=True)
+                        new = [batching_as(order, each) for each in answers]
+                        self._keep(order, dict(zip(sets, new, strict=True)))
                     logger.info("model %s: planned ahead for the loss of %s", order.name, _told(sets))
                 if order.standby_mode == "none":
                     return

@@ -35,7 +35,7 @@ from defer.dispatcher.reaching import Reaching
 from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.report import models_of
 from defer.dispatcher.restoring import COMING_BACK, kept_request
-from defer.dispatcher.returning import Back, backs, bring_back, devices_of_kept
+from defer.dispatcher.returning import Back, backs, bring_back, devices_of_kept, lacking
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.state_lock import lock
 from defer.dispatcher.store import KeptModel, Snapshot
@@ -131,6 +131,7 @@ class Daemon:
             on_gone=lambda identity: self._api.gone(identity),
             on_event=lambda kind, name, detail: self._news.happened(kind, name, detail),
             on_crash=on_crash,
+            admit=lambda hello: self._members.admit(hello),
             security=security,
             lead=("", 0) if shared is None else (shared.name, shared.term),
         )
@@ -178,7 +179,7 @@ class Daemon:
             if self._shared is not None:
                 self._snapshot = self._shared.brought_home(self._snapshot)
             self._came_with = frozenset(kept.name for kept in self._snapshot.models)
-            self.verbs.keep(self._snapshot)
+            self._snapshot = self.verbs.keep(self._snapshot)
             self.deployments.open(self._snapshot)
             self.shell.keep_in(
                 self._keeper,
@@ -377,7 +378,7 @@ class Daemon:
         news.info("model %s is served again", model.name)
 
     def _without(self, model: KeptModel, devices: tuple[str, ...]) -> None:
-        self._postpone(model, devices, f"no answer from {', '.join(devices)}")
+        self._postpone(model, devices, lacking(devices, self.cluster))
 
     def _postpone(self, model: KeptModel, devices: tuple[str, ...], why: str) -> None:
         logger.warning("model %s is not back yet: %s", model.name, why)

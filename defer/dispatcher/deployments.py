@@ -25,6 +25,7 @@ from defer.dispatcher.restoring import COMING_BACK, KeptModels, load_kept, order
 from defer.dispatcher.rollouts import Rollouts
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.store import KeptModel, KeptRoute, Snapshot
+from defer.dispatcher.tidying import Tidying
 from defer.dispatcher.unloading import UNLOAD_S
 from defer.documents.cluster import Cluster
 from defer.documents.profile import CostProfile
@@ -83,7 +84,10 @@ class Deployments(Raising):
         self.asked: dict[str, str] = {}  # digests of what the command line last asked for, by name
         self.files_ahead: Callable[[], set[str]] = set
         self._switching = threading.Lock()
-        self._changing = 0
+        self._leftover: set[int] = (
+            set()
+        )  # routes that failed or were replaced: files go when they are forgotten
+        self.tidying = Tidying(self.parts, self._files_in_use)
 
     def open(self, snapshot: Snapshot) -> None:
         """Learn what an earlier process left on agents; `clean` has them forget it."""
@@ -163,9 +167,13 @@ class Deployments(Raising):
             order.withdrawal.check()
             planning.begin()  # its process imports what it needs meanwhile
             self.log.note("deploying", f"deploying {order.name}", model=order.name)
+            before = set(self.served)
             try:
-                outcome = self._bring_up(order, planning, report, begin)
+                with self.tidying.spared():
+                    outcome = self._bring_up(order, planning, report, begin)
             except BaseException as error:
+                self._leftover |= self.served.keys() - before
+                self.tidying.tidy()
                 if isinstance(error, Cancelled):
                     self.log.note("deploy-cancelled", f"{order.name}: {error}", model=order.name)
                 else:
@@ -180,7 +188,11 @@ class Deployments(Raising):
             text = f"{order.name} is deployed as {made.epoch} on {', '.join(devices_of(made))}"
             self.log.note("deployed", text, model=order.name, epoch=made.epoch)
             self.rollouts.deployed(order.name, self.orders)
-            self._tidy()
+            served = dict(self.served)  # what it replaces drains, and is forgotten later
+            self._leftover |= {
+                each for each in before & served.keys() if served[each].deployment.model == order.name
+            }
+            self.tidying.tidy()
             self.changed()
             return outcome
 
@@ -245,7 +257,7 @@ class Deployments(Raising):
         with self._lock:
             for deployment in self.rollouts.leave(name, self.orders):
                 self._take_down(deployment, drain_s)
-            self._tidy()
+            self.tidying.tidy()
 
     def _take_down(self, name: str, drain_s: float) -> None:
         with self._lock:
@@ -263,16 +275,9 @@ class Deployments(Raising):
                     self._shell.post(e.RouteDropped(epoch, f"model {name!r} was undeployed"))
                 self.gone(mine, 2 * UNLOAD_S)
 
-    def _tidy(self) -> None:
-        """Remove partitions that no deployment uses: agents hold theirs, and cutting again gives the same files."""
-        if self._changing:
-            return  # what is being cut now is not in use yet
-        used = files_of([served.deployment for served in list(self.served.values())])
-        used |= self.files_ahead()
-        folder = self.parts
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name not in used and path.is_file():
-                path.unlink(missing_ok=True)
+    def _files_in_use(self) -> set[str]:
+        """Partitions' files that a deployment or a plan uses: agents hold theirs, and cutting again gives the others."""
+        return files_of([served.deployment for served in list(self.served.values())]) | self.files_ahead()
 
     def gone(self, epochs: Sequence[int], seconds: float) -> bool:
         """Wait until `forget` was done for all."""
@@ -298,6 +303,9 @@ class Deployments(Raising):
             self._has_served.discard(epoch)
             self.standing.discard(epoch)
             self.canaries.pop(epoch, None)
+            if epoch in self._leftover:
+                self._leftover.discard(epoch)
+                self.tidying.tidy()
 
     # -------------------------------------------------------------------------------------------------- changes
 
@@ -335,8 +343,7 @@ class Deployments(Raising):
             DeferError: It cannot be loaded or run. Where something else served the model that still does; else the
                 model is served by nothing, as before.
         """
-        self._changing += 1
-        try:
+        with self.tidying.spared():
             with self.planning(order.name) as planning:
                 made_of = (lambda _: foreseen) if foreseen else self.parts_of(order, planning, on_progress)
                 try:
@@ -360,8 +367,6 @@ class Deployments(Raising):
             switched(opened[0])
             self._prove_later(opened, sent)
             return opened[0]
-        finally:
-            self._changing -= 1
 
     def stand(
         self,
@@ -386,8 +391,7 @@ class Deployments(Raising):
         """
         plan = foreseen.plan
         assert plan is not None
-        self._changing += 1
-        try:
+        with self.tidying.spared():
             opened = self._load_plan(order, plan, lambda _: foreseen, lambda _w, _f: None, patient=True)
             first, *beside = opened
             with self._switching:
@@ -400,8 +404,6 @@ class Deployments(Raising):
             for made in opened:
                 self._shell.post(e.RouteDropped(made.epoch, "it is not needed any more"))
             return None
-        finally:
-            self._changing -= 1
 
     def keep_served(self, made_for: Order, plan: Plan, opened: Sequence[Deployment]) -> None:
         """What stood by serves a model now; the next process is to know, unless something else serves it by then."""

@@ -13,7 +13,7 @@ from defer.dispatcher.drift import Subject, floored
 from defer.documents.cluster import Cluster, DirectedLink, Link
 from defer.documents.plan import Plan
 from defer.documents.profile import CostProfile, DeviceProfile
-from node_agent.messages import HopStatus
+from node_agent.messages import AgentStatus, HopStatus
 
 RUN_FLOOR_S: Final = 0.5e-3
 """Runs differ by so much from one to the next, whatever they do."""
@@ -38,6 +38,9 @@ class Counted:
         run_s: Seconds of them all.
         bytes_in: Bytes that came.
         bytes_out: Bytes that were handed on.
+        processor_s: Processor time of the runs, where the device has a quota of it.
+        cores: The quota at that moment; 0 where there is none.
+        loads: Partitions that the agent had loaded: beside a load, runs say nothing.
     """
 
     items: int
@@ -45,15 +48,30 @@ class Counted:
     run_s: float
     bytes_in: int
     bytes_out: int
+    processor_s: float = 0.0
+    cores: float = 0.0
+    loads: int = 0
 
     @classmethod
-    def of(cls, hop: HopStatus) -> Counted:
-        """From what an agent says of a hop."""
-        return cls(hop.items, hop.runs or hop.items, hop.run_s, hop.bytes_in, hop.bytes_out)
+    def of(cls, hop: HopStatus, status: AgentStatus) -> Counted:
+        """From what an agent says of a hop, and of itself."""
+        return cls(
+            hop.items,
+            hop.runs or hop.items,
+            hop.run_s,
+            hop.bytes_in,
+            hop.bytes_out,
+            hop.processor_s,
+            status.cores,
+            status.loads,
+        )
 
 
 def run_between(before: Counted | None, now: Counted) -> float | None:
     """Mean seconds of a run between two looks; None where they say nothing of what one request takes.
+
+    Under a quota a run that is short, or comes after a pause, lasts less than what it takes of the quota: the next one
+    waits for it. So it counts for what planning has measured, its processor time over the quota, or more if it lasted.
 
     Args:
         before: The earlier look; None where there was none.
@@ -62,7 +80,10 @@ def run_between(before: Counted | None, now: Counted) -> float | None:
     past = _past(before, now)
     items, runs = now.items - past.items, now.runs - past.runs
     # What several requests share a run takes is another time per request than what was measured of one.
-    return (now.run_s - past.run_s) / items if items > 0 and runs == items else None
+    if items <= 0 or runs != items or past.loads != now.loads:
+        return None
+    paid = (now.processor_s - past.processor_s) / now.cores if now.cores else 0.0
+    return max(now.run_s - past.run_s, paid) / items
 
 
 def bytes_between(before: Counted | None, now: Counted) -> float:
@@ -73,7 +94,11 @@ def bytes_between(before: Counted | None, now: Counted) -> float:
 
 def _past(before: Counted | None, now: Counted) -> Counted:
     """The earlier look, unless its hop was loaded again since."""
-    return before if before is not None and before.items <= now.items else Counted(0, 0, 0.0, 0, 0)
+    return (
+        before
+        if before is not None and before.items <= now.items
+        else Counted(0, 0, 0.0, 0, 0, loads=now.loads)
+    )
 
 
 def planned_run(device: DeviceProfile, start: int, stop: int) -> float:

@@ -37,7 +37,7 @@ from defer.errors import DeferError, UnknownDevice
 from defer.hops import Place
 from node_agent.dtypes import storage
 from node_agent.errors import AgentError
-from node_agent.messages import AgentStatus, Done, HopSpec, HopStatus, Measure, Measured, StatusRequest
+from node_agent.messages import AgentStatus, Done, HopSpec, Measure, Measured, StatusRequest
 
 if TYPE_CHECKING:
     from defer.deployer import Deployment
@@ -129,7 +129,9 @@ class Gauges:
         now = time.monotonic()
         seconds, self._looked = now - self._looked, now
         counted = {
-            (device, hop.epoch, hop.hop): Counted.of(hop) for device, hops in statuses.items() for hop in hops
+            (device, hop.epoch, hop.hop): Counted.of(hop, status)
+            for device, status in statuses.items()
+            for hop in status.hops
         }
         self._traffic = {}
         for made in served:
@@ -180,7 +182,7 @@ class Gauges:
                 rate = max(0, nbytes) / max(seconds, 1e-3)
                 self._traffic[pair] = self._traffic.get(pair, 0.0) + rate
 
-    def _ask(self, devices: Collection[str]) -> dict[str, tuple[HopStatus, ...]]:
+    def _ask(self, devices: Collection[str]) -> dict[str, AgentStatus]:
         asked = {
             name: self._pool.submit(name, StatusRequest(0), timeout=ASK_S)
             for name in sorted(devices)
@@ -192,7 +194,7 @@ class Gauges:
             if future.done() and future.exception() is None:
                 answer = future.result()
                 if isinstance(answer, AgentStatus):
-                    found[name] = answer.hops
+                    found[name] = answer
         return found
 
     # --------------------------------------------------------------------- what takes long: one thing at a time

@@ -68,7 +68,6 @@ class LinkWatch:
         self._due = 0.0
         self._busy: set[int] = set()
         self._jobs = ThreadPoolExecutor(2, thread_name_prefix="defer-links")
-        self._tries = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="defer-link")
 
     @property
     def severed(self) -> frozenset[Pair]:
@@ -107,7 +106,6 @@ class LinkWatch:
     def close(self) -> None:
         """Try no more, and wait for what runs."""
         self._jobs.shutdown(wait=True, cancel_futures=True)
-        self._tries.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, job: Callable[[], None]) -> None:
         def run() -> None:
@@ -127,7 +125,8 @@ class LinkWatch:
         finally:
             with self._lock:
                 self._busy.discard(epoch)
-                self._tried = {epoch: time.monotonic(), **dict(list(self._tried.items())[-63:])}
+                self._tried.pop(epoch, None)
+                self._tried = {**dict(list(self._tried.items())[-63:]), epoch: time.monotonic()}
         busy = self._at_work() if found else frozenset()
         found = frozenset(pair for pair in found if busy.isdisjoint(pair))
         if not found:
@@ -155,7 +154,11 @@ class LinkWatch:
 
     def _try_all(self, links: tuple[Pair, ...]) -> dict[Pair, bool | None]:
         """Whether each link carries something; None where nobody can tell."""
-        return dict(zip(links, self._tries.map(self._works, links), strict=True))
+        if not links:
+            return {}
+        # Made for the occasion: links stand still seldom, and idle threads would be kept for ever.
+        with ThreadPoolExecutor(min(AT_ONCE, len(links)), thread_name_prefix="defer-link") as tries:
+            return dict(zip(links, tries.map(self._works, links), strict=True))
 
     def _works(self, pair: Pair) -> bool | None:
         cluster, (source, target) = self._cluster(), pair

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
 
 Remedy = Literal["none", "home", "elsewhere"]
@@ -31,6 +32,11 @@ def devices_of_plan(plan: Plan) -> frozenset[str]:
     legs = [leg for _, leg in plan.legs]
     relays = {device for leg in legs for transfer in leg.transfers for device in transfer.path[1:-1]}
     return frozenset(relays | {stage.device for leg in legs for stage in leg.stages})
+
+
+def without_agent(plan: Plan, cluster: Cluster) -> frozenset[str]:
+    """Devices of a plan that a cluster does not have, or has without an agent: nothing can run there, nor will."""
+    return devices_of_plan(plan) - {device.name for device in cluster.agents}
 
 
 def remedy(home: Plan, serving: Sequence[Serving], missing: Collection[str]) -> Remedy:

@@ -19,7 +19,7 @@ from defer.dispatcher import events as e
 from defer.dispatcher.links import Fetchers
 from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake, ReceivingEnd
-from node_agent.errors import FrameError, WireError
+from node_agent.errors import FrameError, WireError, said
 from node_agent.frames import encode_header
 from node_agent.lending import Lender
 from node_agent.link import Sent, Socket, incoming, send
@@ -179,9 +179,7 @@ class Neighbours:
     def _check_keys(self, key: str, dialled: Dialled) -> None:
         """Where keys keep a device from us it is dialled again in a while: they may be put right."""
         if dialled.refusal is not None and key not in self.again:
-            logger.error(
-                "device %r: %s", dialled.peer.name, f"{dialled.refusal} {dialled.refusal.hint}".strip()
-            )
+            logger.error("device %r: %s", dialled.peer.name, said(dialled.refusal))
             self.again[key] = time.monotonic() + AGAIN_S
 
     def _watch(self, key: str, dialled: Dialled) -> None:

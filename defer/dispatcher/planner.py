@@ -10,13 +10,11 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self, TypeVar
 
@@ -26,6 +24,7 @@ from defer.dispatcher.framing import receive, send
 from defer.dispatcher.questions import Answer, Failed, Progress, Question, Reply
 from defer.dispatcher.withdrawal import given_up
 from defer.errors import DeferError, from_code
+from node_agent.interpreter import python
 
 LIMIT_S: Final = 1800.0
 """Seconds that a question may take without a word of progress."""
@@ -211,7 +210,7 @@ class _Process:
             ours, theirs = map(failing.enter_context, socket.socketpair())
             # Its own process group: Ctrl-C in the terminal reaches the parent alone, which then stops it in order.
             process = subprocess.Popen(
-                [*_python(), "-m", "defer.dispatcher.planner_process", str(theirs.fileno())],
+                [*python(), "-m", "defer.dispatcher.planner_process", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
@@ -268,14 +267,6 @@ class _Process:
             self._process.wait(KILL_S)
         self._connection.close()
         self._said.close()
-
-
-def _python() -> tuple[str, ...]:
-    """The interpreter, which is not to take a user's files for its modules where this process does not."""
-    here = {"", "."}
-    with suppress(OSError):
-        here.add(str(Path.cwd()))
-    return (sys.executable,) if here & set(sys.path) else (sys.executable, "-P")
 
 
 def ended() -> DeferError:

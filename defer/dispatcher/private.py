@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from defer.errors import FileProblem
+
 FOLDERS: Final = ("files", "models", "parts", "profiles")
 """What lies in a state directory and is wholly the dispatcher's."""
 
@@ -17,10 +19,17 @@ def make_private(state: Path) -> None:
     what belongs to another user.
 
     Raises:
-        OSError: It cannot be made.
+        FileProblem: It cannot be made there.
+        OSError: The system does not allow it, or has no room.
     """
     if not state.is_dir():
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
+            why = "something else is there" if state.exists() else "no directory can be made there"
+            raise FileProblem(
+                why, where=str(state), hint="choose another directory for the state with --state"
+            ) from error
     elif (state / "lock").exists():
         _tighten(state, 0o700)
         for path in state.iterdir():

@@ -25,14 +25,16 @@ from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.coverage import Prepared, coverage
 from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.link_watch import LinkWatch
-from defer.dispatcher.mending import Serving, devices_of_plan, remedy
+from defer.dispatcher.mending import Serving, devices_of_plan, remedy, without_agent
 from defer.dispatcher.questions import Foreseen
 from defer.dispatcher.severed import Pair, cover, links_of
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.standbys import Standbys
 from defer.dispatcher.trust import Trust
+from defer.dispatcher.unmended import Unmended
 from defer.dispatcher.watch import LEAST_S, Hung, Watch
 from defer.documents.address import Address
+from defer.documents.cluster import Cluster
 from defer.errors import DeferError
 from defer.infos import StandbyInfo
 from node_agent.messages import PeerRef
@@ -44,9 +46,6 @@ logger = logging.getLogger("defer.dispatcher")
 
 LOOK_S = 0.05
 """How often heartbeats are looked at: twice as often as they come, so that what they tell is known soon."""
-
-AGAIN_S = 0.25
-"""Pause before a model that could not be mended is tried again, unless other devices are missing by then."""
 
 AT_ONCE = 4
 """Models that are mended at the same time."""
@@ -79,8 +78,9 @@ class Recovery:
         self._closing = False
         self._busy: dict[str, float] = {}
         self._again: dict[str, float] = {}
-        self._stuck: dict[str, frozenset[str]] = {}
+        self._stuck: dict[str, tuple[Order, Cluster, frozenset[str]]] = {}  # what nothing can hold, and when
         self._failed: dict[str, tuple[frozenset[str], float]] = {}
+        self._unmended = Unmended()
         self._thread: threading.Thread | None = None
         self._workers = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="defer-recovery")
 
@@ -229,20 +229,27 @@ class Recovery:
                 self._again.setdefault(f"device {device.name}", until)
         return frozenset(found)
 
+    def _gone(self, order: Order) -> frozenset[str]:
+        """Devices of an order's plan that the cluster has no more: lost, and not waited for."""
+        return frozenset() if order.plan is None else without_agent(order.plan, self._deployments.cluster)
+
     def _look_at_models(self) -> None:
         orders = dict(self._deployments.orders)
         self.standbys.prune(orders)
+        self._unmended.prune(orders)
         if not orders:
             return
-        missing, now = self.missing(), time.monotonic()
+        reach, now = self.missing(), time.monotonic()
         routes, standing = self._shell.call(lambda core, now: (_serving(core, now), _whole(core))).result(5)
         for name, order in orders.items():
             if name in self._busy or order.plan is None:
                 continue
             serving = self._served(routes.get(name, ()))
+            missing = reach | self._gone(order)
             what = remedy(order.plan, serving, missing)
             if what == "none":
                 self._stuck.pop(name, None)
+                self._unmended.mended(name)
                 if serving:
                     devices = frozenset().union(*(_devices(each) for each in serving))
                     broken = self.standbys.of(name).keys() - standing.get(name, frozenset())
@@ -254,16 +261,21 @@ class Recovery:
                     state = (epochs, frozenset(broken), room)
                     running = serving[0].plan if len(serving) == 1 else None
                     self.ahead.want(order, missing, devices, running=running, state=state)
-            elif not (what == "elsewhere" and self._stuck.get(name) == missing):
+            elif not (what == "elsewhere" and self._is_stuck(order, missing)):
                 failed = self._failed.get(name)
                 if failed is not None and failed[0] == missing and now < failed[1]:
                     continue  # `_again` brings it back here
                 self._busy[name] = time.monotonic()
                 self._workers.submit(self._mend, order, what == "home", missing)
 
+    def _is_stuck(self, order: Order, missing: frozenset[str]) -> bool:
+        """Whether nothing could hold a model, and nothing has changed since."""
+        before, cluster, lacked = self._stuck.get(order.name, (None, None, None))
+        return before is order and cluster is self._deployments.cluster and lacked == missing
+
     def coverage(self) -> tuple[StandbyInfo, ...]:
         """What is prepared for the loss of each device that serves a model."""
-        orders, missing = dict(self._deployments.orders), self.missing()
+        orders, reach = dict(self._deployments.orders), self.missing()
         routes, able = self._shell.call(lambda core, now: (_serving(core, now), _able(core))).result(5)
         return tuple(
             info
@@ -273,7 +285,7 @@ class Recovery:
                 Prepared(
                     order.standby_mode,
                     self._served(routes.get(name, ())),
-                    missing,
+                    reach | self._gone(order),
                     {epoch: plan for epoch, plan in self.standbys.of(name).items() if epoch in able},
                     self.ahead.known(order),
                     self.standbys.reasons(name),
@@ -294,20 +306,31 @@ class Recovery:
         name = order.name
         try:
             self._failed.pop(name, None)
-            self._try_to_mend(order, home)
+            self._try_to_mend(order, home, missing)
         except Exception as error:
-            if not self._closing:
-                level = logging.WARNING if isinstance(error, DeferError) else logging.ERROR
-                logger.log(
-                    level, "model %s could not be mended: %s", name, error, exc_info=level == logging.ERROR
-                )
-            self._again[name] = again = time.monotonic() + AGAIN_S
+            self._again[name] = again = time.monotonic() + self._not_mended(order, error)
             self._failed[name] = (missing, again)
         finally:
             del self._busy[name]
             self.look()
 
-    def _try_to_mend(self, order: Order, home: bool) -> None:
+    def _not_mended(self, order: Order, error: Exception) -> float:
+        """Tell why, where that was not told before; seconds until the next try."""
+        name, reason = order.name, _files_lack(order) or str(error) or type(error).__name__
+        found = self._unmended.failed(name, reason)
+        if self._closing:
+            return found.pause_s
+        if found.new:
+            self._log.note("not-mended", f"{name}: {reason}", level="error", model=name)
+            known = isinstance(error, DeferError)
+            level = logging.WARNING if known else logging.ERROR
+            logger.log(level, "model %s could not be mended: %s", name, reason, exc_info=not known)
+        announced = name not in self._shell.call(_serving).result(5)
+        if (found.new and announced) or (found.stays and self._deployments.unserved(name)):
+            self._shell.post(e.ModelStuck(name, reason))
+        return found.pause_s
+
+    def _try_to_mend(self, order: Order, home: bool, looked: frozenset[str]) -> None:
         begin, name = self._busy[order.name], order.name
         assert order.plan is not None
 
@@ -336,11 +359,14 @@ class Recovery:
                 on_progress=steps,
             )
             return
+        cluster = self._deployments.cluster
         foreseen, missing = self._plan(order)
         steps("planned", 1.0)
         if foreseen.plan is None:
-            reason = f"nothing can hold it without {', '.join(sorted(missing))}: {foreseen.problem}"
-            self._stuck[name] = missing
+            told = f"nothing can hold it without {', '.join(sorted(missing))}: {foreseen.problem}"
+            reason = _files_lack(order) or told
+            self._stuck[name] = order, cluster, looked  # whatever changes of these is another try,
+            self.ahead.forget(order, missing)  # which is planned anew
             self._shell.post(e.ModelStuck(name, reason))
             self._log.note("model-stuck", f"{name}: {reason}", level="error", model=name)
             logger.error("model %s: %s", name, reason)
@@ -351,6 +377,8 @@ class Recovery:
                 foreseen.plan,
                 foreseen,
                 lambda: self._deployments.unserved(name),
+                # What the cluster has no more does not come back, but a plan that was given is its giver's.
+                for_good=bool(self._gone(order)) and not order.given,
                 switched=switched,
                 on_progress=steps,
             )
@@ -360,13 +388,21 @@ class Recovery:
 
     def _plan(self, order: Order) -> tuple[Foreseen, frozenset[str]]:
         """The best plan for the devices that are left, and those that are missing."""
-        missing = self.missing()
+        gone = self._gone(order)
+        missing = self.missing() | gone
         found = self.ahead.find(order, missing) or self.ahead.plan_now(order, missing)
-        hard = self.missing(hard=True, other=True)
+        hard = self.missing(hard=True, other=True) | gone
         if found.plan is None and hard != missing:
             missing = hard
             found = self.ahead.find(order, missing) or self.ahead.plan_now(order, missing)
         return found, missing
+
+
+def _files_lack(order: Order) -> str:
+    """What a model whose file is gone can be told; empty where it is there."""
+    if order.model.is_file():
+        return ""
+    return f"its file {order.model} is not there any more, so it cannot be cut; deploy it again"
 
 
 def _devices(serving: Serving) -> frozenset[str]:

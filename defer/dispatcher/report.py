@@ -63,7 +63,8 @@ def _deployed_models(core: DispatcherCore) -> list[api.ModelInfo]:
             continue
         state = next(iter(routes.ready_for(name)), routes[routes.serving[name][0]])
         epoch = routes.serving[name][0]
-        reason = "" if state.state == "ready" else routes.announced.get(name) or state.reason
+        why = routes.announced.get(name) or routes.stuck.get(name) or state.reason
+        reason = "" if state.state == "ready" else why
         route = state.route
         infos.append(
             api.ModelInfo(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from defer.api import ModelInfo
 from defer.dispatcher.report import Served
 from defer.dispatcher.store import KeptModel
+from defer.documents.cluster import Cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,9 @@ class Back:
         """What its requests take, where that is not just the deployment of its name."""
         info = self.info
         takes = f"; its requests take {info.stable}" if info.stable not in ("", info.name) else ""
-        return f"{takes}; {info.share:.4g} of its requests take {info.canary}" if info.canary else takes
+        return (
+            f"{takes}; {100 * info.share:.4g}% of its requests take {info.canary}" if info.canary else takes
+        )
 
 
 def backs(
@@ -76,6 +79,15 @@ def summary(back: Collection[Back]) -> str:
 def devices_of_kept(kept: KeptModel) -> frozenset[str]:
     """Devices that a deployment was served on."""
     return frozenset(device for route in kept.routes for device in route.hops)
+
+
+def lacking(devices: Collection[str], cluster: Cluster) -> str:
+    """Why a model is not back: its devices that did not answer, apart from those that the cluster has no more."""
+    here = {device.name for device in cluster.agents}
+    gone, quiet = [each for each in devices if each not in here], [each for each in devices if each in here]
+    reasons = [f"the cluster has no {', '.join(gone)} any more"] if gone else []
+    reasons += [f"no answer from {', '.join(quiet)}"] if quiet else []
+    return "; ".join(reasons)
 
 
 def bring_back(

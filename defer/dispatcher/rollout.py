@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from defer.errors import UnknownModel, UsageError
+from node_agent.quantities import NAME_RULE, is_name
 
 AT = "@"
 
@@ -24,7 +25,8 @@ class Split(msgspec.Struct, frozen=True):
 
     Attributes:
         name: The name.
-        stable: Deployment that requests take; the name itself where that was deployed without a version.
+        stable: Deployment that requests take; the name itself where that was deployed without a version, empty where
+            that has gone and only versions are left.
         canary: Deployment that is tried; empty for none.
         share: Part of the requests that takes it, 0 to 1.
         before: What was stable before; empty for none.
@@ -40,14 +42,16 @@ class Split(msgspec.Struct, frozen=True):
 def versioned(name: str, version: str) -> str:
     """The name of a deployment from a model's name and a version, which may be empty.
 
+    Names go into logs, URLs and labels of metrics, so that models and versions are called as devices are.
+
     Raises:
-        UsageError: The version cannot be part of a name.
+        UsageError: One of them is no name.
     """
-    if AT in name or AT in version or "/" in version or version != version.strip():
-        raise UsageError(
-            f"{name!r} with version {version!r} is no name of a deployment",
-            hint="a name and a version have no '@', and a version no '/'; say `--version 2`",
-        )
+    if not is_name(name):
+        at = "; a version is said with --version" if AT in name else ""
+        raise UsageError(f"a model cannot be called {name!r:.80}", hint=NAME_RULE + at)
+    if version and not is_name(version):
+        raise UsageError(f"a version cannot be called {version!r:.80}", hint=NAME_RULE)
     return f"{name}{AT}{version}" if version else name
 
 
@@ -58,9 +62,24 @@ def check_name(deployment: str) -> None:
         UsageError: It is malformed.
     """
     name, at, version = deployment.partition(AT)
-    if at and not (name and version):
-        raise UsageError(f"{deployment!r} is no name of a deployment", hint="say NAME, or NAME@VERSION")
+    if at and not version:
+        raise UsageError(f"{deployment!r:.80} names no version", hint="say NAME, or NAME@VERSION")
     versioned(name, version)
+
+
+def check_share(share: float) -> None:
+    """Check a part of the requests.
+
+    Raises:
+        UsageError: It is not between 0 and 1, or no number.
+    """
+    if not 0 <= share <= 1:
+        raise UsageError(f"a share of {share:g} is not between 0 and 1", hint="write 10% or 0.1")
+
+
+def show_share(share: float) -> str:
+    """A part of the requests for people."""
+    return "all requests" if share >= 1 else f"{100 * share:.4g}% of the requests"
 
 
 def unversioned(deployment: str) -> str:
@@ -96,14 +115,15 @@ def canary(split: Split, deployment: str, share: float, served: Collection[str])
         served: Deployments that are there.
 
     Raises:
-        UsageError: It is stable already, or the share is none.
+        UsageError: It is stable already, nothing is, or the share is none.
         UnknownModel: It is not deployed.
     """
+    if not split.stable:
+        raise UsageError(f"requests for {split.name} take no version yet", hint=_which(split.name))
     _check(deployment, split.name, served)
     if deployment == split.stable:
         raise UsageError(f"{deployment} is what {split.name} stands for already")
-    if not 0 <= share <= 1:
-        raise UsageError(f"a share of {share:g} is not between 0 and 1", hint="say 10% or 0.1")
+    check_share(share)
     return msgspec.structs.replace(split, canary=deployment, share=share)
 
 
@@ -140,7 +160,9 @@ def rollback(split: Split, served: Collection[str]) -> Split:
     if split.canary:
         return msgspec.structs.replace(split, canary="", share=0.0)
     if not split.before:
-        raise UsageError(f"{split.name} has no version before {split.stable}", hint=_which(split.name))
+        what = f"{split.name} has no version before {split.stable}"
+        what = what if split.stable else f"requests for {split.name} take no version yet"
+        raise UsageError(what, hint=_which(split.name))
     _check(split.before, split.name, served)
     return Split(split.name, split.before)
 
@@ -180,7 +202,7 @@ def _check(deployment: str, name: str, served: Collection[str]) -> None:
     if deployment not in served:
         mine = ", ".join(sorted(each for each in served if base_of(each) == name)) or "none"
         raise UnknownModel(
-            f"no {deployment!r} is deployed; versions of {name}: {mine}",
+            f"no {deployment!r:.80} is deployed; versions of {name}: {mine}",
             hint=f"deploy it first: `defer deploy MODEL.onnx --name {name} --version VERSION`",
         )
 

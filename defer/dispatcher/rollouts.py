@@ -84,18 +84,21 @@ class Rollouts:
         `NAME@` is the deployment without a version, alone.
 
         Raises:
-            UsageError: Requests without a version take it, and there are others.
+            UsageError: A share was decided, requests without a version take it, and there are others.
             UnknownModel: There is no such thing.
         """
         with self._lock:
+            # Also where nothing was decided about the versions, or the one without a version has gone alone.
             mine = [each for each in served if r.base_of(each) == name]
-            if name in self._splits and mine:
-                self._drop(name)
+            if mine:
+                if name in self._splits:
+                    self._drop(name)
                 return mine
-            name = r.unversioned(name)
+            what, name = name, r.unversioned(name)
             if name not in served:
                 known = ", ".join(sorted(served)) or "none"
-                raise UnknownModel(f"no model {name!r} is served; served: {known}")
+                which = "" if what == name else " without a version"
+                raise UnknownModel(f"no model {name!r:.80}{which} is served; served: {known}")
             split = self._splits.get(r.base_of(name))
             if split is not None:
                 left = r.without(split, name, served)
@@ -121,23 +124,25 @@ class Rollouts:
         """
         deployment = r.named(name, which) if which else ""
         with self._lock:
+            bases = {r.base_of(each) for each in served}
             split = self._splits.get(name)
-            if split is None and name in served:
-                split = r.Split(name, name)
+            if split is None and name in bases:
+                split = r.Split(name, name if name in served else "")
             if split is None:
-                known = ", ".join(sorted({r.base_of(each) for each in served})) or "none"
-                raise UnknownModel(f"no model {name!r} is served; served: {known}")
+                known = ", ".join(sorted(bases)) or "none"
+                raise UnknownModel(f"no model {name!r:.80} is served; served: {known}")
             match action:
                 case "show":
                     return split
                 case "canary":
                     changed = r.canary(split, deployment, share, served)
-                    told = f"{share:.4g} of the requests for {name} take {changed.canary}, the others {changed.stable}"
+                    told = (
+                        f"{r.show_share(share)} for {name} take {changed.canary}, the others {changed.stable}"
+                    )
                 case "promote":
                     changed = r.promote(split, deployment, served)
-                    told = (
-                        f"requests for {name} take {changed.stable} from now on, before that {changed.before}"
-                    )
+                    before = f", before that {changed.before}" if changed.before else ""
+                    told = f"requests for {name} take {changed.stable} from now on{before}"
                 case "rollback":
                     changed = r.rollback(split, served)
                     told = f"requests for {name} take {changed.stable} again"

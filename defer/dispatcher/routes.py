@@ -134,7 +134,10 @@ class Routes:
                 return "unknown-model", f"say which model: {', '.join(sorted(names))}"
             (model,) = names
         if model not in names:
-            return "unknown-model", f"no model {model!r} is deployed; deployed: {', '.join(sorted(names))}"
+            return (
+                "unknown-model",
+                f"no model {model!r:.80} is deployed; deployed: {', '.join(sorted(names))}",
+            )
         if model not in self.serving:
             return "not-ready", f"model {model!r} is not ready: {self.announced[model]}"
         if model in self.stuck:

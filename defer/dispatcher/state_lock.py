@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import IO
 
-from defer.errors import PortInUse, UsageError
+from defer.errors import PortInUse, StateInUse
 
 
 def lock(path: Path, listen: str) -> IO[str]:
@@ -15,7 +15,7 @@ def lock(path: Path, listen: str) -> IO[str]:
 
     Raises:
         PortInUse: One that listens on the same address is in there already.
-        UsageError: Another one is.
+        StateInUse: Another one is.
     """
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "a+")
     try:
@@ -29,7 +29,7 @@ def lock(path: Path, listen: str) -> IO[str]:
                 f"a dispatcher already runs on {listen}",
                 hint="stop it, or choose another port with --listen HOST:PORT",
             ) from None
-        raise UsageError(
+        raise StateInUse(
             f"another dispatcher keeps its state in {path.parent}",
             hint="stop it, or give this one a directory of its own with --state",
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from defer.dispatcher.bringup import Order, check_standby
 from defer.dispatcher.deployments import Deployments, Outcome
 from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.report import models_of, status_of, version_of
-from defer.dispatcher.rollout import base_of
+from defer.dispatcher.rollout import base_of, check_share
 from defer.dispatcher.shell import DataShell
 from defer.dispatcher.store import Snapshot
 from defer.dispatcher.tracing import traces_of
@@ -26,10 +27,11 @@ from defer.dispatcher.withdrawal import Withdrawal
 from defer.documents.base import decode, encode
 from defer.documents.plan import Objective, Plan
 from defer.documents.profile import CostProfile
-from defer.errors import NotReady
+from defer.errors import Cancelled, DeferError, NotReady, UsageError
 from defer.event_log import EventLog
 from node_agent.messages import Chunk, Have, Taken, Want
 
+logger = logging.getLogger("defer.dispatcher")
 news = logging.getLogger("defer.dispatcher.models")
 
 
@@ -73,10 +75,27 @@ class DispatcherVerbs:
         self._started = time.monotonic()
         self._uploads = Uploads.open(state)
 
-    def keep(self, snapshot: Snapshot) -> None:
-        """Drop uploads, but for those of what is served again: its agents may have lost what they held."""
-        kept = [path for each in snapshot.models for path in (each.model, each.calibration) if path]
-        self._uploads.tidy(Path(path) for path in kept)
+    def keep(self, snapshot: Snapshot) -> Snapshot:
+        """Drop uploads, but for those of what is served again: its agents may have lost what they held.
+
+        Returns:
+            The snapshot, with these files where they lie now: the state may have been moved since.
+        """
+        models = tuple(
+            msgspec.structs.replace(
+                each, model=self._uploads.find(each.model), calibration=self._uploads.find(each.calibration)
+            )
+            for each in snapshot.models
+        )
+        self._uploads.tidy(Path(path) for each in models for path in (each.model, each.calibration) if path)
+        for each in models:
+            if not Path(each.model).is_file():
+                text = (
+                    f"{each.name}: its file {each.model} is not there any more, so it cannot be planned anew"
+                )
+                self._log.note("files-missing", text, level="warning", model=each.name)
+                logger.warning("model %s", text)
+        return msgspec.structs.replace(snapshot, models=models)
 
     def models(self) -> api.Models:
         """See `api_server.Verbs`."""
@@ -120,7 +139,10 @@ class DispatcherVerbs:
             raise NotReady("the dispatcher is shutting down")
         self._refuse_while_held()
         self._deployments.rollouts.check(order.name, self._deployments.orders)
+        api.check_shapes(order.shapes)
+        check_share(order.sample)
         standby = check_standby(order.standby)
+        again = False
         try:
             outcome = self._deployments.bring_up(
                 Order(
@@ -142,7 +164,12 @@ class DispatcherVerbs:
                 ),
                 on_progress,
             )
+        except DeferError as error:
+            again = not isinstance(error, Cancelled)  # its files wait for whoever mends what was wrong
+            raise
         finally:
+            if not again:
+                self._uploads.taken((*order.files, *order.calibration))
             self._tidy()
         made = outcome.deployment
         news.info("model %s is deployed as deployment %d", made.model, made.epoch)
@@ -156,6 +183,8 @@ class DispatcherVerbs:
     def undeploy(self, order: api.Undeploy) -> None:
         """See `api_server.Verbs`."""
         self._refuse_while_held()
+        if not 0 <= order.drain_s < math.inf:
+            raise UsageError(f"requests in flight cannot have {order.drain_s:g} s to end")
         try:
             self._deployments.take_down(order.name, order.drain_s)
             news.info("model %s is no longer served", order.name)

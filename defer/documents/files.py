@@ -7,7 +7,7 @@ import secrets
 import sys
 from pathlib import Path
 
-from defer.errors import DeferError, FileProblem
+from defer.errors import DeferError, FileMissing, FileProblem
 from defer.translating import translate
 
 STDOUT = "-"
@@ -17,6 +17,20 @@ STDOUT = "-"
 def name_of(path: str | Path) -> str:
     """What messages call a file that is read."""
     return "standard input" if str(path) == STDOUT else str(path)
+
+
+def check_file(path: Path, hint: str = "check the path") -> None:
+    """Check that there is a file to read.
+
+    Raises:
+        FileMissing: There is none, or it is a folder or a device.
+    """
+    if path.is_file():
+        return
+    what = "no such file"
+    if path.exists():
+        what = "this is a folder, not a file" if path.is_dir() else "this is no regular file"
+    raise FileMissing(what, where=str(path), hint=hint)
 
 
 def read_bytes(path: str | Path) -> bytes:

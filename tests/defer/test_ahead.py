@@ -10,6 +10,7 @@ import pytest
 from defer.dispatcher import ahead
 from defer.dispatcher.ahead import Ahead
 from defer.dispatcher.questions import Foreseen
+from defer.dispatcher.tidying import Tidying
 from defer.errors import AgentFault
 from node_agent.messages import FileRef
 
@@ -91,7 +92,8 @@ def kept_ahead(monkeypatch: pytest.MonkeyPatch, mode: str) -> tuple[list[frozens
     """What is planned for in the background under a mode, and what is done with it."""
     done: list[str] = []
     standbys = SimpleNamespace(bring=lambda *_: done.append("loaded"))
-    made = Ahead(SimpleNamespace(), SimpleNamespace(), standbys)  # type: ignore[arg-type]
+    deployments = SimpleNamespace(tidying=Tidying(Path("parts"), set))
+    made = Ahead(deployments, SimpleNamespace(), standbys)  # type: ignore[arg-type]
     monkeypatch.setattr(ahead, "SETTLE_S", 0.0)
     monkeypatch.setattr(made, "_ask", lambda *_a, **_k: (Foreseen(),))
     monkeypatch.setattr(made, "_bring", lambda *_: done.append("brought"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -149,6 +150,17 @@ def test_runs_between_looks() -> None:
     assert run_between(before, before) is None
     assert run_between(before, Counted(14, 11, 1.8, 1400, 700)) is None  # a batch
     assert run_between(before, Counted(2, 2, 0.2, 20, 10)) == pytest.approx(0.1)  # loaded again
+
+
+def test_under_a_quota_a_run_counts_for_what_it_takes_of_it_or_more_if_it_lasted() -> None:
+    before = Counted(10, 10, 1.0, 0, 0, 0.3, 0.2)
+    short, long = Counted(14, 14, 1.08, 0, 0, 0.33, 0.2), Counted(14, 14, 1.8, 0, 0, 0.33, 0.2)
+    assert run_between(before, short) == pytest.approx(0.03 / 0.2 / 4)
+    assert run_between(before, long) == pytest.approx(0.2)
+    assert run_between(before, replace(short, loads=1)) is None  # beside a load
+    less = Counted(14, 14, 1.08, 0, 0, 0.33, 0.1)  # of the quota, since the last look
+    assert run_between(before, less) == pytest.approx(0.03 / 0.1 / 4)
+    assert run_between(None, Counted(14, 14, 1.08, 0, 0, 0.33, 0.0)) == pytest.approx(1.08 / 14)
 
 
 def test_requests_of_another_size_say_nothing_of_a_device() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +101,24 @@ def test_links_of_a_lost_device_are_not_blamed(watch: LinkWatch, pool: Pool, tol
     watch.close()
     assert (told.links, told.reasons) == ([], [])
     assert watch.missing() == frozenset()
+
+
+def test_a_route_that_goes_on_standing_still_is_tried_with_pauses(
+    watch: LinkWatch, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(pool, "ask", lambda name, *_, **__: tried.append(name))
+
+    def stand_still() -> int:
+        watch.stands_still(7, ROUTE[1:3], lambda _: None)
+        deadline = time.monotonic() + 10
+        while watch._busy and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return len(tried)
+
+    assert [stand_still(), stand_still()] == [2, 4]
+    monkeypatch.setattr(link_watch, "AGAIN_S", 3600.0)
+    assert [stand_still(), stand_still()] == [4, 4]
 
 
 def test_a_route_whose_links_are_well_is_left_alone(watch: LinkWatch, told: Told) -> None:

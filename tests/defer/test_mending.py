@@ -155,11 +155,11 @@ def test_planning_in_a_process_of_its_own(model: Path, cluster: Cluster, tmp_pat
 
 
 def test_a_model_that_could_not_be_mended_is_tried_again_after_a_pause_or_when_other_devices_are_missing(
-    home: Plan, monkeypatch: pytest.MonkeyPatch
+    home: Plan, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = Mock(plan=home)
     order.name = "model"
-    deployments, shell = Mock(orders={"model": order}, served={}), Mock()
+    deployments, shell = Mock(orders={"model": order}, served={}, cluster=cluster), Mock()
     shell.call.return_value.result.return_value = ({}, {})
     recovery = Recovery(deployments, Mock(), shell)
     missing = frozenset({"a"})
@@ -177,7 +177,7 @@ def test_a_model_that_could_not_be_mended_is_tried_again_after_a_pause_or_when_o
         return len(tried)
 
     monkeypatch.setattr(recovery, "_try_to_mend", fails)
-    monkeypatch.setattr("defer.dispatcher.recovery.AGAIN_S", 3600.0)
+    monkeypatch.setattr("defer.dispatcher.unmended.AGAIN_S", 3600.0)
     try:
         assert [look(), look()] == [1, 1]
         missing = frozenset({"a", "b"})

@@ -16,6 +16,7 @@ from defer.dispatcher.private import make_private
 from defer.dispatcher.state_lock import lock
 from defer.dispatcher.uploads import Uploads
 from defer.documents.cluster import loads_cluster
+from defer.errors import FileProblem, PortInUse, StateInUse
 from node_agent.messages import Chunk
 from tests.defer.test_api import ref
 
@@ -50,6 +51,24 @@ def test_everything_that_is_written_is_private(tmp_path: Path) -> None:
     assert open_to_others(state / "parts") + open_to_others(state / "files") == []
     assert open_to_others(state) == []
     assert state.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "a-file", "a-file/below"])
+def test_a_state_that_cannot_be_made_is_a_failed_write(tmp_path: Path, place: str) -> None:
+    (tmp_path / "a-file").write_text("x")
+    with pytest.raises(FileProblem) as caught:
+        make_private(tmp_path / place)
+    assert (caught.value.code, caught.value.exit_code) == ("file-problem", 74)
+    assert str(tmp_path / place) in str(caught.value)
+
+
+def test_a_state_that_another_dispatcher_holds_is_worth_another_try(tmp_path: Path) -> None:
+    with lock(tmp_path / "lock", "127.0.0.1:7600"):
+        with pytest.raises(StateInUse, match="keeps its state") as caught:
+            lock(tmp_path / "lock", "127.0.0.1:7610")
+        assert caught.value.exit_code == 75
+        with pytest.raises(PortInUse, match="already runs"):
+            lock(tmp_path / "lock", "127.0.0.1:7600")
 
 
 def test_what_was_open_to_others_is_closed_at_the_start(tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import models
-from defer import errors
+from defer import api, errors
+from defer.admin import Admin
 from defer.api import ModelInfo
 from defer.cli import group
 from defer.cli.infer import choose_model
+from defer.cli.values import parse_share
 from defer.client import Client
 from defer.dispatcher import events as e
 from defer.dispatcher import rollout as r
@@ -28,7 +30,7 @@ from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.daemon import Daemon
 from defer.documents.cluster import loads_cluster
 from defer.local_agents import local_agents
-from node_agent.messages import Infer, TensorHeader, TensorSpec
+from node_agent.messages import Done, Infer, TensorHeader, TensorSpec
 
 SERVED = ("m@1", "m@2", "m@3", "n")
 
@@ -62,8 +64,14 @@ def test_a_version_is_tried_promoted_and_rolled_back() -> None:
         (lambda: r.rollback(r.Split("m", "m@1"), SERVED), "no version before m@1"),
         (lambda: r.without(r.Split("m", "m@1", before="m@2"), "m@1"), "requests for m take m@1"),
         (lambda: r.without(r.Split("m", "m@1"), "m@1", SERVED), "requests for m take m@1"),
-        (lambda: r.versioned("a@b", "2"), "no name of a deployment"),
-        (lambda: r.versioned("a", " 2"), "no name of a deployment"),
+        (lambda: r.canary(r.Split("m", ""), "m@2", 0.1, SERVED), "requests for m take no version yet"),
+        (lambda: r.canary(r.Split("m", "m@1"), "m@2", float("nan"), SERVED), "not between 0 and 1"),
+        (lambda: r.rollback(r.Split("m", ""), SERVED), "requests for m take no version yet"),
+        (lambda: r.versioned("a@b", "2"), "a model cannot be called 'a@b'"),
+        (lambda: r.versioned("a", " 2"), "a version cannot be called ' 2'"),
+        (lambda: r.versioned("", "2"), "a model cannot be called ''"),
+        (lambda: r.check_name("m@"), "'m@' names no version"),
+        (lambda: r.check_name("m@1@2"), "a version cannot be called '1@2'"),
     ],
 )
 def test_what_cannot_be_done_is_said(act: Callable[[], object], says: str) -> None:
@@ -98,6 +106,59 @@ def test_names() -> None:
     assert r.without(r.Split("m", "m@1"), "m@1", ("m@1", "n@2", "mm")) is None
     assert r.without(r.Split("m", "m@1", "m@2", 0.5, "m@3"), "m@2") == r.Split("m", "m@1", before="m@3")
     assert r.without(r.Split("m", "m@1", "m@2", 0.5, "m@3"), "m@3") == r.Split("m", "m@1", "m@2", 0.5)
+
+
+ODD_NAMES = ["../x", "a b", "a/b", "x" * 64, ".x", "-x", "\x1b[31mvil\nx", "a\u202eb", "\ud800", "@", "@1"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_models_and_versions_are_called_as_devices_are(name: str) -> None:
+    for check in (r.check_name, lambda odd: r.check_name(f"m@{odd}")):
+        with pytest.raises(errors.UsageError) as caught:
+            check(name)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 120
+    for good in ("tiny_chain", "resnet50-v1.5", "7b", "m@2.0-rc1", "x" * 63):
+        r.check_name(good)
+
+
+def test_shares_for_people() -> None:
+    assert [r.show_share(share) for share in (1.0, 0.1, 1 - 0.1, 0.001, 0.0)] == [
+        "all requests",
+        "10% of the requests",
+        "90% of the requests",
+        "0.1% of the requests",
+        "0% of the requests",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("10%", 0.1),
+        ("0.1", 0.1),
+        (" 7 % ", 0.07),
+        ("0.7%", 0.007),
+        ("100%", 1.0),
+        ("1", 1.0),
+        ("0", 0.0),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("1e-3", 0.001),
+    ],
+)
+def test_a_share_is_a_part_or_a_percentage(text: str, share: float) -> None:
+    assert parse_share(text) == share
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nan", "inf", "-inf", "-0.1", "1.1", "10", "101%", "%", "", "0x1", "1_0%", "1e99", "٣", "9" * 5000],
+)
+def test_what_is_no_share(text: str) -> None:
+    with pytest.raises(errors.UsageError, match="is not a share of the requests") as caught:
+        parse_share(text)
+    assert "10% or 0.1" in caught.value.hint
 
 
 @given(st.integers(1, 100), st.integers(1, 400))
@@ -157,6 +218,17 @@ def test_requests_without_a_version_are_split() -> None:
     (said,) = core.handle(e.InferArrived(b"c", Infer(b"9" * 16, "m", -1, (header,)), (b"xx",)), 0)
     assert isinstance(said, e.Reject)
     assert said.rejection.code == "unknown-model"
+
+
+def test_a_name_that_nobody_serves_is_told_escaped_and_short() -> None:
+    core = core_with("m@1")
+    header = TensorHeader("x", "uint8", (2,), "raw", 2)
+    infer = Infer(b"9" * 16, "\x1b[31mvil\n2026 error: x" * 9999, -1, (header,))
+    (said,) = core.handle(e.InferArrived(b"c", infer, (b"xx",)), 0)
+    assert isinstance(said, e.Reject)
+    assert said.rejection.message.isprintable()
+    assert len(said.rejection.message) < 200
+    assert said.rejection.message.endswith("; deployed: m@1")
 
 
 def test_a_version_with_another_signature_gets_no_request_that_it_cannot_take() -> None:
@@ -229,7 +301,7 @@ def test_two_versions_on_a_cluster(daemon: Daemon, tmp_path: Path) -> None:
         hidden = defer("deploy", files["1"], "--name", "m", "--dispatcher", address)
         assert isinstance(hidden.exception, errors.UsageError)
         shown = defer("rollout", "rollback", "m", "--dispatcher", address)
-        assert "m@1                      1 of the requests" in shown.output
+        assert "m@1                      all requests" in shown.output
         takes(4, ["1"] * 4)
         again = defer("rollout", "rollback", "m", "--dispatcher", address)
         assert isinstance(again.exception, errors.UsageError), "it does not lead to what was rejected"
@@ -266,5 +338,56 @@ def test_a_canary_of_nothing_is_refused_before_anything_is_loaded(daemon: Daemon
     again = defer(*words, "--canary", "0.5")
     assert "requests for m take m@1 already" in str(again.exception)
     assert list(daemon.deployments.served) == [before]
-    told = defer("deploy", file, "--name", "m", "--version", "2", "--canary", "0.5", "--dispatcher", address)
+    told = defer("deploy", file, "--name", "m", "--version", "2", "--canary", "50%", "--dispatcher", address)
     assert told.exit_code == 0, told.exception
+    assert daemon.deployments.rollouts.split("m") == r.Split("m", "m@1", "m@2", 0.5)
+
+
+@pytest.mark.integration
+def test_a_name_alone_takes_every_version_down(daemon: Daemon, tmp_path: Path) -> None:
+    """Also where nothing was decided about the versions, and where the one without a version has gone."""
+    file, address = models.save("tiny_chain", tmp_path / "m.onnx"), str(daemon.address)
+
+    def ask(*words: object) -> Any:
+        told = defer(*words, "--dispatcher", address)
+        assert told.exit_code == 0, told.exception
+        return told.output
+
+    for gone in ((), ("m@",)):
+        ask("deploy", file, "--name", "m", "--standby", "none")
+        ask("deploy", file, "--name", "m", "--version", "1", "--standby", "none")
+        assert "m                        all requests\nm@1                      loaded" in ask(
+            "rollout", "show", "m"
+        )
+        for name in gone:
+            ask("undeploy", name)
+            assert ask("rollout", "show") == "m@1                      loaded\n"
+        ask("undeploy", "m")
+        assert (daemon.deployments.orders, daemon.deployments.served) == ({}, {})
+    again = defer("undeploy", "m", "--dispatcher", address)
+    assert "no model 'm' is served; served: none" in str(again.exception)
+
+
+@pytest.mark.integration
+def test_names_and_shapes_are_checked_whoever_sends_them(daemon: Daemon) -> None:
+    with Admin(str(daemon.address)) as admin:
+        for name in ODD_NAMES:
+            if name == "\ud800":  # no UTF-8, and so no message
+                continue
+            for order in (api.Deploy(0, name, ()), api.Deploy(0, f"m@{name}", ())):
+                with pytest.raises(errors.UsageError, match=r"cannot be called|names no version"):
+                    admin.ask(order, api.Deployed, timeout=20)
+            for question in (api.Undeploy(0, name), api.Roll(0, name)):
+                with pytest.raises(errors.UnknownModel) as caught:
+                    admin.ask(question, api.Rolled, timeout=20)
+                assert str(caught.value).isprintable()
+        for shape in ((1, 2**63), (2**31 - 1, 2**31 - 1), (0,), (-1,)):
+            with pytest.raises(errors.UsageError, match="cannot have the shape"):
+                admin.ask(api.Deploy(0, "m", (), shapes={"x": shape}), api.Deployed, timeout=20)
+        with pytest.raises(errors.UsageError, match="not between 0 and 1"):
+            admin.ask(api.Deploy(0, "m", (), sample=float("nan")), api.Deployed, timeout=20)
+        with pytest.raises(errors.UsageError, match="cannot have nan s to end"):
+            admin.ask(api.Undeploy(0, "m", float("nan")), Done, timeout=20)
+        told = admin.ask(api.GetEvents(0), api.Events, timeout=20).events
+    assert all(event.text.isprintable() for event in told)
+    assert not {"deploying", "deploy-failed"} & {event.kind for event in told}

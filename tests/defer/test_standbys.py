@@ -21,6 +21,7 @@ from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.planner import Planner
 from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.standbys import RETRY_S, Standbys, Stood
+from defer.dispatcher.tidying import Tidying
 from defer.errors import AgentUnreachable, UsageError
 
 PLAN = cast(Any, SimpleNamespace(order=(), batching=None, legs=(), stages=(), transfers=(), value=1.0))
@@ -182,6 +183,7 @@ def test_what_is_unloaded_from_service_leaves_room_and_what_stood_by_only_gives_
     deployments = bare(None, unloader=unloader, freed=0, canaries={}, sampler=SimpleNamespace(tallies={}))
     made = SimpleNamespace(deployment=SimpleNamespace(layout=SimpleNamespace(hops={})))
     deployments.served, deployments._has_served = {1: made, 2: made}, {1}
+    deployments._leftover = set()
     deployments.forget(2)
     assert deployments.freed == 0
     deployments.forget(1)
@@ -250,7 +252,7 @@ def proving(
     deployments = bare(
         None,
         _shell=shell,
-        _changing=0,
+        tidying=Tidying(Path("parts"), set),
         _switching=threading.Lock(),
         orders={"m": ORDER},
         canaries={},

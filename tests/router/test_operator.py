@@ -65,6 +65,28 @@ def test_a_change_waits_for_a_gain_that_pays() -> None:
         weigh(barely.cluster, goal, 1.0, 1.0, {}, load_bandwidth=0.0, horizon=1.0)
 
 
+def test_gains_and_prices_are_told_in_units_that_fit() -> None:
+    def told(objective: str, before: float, bandwidth: float) -> str:
+        goal = Objective(objective)
+        need = {"b": 1000.0}
+        change = weigh(
+            problem().cluster,
+            goal,
+            before,
+            before / 2,
+            need,
+            load_bandwidth=bandwidth,
+            horizon=10.0,
+            rate=0.1,
+        )
+        return change.reason
+
+    assert "50.0%, and 7.86 ms over 1 requests" in told("latency", 0.015728, 1e9)
+    assert "expected to take 1 µs" in told("latency", 0.015728, 1e9)
+    assert "gains 500 µs over 1 requests, loading takes 1 s" in told("latency", 0.001, 1e3)
+    assert "and 5 s in 10 s, where loading was expected to take 999 ns" in told("throughput", 0.1, 1.001e9)
+
+
 def test_loading_is_charged_once_whatever_times_are_weighed() -> None:
     both = Objective("weighted", {"latency": 1.0, "period": 1.0})
     found = weigh(problem().cluster, both, 2.0, 1.0, {"b": 500.0}, load_bandwidth=100.0, horizon=60.0)

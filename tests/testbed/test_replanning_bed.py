@@ -28,9 +28,9 @@ pytestmark = [
     pytest.mark.usefixtures("clean"),
 ]
 
-DEADLINE_S = 200.0
+DEADLINE_S = 100.0
 MBIT = 125_000.0
-ROWS, WIDTH, LAYERS = 64, 512, 6
+ROWS, WIDTH = 64, 512
 
 LOAD = """
 import sys, time
@@ -47,14 +47,14 @@ with Client(address, insecure=True) as client:
 """
 
 
-def save_model(folder: Path) -> Path:
-    """Some layers of one size, a request, and its answer."""
+def save_model(folder: Path, layers: int) -> Path:
+    """Layers of one size, a request, and its answer."""
     draw = np.random.default_rng(3)
     matrices = [
-        (draw.standard_normal((WIDTH, WIDTH)) * np.sqrt(2 / WIDTH)).astype(np.float32) for _ in range(LAYERS)
+        (draw.standard_normal((WIDTH, WIDTH)) * np.sqrt(2 / WIDTH)).astype(np.float32) for _ in range(layers)
     ]
     nodes, names = [], ["x"]
-    for number in range(LAYERS):
+    for number in range(layers):
         nodes.append(helper.make_node("MatMul", [names[-1], f"w{number}"], [f"m{number}"]))
         nodes.append(helper.make_node("Relu", [f"m{number}"], [f"a{number}"]))
         names.append(f"a{number}")
@@ -115,14 +115,13 @@ def running(bed: Testbed, *command: str) -> Iterator[Lines]:
 
 
 @contextmanager
-def served(bed: Testbed, tmp_path: Path) -> Iterator[tuple[Lines, Lines, str]]:
+def served(bed: Testbed, tmp_path: Path, layers: int = 6) -> Iterator[tuple[Lines, Lines, str]]:
     """The load, the events, and the first device that the model is on."""
     text = bed.cluster_file.read_text()
-    # What a device that is left gains depends on what was measured beside other work: any gain will do here.
-    settings = 'replan_after = "3 s"\nreplan_pause = "5 s"\nreplan_gain = 0.05\ncanary = "0 s"\n'
+    settings = 'replan_after = "3 s"\nreplan_pause = "5 s"\ncanary = "0 s"\n'
     cluster = tmp_path / "cluster.toml"
     cluster.write_text(text.replace("[dispatcher]\n", "[dispatcher]\n" + settings))
-    model = save_model(tmp_path)
+    model = save_model(tmp_path, layers)
     serve = ["-m", "defer", "serve", "--cluster", str(cluster), "--model", str(model), "--blocks", "4"]
     serve += ["--state", str(tmp_path / "state"), "--insecure", "--json", "--wait", "60"]
     with running(bed, *serve) as dispatcher:
@@ -146,6 +145,8 @@ def taken_elsewhere(load: Lines, events: Lines, before: str) -> list[str]:
     kinds = [event["kind"] for event in happened]
     assert not {"agent-lost", "route-lost", "stage-hangs", "request-failed"} & set(kinds)
     assert all(line == "answered\n" for line in load.seen)
+    # What a device does between two refills of its quota makes it no faster.
+    assert not any(" takes 0." in event["text"] for event in happened if event["kind"] == "drift")
     return [event["text"] for event in happened if event["kind"] == "drift"]
 
 
@@ -162,9 +163,9 @@ def test_a_link_that_becomes_slow_is_left(tmp_path: Path) -> None:
 
 def test_a_device_that_gets_less_of_its_processor_is_left(tmp_path: Path) -> None:
     with (
-        # Links that hardly count: on a busy machine the plan was made for slow devices, and leaving one gains less.
         Testbed(uniform(2, cpu=0.5, bandwidth=1000 * MBIT, delay=0.001)) as bed,
-        served(bed, tmp_path) as (load, events, before),
+        # Runs far longer than what a device gets at once: short ones would hardly notice that it gets less.
+        served(bed, tmp_path, layers=40) as (load, events, before),
     ):
         bed.set_cpu(before, 0.05)
         drifts = taken_elsewhere(load, events, before)
