@@ -7,13 +7,15 @@ model travels by content with the agents' own `Want`/`Have`/`Chunk`/`Taken`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from defer.documents.plan import Objective
-from defer.errors import InvalidModel, ProtocolMismatch
+from defer.errors import InvalidModel, ProtocolMismatch, UsageError
 from defer.event_log import EventInfo
 from defer.infos import DeploymentInfo as DeploymentInfo
 from defer.infos import DeviceInfo as DeviceInfo
@@ -284,7 +286,7 @@ class Rolled(msgspec.Struct, frozen=True, tag="rolled", tag_field="t"):
 
     Attributes:
         name: The model's name.
-        stable: Deployment that its requests take.
+        stable: Deployment that its requests take; empty where only versions are left and none was promoted.
         canary: Deployment that is tried; empty for none.
         share: Part of the requests that takes it.
         before: What was stable before; empty for none.
@@ -351,6 +353,27 @@ def decode(data: bytes | memoryview) -> ApiMessage:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise ProtocolMismatch(f"not a message of defer's api: {exc}") from exc
     return message
+
+
+MOST_DIMENSION: Final = 2**31 - 1
+"""Largest size of one dimension of an input that is asked for."""
+
+MOST_ELEMENTS: Final = 2**40
+"""Elements of one such input at most: more are in the memory of no device, and sums of their bytes stay exact."""
+
+
+def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check shapes of inputs that somebody has made up, before anything is computed with them.
+
+    Raises:
+        UsageError: A dimension is not positive, or one of them or their product is beyond every device.
+    """
+    for name, shape in shapes.items():
+        if not all(0 < size <= MOST_DIMENSION for size in shape) or math.prod(shape) > MOST_ELEMENTS:
+            raise UsageError(
+                f"input {name!r:.80} cannot have the shape {','.join(map(str, shape)):.80}",
+                hint=f"dimensions are 1 to {MOST_DIMENSION:,}, and an input has at most 2^40 elements",
+            )
 
 
 def check_model_path(path: str) -> PurePosixPath:

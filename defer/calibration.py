@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from defer.errors import FileMissing, WrongInput
+from defer.documents.files import check_file
+from defer.errors import WrongInput
 from node_agent.dtypes import storage
 from node_agent.messages import TensorSpec
 from node_agent.samples import samples
@@ -45,14 +46,14 @@ def load(path: Path, inputs: Sequence[TensorSpec]) -> list[Arrays]:
         FileMissing: There is no such file.
         WrongInput: Not an .npz file, or arrays that do not fit the inputs.
     """
-    if not path.is_file():
-        raise FileMissing("no such file", where=str(path), hint="check --calibration")
+    check_file(path, "check --calibration")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        # NumPy's own sentence would have people load what may run code.
         raise WrongInput(
-            f"{path.name} is not an .npz file: {error}", hint="write it with numpy.savez"
+            f"{path.name} is not an .npz file of numbers", hint="write it with numpy.savez"
         ) from error
     found = {spec.name: _requests(path.name, spec, arrays) for spec in inputs}
     counts = {name: len(values) for name, values in found.items()}

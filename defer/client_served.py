@@ -101,7 +101,7 @@ class Served:
             raise UnknownModel(f"several models are served, say which: {', '.join(sorted(served))}")
         found = served.get(model) if model else named[0]
         if found is None:
-            raise UnknownModel(f"no model {model!r} is served; served: {', '.join(sorted(served))}")
+            raise UnknownModel(f"no model {model!r:.80} is served; served: {', '.join(sorted(served))}")
         if not found.inputs:
             raise NotReady(f"model {found.name!r} is not ready: {found.reason}")
         return found

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from defer.api import ModelFile, check_model_path
+from defer.documents.files import check_file
 from defer.errors import FileMissing, InvalidModel
 from node_agent.messages import FileRef
 
@@ -28,8 +29,7 @@ def model_files(path: Path, on_hashed: Callable[[int, int], None] | None = None)
     """
     if path.is_dir():
         raise InvalidModel("this is a folder, not a file", where=str(path), hint="name the ONNX file in it")
-    if not path.is_file():
-        raise FileMissing("no such file", where=str(path), hint="check the path")
+    check_file(path)
     if path.stat().st_size == 0:
         raise InvalidModel("the file is empty, so it is no ONNX model", where=str(path))
     try:
@@ -63,8 +63,7 @@ def calibration_file(path: Path) -> dict[ModelFile, Path]:
     Raises:
         FileMissing: It does not exist.
     """
-    if not path.is_file():
-        raise FileMissing("no such file", where=str(path), hint="check --calibration")
+    check_file(path, "check --calibration")
     with path.open("rb") as source:
         digest = hashlib.file_digest(source, "sha256").hexdigest()
     return {ModelFile(path.name, FileRef(digest, path.stat().st_size)): path}

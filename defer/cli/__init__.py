@@ -165,7 +165,7 @@ class VerbGroup(click.Group):
         call = super().main
         if not standalone_mode:
             return call(words, prog_name, complete_var, standalone_mode=False, **extra)
-        with ending_in_order() as ending:
+        with ending_in_order(last=args is None) as ending:
             try:
                 code = call(words, prog_name, complete_var, standalone_mode=False, **extra)
                 sys.stdout.flush()

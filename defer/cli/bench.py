@@ -17,9 +17,11 @@ from defer.cli.dispatcher import address_option, timeout_option
 from defer.cli.gateway_options import TOKEN_VARIABLE
 from defer.cli.infer import choose_model, random_inputs
 from defer.cli.output import common_options, console, examples, note, print_json, table
+from defer.cli.values import GIVEN
 from defer.client import Client
 from defer.documents.files import read_bytes
 from defer.errors import UsageError
+from node_agent.finite import Finite
 
 if TYPE_CHECKING:
     from defer.bench_http import Encoding
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
         "defer bench --url http://127.0.0.1:8000 --model resnet50",
     )
 )
-@click.option("-m", "--model", "model_name", default="", help="Which model; needed where several are served.")
+@click.option("-m", "--model", "model_name", type=GIVEN, help="Which model; needed where several are served.")
 @click.option(
     "--url",
     metavar="http://HOST:PORT",
@@ -49,9 +51,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Under way at once, at most.",
 )
-@click.option(
-    "--rate", type=click.FloatRange(min=0, min_open=True), help="Requests per second, on a schedule."
-)
+@click.option("--rate", type=Finite(min=0, min_open=True), help="Requests per second, on a schedule.")
 @click.option(
     "--singles",
     default=20,
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     default=(2.0, 5.0),
     show_default=True,
     nargs=2,
-    type=click.FloatRange(0),
+    type=Finite(0),
     help="What a device without a sensor draws: idle, and in addition while it runs.",
 )
 @click.option(
@@ -91,7 +91,7 @@ if TYPE_CHECKING:
 @address_option
 @common_options
 def command(
-    model_name: str,
+    model_name: str | None,
     url: str | None,
     requests: int,
     window: int,
@@ -114,12 +114,12 @@ def command(
     plan = LoadPlan(requests, window, singles, warm_up, rate)
     if url is not None:
         token = _token(token_file)
-        load = _remote(url, model_name, plan, encoding, token, timeout, seed=seed, batch=batch)
+        load = _remote(url, model_name or "", plan, encoding, token, timeout, seed=seed, batch=batch)
     elif token_file is not None or encoding != "binary":
         raise UsageError("--token-file and --encoding need --url")
     else:
-        with Client(address, model=model_name, timeout=timeout) as client:
-            info = choose_model(client.models(), model_name)
+        with Client(address, model=model_name or "", timeout=timeout) as client:
+            info = choose_model(client.models(), model_name or "")
             load = run_load(client, info, random_inputs(info, seed, batch), plan, Power(*watts))
     if as_json:
         print_json(load)

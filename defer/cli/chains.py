@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import functools
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from defer import api
 from defer.accuracy import Budget, parse_budget
 from defer.blocks import PLANNING_BLOCKS, planning_chain
 from defer.cli.output import progress
+from defer.cli.values import SHARE
 from defer.documents.blocks import BlocksDocument
-from defer.errors import UsageError
+from defer.documents.files import check_file
+from defer.documents.plan import Objective, Plan
+from defer.errors import UsageError, WrongInput
 from defer.translating import translate
 
 if TYPE_CHECKING:
@@ -38,6 +43,9 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 Shapes = dict[str, tuple[int, ...]]
+
+MOST_DIGITS = 100
+"""Of one dimension."""
 
 
 def input_option(command: F) -> F:
@@ -64,26 +72,53 @@ def budget_options(command: F) -> F:
         "--max-error",
         "max_error",
         metavar="0.01",
-        callback=lambda _ctx, _param, value: parse_budget(value) if value else None,
+        callback=lambda _ctx, _param, value: parse_budget(value) if value is not None else None,
         help="Allow lossy codecs as far as the output moves by this part of its length, or of its classes: top1:0.01.",
     )(command)
 
 
 def check_calibration(calibration: Path | None, max_error: Budget | None) -> None:
-    """Refuses calibration requests that nothing would be measured on.
+    """Refuses calibration requests that nothing would be measured on, or with, before anything is done or sent.
 
     Raises:
         UsageError: `--calibration` was given without `--max-error`.
+        FileMissing: There is no such file.
+        WrongInput: It is no .npz file; what is in it is for whoever knows the model's inputs to check.
     """
-    if calibration is not None and max_error is None:
+    if calibration is None:
+        return
+    if max_error is None:
         raise UsageError("--calibration has no meaning without --max-error")
+    check_file(calibration, "check --calibration")
+    if not zipfile.is_zipfile(calibration):
+        raise WrongInput(
+            f"{calibration.name} is not an .npz file of numbers", hint="write it with numpy.savez"
+        )
+
+
+def given_plan(file: str | None, objective: Objective | None) -> Plan | None:
+    """The plan of `--plan`; None without.
+
+    Raises:
+        UsageError: `--objective` asks for another thing than it was made for.
+        FileMissing, InvalidDocument: It cannot be read.
+    """
+    if not file:
+        return None
+    plan = Plan.load(file)
+    if objective not in (None, plan.objective):
+        raise UsageError(
+            f"--objective {objective}, but {file} was made for {plan.objective}",
+            hint=f"leave --objective out, or plan anew with `defer plan --objective {objective}`",
+        )
+    return plan
 
 
 def sample_option(command: F) -> F:
     """Adds `--sample` (argument `sample`, a share of the requests)."""
     return click.option(
         "--sample",
-        type=click.FloatRange(0, 1),
+        type=SHARE,
         default=0.0,
         metavar="0.01",
         help="Compare this share of the requests with the lossless pipeline; `defer status` tells the error.",
@@ -142,7 +177,7 @@ def parse_shapes(values: tuple[str, ...]) -> Shapes:
     """Shapes from `NAME=1,3,224,224`.
 
     Raises:
-        UsageError: Not of that form, a name twice, or a dimension that is no positive whole number.
+        UsageError: Not of that form, a name twice, or a dimension that is no positive whole number or beyond reason.
     """
     shapes: Shapes = {}
     hint = "write --input NAME=1,3,224,224 (NAME= for a scalar)"
@@ -153,9 +188,11 @@ def parse_shapes(values: tuple[str, ...]) -> Shapes:
         if name in shapes:
             raise UsageError(f"--input {name!r} is given twice", hint="give each input one shape")
         parts = [part.strip() for part in dims.replace("x", ",").split(",")] if dims.strip() else []
-        if not all(part.isdecimal() and int(part) > 0 for part in parts):
-            raise UsageError(f"--input {value!r}: {dims!r} is not a shape", hint=hint)
+        # Python reads thousands of digits as no number at all.
+        if not all(part.isdecimal() and len(part) <= MOST_DIGITS and int(part) > 0 for part in parts):
+            raise UsageError(f"--input {value!r:.120}: {dims!r:.80} is not a shape", hint=hint)
         shapes[name] = tuple(int(part) for part in parts)
+    api.check_shapes(shapes)
     return shapes
 
 

@@ -15,6 +15,7 @@ from defer.cli.chains import (
     batch_options,
     budget_options,
     check_calibration,
+    given_plan,
     input_option,
     sample_option,
     standby_option,
@@ -22,7 +23,8 @@ from defer.cli.chains import (
 from defer.cli.dispatcher import address_option
 from defer.cli.engines import EngineNote, engine_lines, engine_notes
 from defer.cli.output import common_options, examples, print_json, progress
-from defer.dispatcher.rollout import versioned
+from defer.cli.values import GIVEN, SHARE, deployment_name
+from defer.dispatcher.rollout import base_of
 from defer.documents.base import decode, encode
 from defer.documents.plan import Objective, Plan, PlanBatching
 from defer.documents.profile import CostProfile
@@ -41,19 +43,19 @@ GIVE_UP_S = 5.0
         "defer deploy resnet50.onnx",
         "defer deploy bert.onnx --name text --input input_ids=1,128 --objective throughput",
         "defer deploy resnet50.onnx --plan plan.json --dispatcher 192.168.1.2:7600",
-        "defer deploy resnet50-new.onnx --name resnet50 --version 2 --canary 0.1",
+        "defer deploy resnet50-new.onnx --name resnet50 --version 2 --canary 10%",
     )
 )
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--name", help="Name to serve it under; the file's by default.")
+@click.option("--name", type=GIVEN, help="Name to serve it under; the file's by default.")
 @click.option(
-    "--version", default="", help="Deploy it as a version beside others of its name; see `defer rollout`."
+    "--version", type=GIVEN, help="Deploy it as a version beside others of its name; see `defer rollout`."
 )
 @click.option(
-    "--canary", type=click.FloatRange(0, 1), help="Let this share of the requests take the version."
+    "--canary", type=SHARE, metavar="10%", help="Let this share of the requests take the version; 0.1 is 10%."
 )
-@click.option("--plan", "plan_file", metavar="FILE", help="Follow this plan.json.")
-@click.option("--profile", "profile_file", metavar="FILE", help="Plan with this profile.json.")
+@click.option("--plan", "plan_file", metavar="FILE", type=GIVEN, help="Follow this plan.json.")
+@click.option("--profile", "profile_file", metavar="FILE", type=GIVEN, help="Plan with this profile.json.")
 @click.option(
     "--objective",
     type=click.Choice(["latency", "throughput", "cost", "energy"]),
@@ -70,7 +72,7 @@ GIVE_UP_S = 5.0
 def command(
     model: Path,
     name: str | None,
-    version: str,
+    version: str | None,
     canary: float | None,
     plan_file: str | None,
     profile_file: str | None,
@@ -90,15 +92,17 @@ def command(
     """
     if canary is not None and not version:
         raise UsageError("--canary needs --version", hint="the version that is tried has a name of its own")
-    deployment = versioned(name or model.stem, version)
+    deployment = deployment_name(name, version, model)
+    base = base_of(deployment)
     from defer.model_files import calibration_file, model_files
 
     check_calibration(calibration, max_error)
-    plan = encode(Plan.load(plan_file)).decode() if plan_file else ""
+    given = given_plan(plan_file, objective)
+    plan = encode(given).decode() if given is not None else ""
     profile = encode(CostProfile.load(profile_file)).decode() if profile_file else ""
     with progress("deploy", as_json=as_json) as show, Admin(address) as admin:
         if canary is not None:
-            _check_canary(admin, name or model.stem, deployment)
+            _check_canary(admin, base, deployment)
         try:
             files = model_files(model, lambda done, total: show("reading the model", done / max(total, 1)))
             samples = calibration_file(calibration) if calibration is not None else {}
@@ -132,7 +136,7 @@ def command(
             raise _given_up(admin, number, deployment) from None
         notes = _engines(admin, deployment)
         if canary is not None:
-            roll = api.Roll(0, name or model.stem, "canary", version, canary)
+            roll = api.Roll(0, base, "canary", deployment, canary)
             admin.ask(roll, api.Rolled, timeout=STEP_S)
     if as_json:
         told = msgspec.to_builtins(made) | {
@@ -162,7 +166,9 @@ def _check_canary(admin: Admin, name: str, deployment: str) -> None:
     if told is None or told.stable not in told.versions:
         raise UsageError(
             f"nothing serves {name} yet, and a canary takes a share of the requests for what is served",
-            hint="deploy it without --canary: requests for the first version take it at once",
+            hint="deploy it without --canary: requests for the first version take it at once"
+            if told is None
+            else f"promote a version of it first: `defer rollout promote {name} VERSION`",
         )
     if told.stable == deployment:
         raise UsageError(

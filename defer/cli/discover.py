@@ -6,6 +6,7 @@ import click
 
 from defer.cli.output import common_options, console, examples, note, print_json, progress, table
 from defer.discovery import browse
+from node_agent.finite import Finite
 
 
 @click.command(epilog=examples("defer discover", "defer discover --seconds 10 --json"))
@@ -13,7 +14,7 @@ from defer.discovery import browse
     "--seconds",
     default=3.0,
     show_default=True,
-    type=click.FloatRange(0.1, 600),
+    type=Finite(0.1, 600),
     help="How long to listen.",
 )
 @common_options

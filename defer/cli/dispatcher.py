@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from defer.cli.access import access_options
 from defer.documents.address import Address, parse_address, parse_addresses
 from defer.errors import DeferError, UsageError
+from node_agent.finite import Finite
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -109,7 +110,7 @@ def timeout_option(seconds: float) -> Callable[[F], F]:
         "--timeout",
         default=seconds,
         show_default=True,
-        type=click.FloatRange(0.001, 3600),
+        type=Finite(0.001, 3600),
         help="Seconds per request.",
     )
 

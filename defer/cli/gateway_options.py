@@ -16,6 +16,7 @@ from defer.cli.output import note
 from defer.documents.address import Address, parse_address
 from defer.errors import DeferError, FileMissing, PermissionDenied, UsageError
 from defer.translating import translate
+from node_agent.finite import Finite
 
 if TYPE_CHECKING:
     from defer.gateway.backend import Backend
@@ -127,7 +128,7 @@ def gateway_options(command: F) -> F:
             "--request-timeout",
             default=60.0,
             show_default=True,
-            type=click.FloatRange(0.001, 86_400),
+            type=Finite(0.001, 86_400),
             help="Seconds of a gateway's request that names none.",
         ),
         click.option(

@@ -13,14 +13,15 @@ import click
 import numpy as np
 
 from defer import units
-from defer.api import ModelInfo
+from defer.api import MOST_DIMENSION, ModelInfo
 from defer.cli.dispatcher import address_option, timeout_option
 from defer.cli.output import common_options, console, examples, note, print_json, table
+from defer.cli.values import GIVEN
 from defer.client import Client
 from defer.client_arrays import Array
 from defer.client_served import without_versions
-from defer.documents.files import write_bytes
-from defer.errors import FileMissing, InvalidDocument, NotReady, OutputExists, UnknownModel, UsageError
+from defer.documents.files import check_file, write_bytes
+from defer.errors import InvalidDocument, NotReady, OutputExists, UnknownModel, UsageError
 from defer.signature import bind_free
 from defer.translating import translate
 from node_agent.dtypes import storage
@@ -46,7 +47,11 @@ FEW_VALUES: Final = 64
 @click.option("--random", "use_random", is_flag=True, help="Seeded random inputs of the model's own shapes.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="For --random.")
 @click.option(
-    "--batch", default=1, show_default=True, type=click.IntRange(min=1), help="Free dimensions, for --random."
+    "--batch",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, MOST_DIMENSION),
+    help="Free dimensions, for --random.",
 )
 @click.option(
     "--dim",
@@ -56,7 +61,7 @@ FEW_VALUES: Final = 64
     callback=lambda _ctx, _param, values: parse_dims(values),
     help="Size of a free dimension by its name, for --random. Repeat for several.",
 )
-@click.option("-m", "--model", "model_name", default="", help="Which model; needed where several are served.")
+@click.option("-m", "--model", "model_name", type=GIVEN, help="Which model; needed where several are served.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Save the outputs, .npz or (one output) .npy."
 )
@@ -75,7 +80,7 @@ def command(
     seed: int,
     batch: int,
     dims: dict[str, int],
-    model_name: str,
+    model_name: str | None,
     output: Path | None,
     force: bool,
     repeat: int,
@@ -91,14 +96,16 @@ def command(
             hint="`defer infer --random` makes inputs up",
         )
     if output is not None and output.suffix not in (".npz", ".npy"):
-        raise UsageError(f"{output.name!r} is neither .npz nor .npy", hint="name the output outputs.npz")
+        raise UsageError(
+            f"the name {str(output)!r:.80} ends in neither .npz nor .npy", hint="name the output outputs.npz"
+        )
     if output is not None and not force:
         _check_target(output)
     if dims and not use_random:
         raise UsageError("--dim has no meaning without --random", hint="files bring their own shapes")
     given = None if use_random else _read(file, named)
-    with Client(address, model=model_name, timeout=timeout) as client:
-        info = choose_model(client.models(), model_name)
+    with Client(address, model=model_name or "", timeout=timeout) as client:
+        info = choose_model(client.models(), model_name or "")
         inputs = random_inputs(info, seed, batch, dims) if given is None else _named(given, info)
         outputs, seconds, total = _run(client, inputs, repeat, window)
     if output is not None:
@@ -159,7 +166,7 @@ def choose_model(models: tuple[ModelInfo, ...], name: str) -> ModelInfo:
         raise UnknownModel(f"several models are served: {', '.join(served)}", hint="say which with --model")
     chosen = served.get(name) if name else named[0]
     if chosen is None:
-        raise UnknownModel(f"no model {name!r} is served", hint=f"served: {', '.join(served)}")
+        raise UnknownModel(f"no model {name!r:.80} is served", hint=f"served: {', '.join(served)}")
     if not chosen.inputs:
         raise NotReady(f"model {chosen.name!r} is not ready: {chosen.reason}")
     return chosen
@@ -174,8 +181,15 @@ def parse_dims(values: tuple[str, ...]) -> dict[str, int]:
     dims: dict[str, int] = {}
     for value in values:
         name, equals, size = value.rpartition("=")
-        if not equals or not name or not size.isdecimal() or int(size) < 1:
-            raise UsageError(f"--dim {value!r} is not NAME=SIZE", hint="for example --dim sequence=128")
+        if (
+            not equals
+            or not name
+            or not size.isdecimal()
+            or len(size) > 10
+            or not 0 < int(size) <= MOST_DIMENSION
+        ):
+            hint = f"for example --dim sequence=128; a size is 1 to {MOST_DIMENSION:,}"
+            raise UsageError(f"--dim {value!r:.80} is not NAME=SIZE", hint=hint)
         dims[name] = int(size)
     return dims
 
@@ -230,8 +244,7 @@ def _read(file: Path | None, named: tuple[str, ...]) -> Arrays:
 
 
 def _load(path: Path) -> Arrays:
-    if not path.is_file():
-        raise FileMissing("no such file", where=str(path), hint="check the path")
+    check_file(path)
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):

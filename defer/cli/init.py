@@ -18,6 +18,7 @@ from defer.errors import AgentUnreachable, FileProblem, OutputExists, UsageError
 from defer.finding import PORT, checked, findings, with_links
 from defer.greeting import Greeted, Silent, Wanted, greet
 from defer.units import show_bandwidth, show_duration, show_size
+from node_agent.finite import Finite
 from node_agent.quantities import is_name
 
 LISTEN_S = 3.0
@@ -62,7 +63,7 @@ LISTEN_S = 3.0
     help="The dispatcher's first port.",
 )
 @click.option(
-    "--wait", default=5.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds for all agents."
+    "--wait", default=5.0, show_default=True, type=Finite(0.1, 3600), help="Seconds for all agents."
 )
 @access_options
 @common_options

@@ -103,12 +103,15 @@ def list_keys(folder: Path, as_json: bool) -> None:
 @_folder_option
 @common_options
 def authorise_key(certificate: Path, role: Role | None, replace: bool, folder: Path, as_json: bool) -> None:
-    """Let the owner of CERTIFICATE in; it comes from the folder `allowed` where its key was made."""
+    """Let the owner of CERTIFICATE in; it comes from the folder `allowed` where its key was made.
+
+    The folder of keys has to be there: `defer keys make` makes it, with the key of who lets others in.
+    """
     made = keys.authorise(folder, certificate, role=role, replace=replace)
     if as_json:
         print_json({"name": made.name, "role": made.role, "public": made.public, "folder": str(folder)})
         return
-    click.echo(f"{made.name} is let in as {made.role}, public key {made.public}")
+    click.echo(f"{made.name} is let in as {made.role} by {folder}, public key {made.public}")
 
 
 @command.command("rotate", epilog=examples("defer keys rotate edge1", "defer keys rotate dispatcher --json"))
@@ -137,6 +140,7 @@ def revoke_key(name: str, folder: Path, as_json: bool) -> None:
     """Let NAME in no more; what it has under way ends within a second. Revoke it in every folder that allowed it."""
     revoked = keys.revoke(folder, name)
     if as_json:
-        print_json({"revoked": [{"name": each.name, "public": each.public} for each in revoked]})
+        told = [{"name": each.name, "public": each.public} for each in revoked]
+        print_json({"revoked": told, "folder": str(folder)})
         return
-    click.echo(f"{name} is let in no more")
+    click.echo(f"{name} is let in no more by {folder}")

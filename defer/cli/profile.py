@@ -26,6 +26,7 @@ from defer.paths import profile_cache
 from defer.profiling import profile
 from defer.units import show_bandwidth, show_duration
 from defer.ways import with_fastest
+from node_agent.finite import Finite
 
 
 @click.command(
@@ -43,9 +44,7 @@ from defer.ways import with_fastest
 @blocks_option()
 @click.option("--force", is_flag=True, help="Overwrite --output even if it is something else.")
 @click.option("--fresh", is_flag=True, help="Measure again what was measured before.")
-@click.option(
-    "--wait", default=10.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds per agent."
-)
+@click.option("--wait", default=10.0, show_default=True, type=Finite(0.1, 3600), help="Seconds per agent.")
 @access_options
 @common_options
 def command(

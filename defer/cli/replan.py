@@ -25,6 +25,7 @@ from defer.documents.cluster import Cluster
 from defer.documents.plan import Plan
 from defer.documents.profile import CostProfile
 from defer.errors import UsageError
+from node_agent.finite import Finite
 
 
 @click.command(
@@ -59,14 +60,14 @@ from defer.errors import UsageError
     "--rate",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     help="Requests per second meanwhile.",
 )
 @click.option(
     "--threshold",
     default=0.05,
     show_default=True,
-    type=click.FloatRange(0, 1),
+    type=Finite(0, 1),
     help="Keep the running plan where a new one gains less than this part.",
 )
 @click.option(

@@ -12,12 +12,13 @@ from defer import api
 from defer.admin import Admin
 from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, examples, note, print_json
-from defer.dispatcher.rollout import alone
+from defer.cli.values import GIVEN, SHARE
+from defer.dispatcher.rollout import alone, show_share
 from defer.errors import UnknownModel
 
 ANSWER_S = 30.0
 
-SHARE = 0.1
+USUAL_SHARE = "10%"
 
 
 @click.group(
@@ -35,12 +36,12 @@ def command() -> None:
     help="Show which version requests for NAME take; without NAME, for every model.\n\n"
     + examples("defer rollout show", "defer rollout show resnet", "defer rollout show resnet --json"),
 )
-@click.argument("name", default="")
+@click.argument("name", required=False, type=GIVEN)
 @address_option
 @common_options
-def show_command(name: str, address: str, as_json: bool) -> None:
+def show_command(name: str | None, address: str, as_json: bool) -> None:
     """Shows a split, or all."""
-    if not name:
+    if name is None:
         _show_all(address, as_json=as_json)
         return
     _roll(address, name, "show", as_json=as_json)
@@ -49,16 +50,17 @@ def show_command(name: str, address: str, as_json: bool) -> None:
 @command.command(
     name="canary",
     help="Let a share of the requests for NAME take VERSION.\n\n"
-    + examples("defer rollout canary resnet 2", "defer rollout canary resnet 2 --share 0.5"),
+    + examples("defer rollout canary resnet 2", "defer rollout canary resnet 2 --share 50%"),
 )
-@click.argument("name")
-@click.argument("version")
+@click.argument("name", type=GIVEN)
+@click.argument("version", type=GIVEN)
 @click.option(
     "--share",
-    type=click.FloatRange(0, 1),
-    default=SHARE,
+    type=SHARE,
+    metavar="10%",
+    default=USUAL_SHARE,
     show_default=True,
-    help="Part of the requests, 0 to 1.",
+    help="Part of the requests: 10% or 0.1.",
 )
 @address_option
 @common_options
@@ -72,13 +74,13 @@ def canary_command(name: str, version: str, share: float, address: str, as_json:
     help="Let all requests for NAME take VERSION: by default the one that is tried. The one before stays loaded.\n\n"
     + examples("defer rollout promote resnet", "defer rollout promote resnet 2"),
 )
-@click.argument("name")
-@click.argument("version", default="")
+@click.argument("name", type=GIVEN)
+@click.argument("version", required=False, type=GIVEN)
 @address_option
 @common_options
-def promote_command(name: str, version: str, address: str, as_json: bool) -> None:
+def promote_command(name: str, version: str | None, address: str, as_json: bool) -> None:
     """Makes a version the stable one."""
-    _roll(address, name, "promote", version, as_json=as_json)
+    _roll(address, name, "promote", version or "", as_json=as_json)
 
 
 @command.command(
@@ -86,7 +88,7 @@ def promote_command(name: str, version: str, address: str, as_json: bool) -> Non
     help="End the canary of NAME; where none runs, go back to the version before.\n\n"
     + examples("defer rollout rollback resnet"),
 )
-@click.argument("name")
+@click.argument("name", type=GIVEN)
 @address_option
 @common_options
 def rollback_command(name: str, address: str, as_json: bool) -> None:
@@ -109,7 +111,7 @@ def _roll(
         print_json(_plain(told))
         return
     _show(told)
-    if action == "promote":
+    if action == "promote" and told.before:
         note(
             f"`defer undeploy {alone(told.before)}` frees what it takes, once nothing leads back",
             as_json=as_json,
@@ -121,9 +123,7 @@ def _show_all(address: str, *, as_json: bool) -> None:
     with Admin(address) as admin:
         served = admin.ask(api.ListModels(0), api.Models, timeout=ANSWER_S).models
         for name in sorted({each.name.partition("@")[0] for each in served}):
-            with suppress(
-                UnknownModel
-            ):  # it has gone meanwhile, or has versions that nothing was decided about
+            with suppress(UnknownModel):  # it has gone meanwhile
                 splits.append(admin.ask(api.Roll(0, name, "show"), api.Rolled, timeout=ANSWER_S))
     if as_json:
         print_json({"models": [_plain(each) for each in splits]})
@@ -141,9 +141,9 @@ def _plain(told: api.Rolled) -> dict[str, Any]:
 def _show(told: api.Rolled) -> None:
     for deployment in told.versions:
         if deployment == told.canary:
-            what = f"{told.share:.4g} of the requests"
+            what = show_share(told.share)
         elif deployment == told.stable:
-            what = f"{1 - told.share if told.canary else 1:.4g} of the requests"
+            what = show_share(1 - told.share if told.canary else 1)
         else:
             what = "before" if deployment == told.before else "loaded"
         click.echo(f"{deployment:<24} {what}")

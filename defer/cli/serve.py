@@ -23,6 +23,7 @@ from defer.cli.chains import (
     batch_options,
     blocks_option,
     budget_options,
+    given_plan,
     input_option,
     sample_option,
     standby_option,
@@ -35,6 +36,7 @@ from defer.cli.output import common_options, examples, note, progress
 from defer.cli.plots import check_plot, write_plot
 from defer.cli.state_options import state_options, state_place, still_asked
 from defer.cli.stopping import StopNow, stopping
+from defer.cli.values import GIVEN, deployment_name
 from defer.connecting import agent_hosts
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.commanded import Commanded
@@ -44,12 +46,14 @@ from defer.dispatcher.exporting import exporting
 from defer.dispatcher.returning import Back, summary
 from defer.documents.address import Address, parse_address
 from defer.documents.cluster import Cluster, Replan
-from defer.documents.plan import Objective, Plan, PlanBatching
+from defer.documents.files import check_file
+from defer.documents.plan import Objective, PlanBatching
 from defer.documents.profile import CostProfile, Created
-from defer.errors import Cancelled, FileMissing, Internal, UsageError
+from defer.errors import Cancelled, Internal, UsageError
 from defer.live.watcher import Watcher
 from defer.paths import profile_cache
 from defer.translating import translate
+from node_agent.finite import Finite
 from node_agent.machine import keep_buffers, settle_collector
 from node_agent.security import Security
 
@@ -73,15 +77,13 @@ FLUSH_S = 5.0
 )
 @click.option("--cluster", "cluster_file", required=True, metavar="FILE", help="The devices, cluster.toml.")
 @click.option("--model", type=click.Path(path_type=Path), help="Deploy this ONNX model at once.")
-@click.option("--name", help="Name to serve it under; the file's by default.")
-@click.option("--plan", "plan_file", metavar="FILE", help="Follow this plan.json.")
-@click.option("--profile", "profile_file", metavar="FILE", help="Plan with this profile.json.")
+@click.option("--name", type=GIVEN, help="Name to serve it under; the file's by default.")
+@click.option("--plan", "plan_file", metavar="FILE", type=GIVEN, help="Follow this plan.json.")
+@click.option("--profile", "profile_file", metavar="FILE", type=GIVEN, help="Plan with this profile.json.")
 @click.option(
     "--objective",
     type=click.Choice(["latency", "throughput", "cost", "energy"]),
-    default="latency",
-    show_default=True,
-    help="What planning makes least: seconds of one request, seconds between results, money or joules.",
+    help="What planning makes least: seconds of one request (by default), seconds between results, money or joules.",
 )
 @click.option("--listen", metavar="HOST:PORT", help="First of three ports; the cluster file's by default.")
 @click.option(
@@ -90,9 +92,7 @@ FLUSH_S = 5.0
     help="Plans to replace when devices or links drift or join: those made here, given ones too, or none.",
 )
 @state_options
-@click.option(
-    "--wait", default=10.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds per agent."
-)
+@click.option("--wait", default=10.0, show_default=True, type=Finite(0.1, 3600), help="Seconds per agent.")
 @click.option("--save-plan", metavar="FILE", help="Write the plan, plan.json.")
 @click.option("--save-profile", metavar="FILE", help="Write what was measured, profile.json.")
 @click.option("--plot", metavar="FILE.svg|html|png", type=click.Path(path_type=Path), help="Draw the plan.")
@@ -117,7 +117,7 @@ def command(
     name: str | None,
     plan_file: str | None,
     profile_file: str | None,
-    objective: Objective,
+    objective: Objective | None,
     listen: str | None,
     replan: Replan | None,
     state: str | None,
@@ -155,15 +155,13 @@ def command(
     check_exposure(gateway, insecure=said().insecure, as_json=as_json)
     order = None
     if model is not None:
-        if not model.is_file():
-            what = "this is a folder, not a file" if model.is_dir() else "no such file"
-            raise FileMissing(what, where=str(model), hint="check --model")
+        check_file(model, "check --model")
         order = Order(
-            name=name or model.stem,
+            name=deployment_name(name, None, model, may_have_version=True),
             model=model,
-            plan=Plan.load(plan_file) if plan_file else None,
+            plan=given_plan(plan_file, objective),
             profile=CostProfile.load(profile_file) if profile_file else None,
-            objective=objective,
+            objective=objective or "latency",
             shapes=inputs,
             blocks=blocks,
             budget=max_error,

@@ -16,7 +16,7 @@ from defer.dispatcher.bringup import Order
 from defer.dispatcher.commanded import Commanded, commanded
 from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.restoring import digest_of
-from defer.dispatcher.rollout import AT, check_name
+from defer.dispatcher.rollout import alone, check_name
 from defer.dispatcher.state_url import StateUrl, is_state_url, parse_state_url
 from defer.documents.address import parse_address
 from defer.documents.cluster import Cluster
@@ -69,13 +69,15 @@ def state_place(cluster: Cluster, state: str | None, stack: ExitStack, *, none: 
                 "dispatchers that share a state need a port that clients know", hint="give --listen HOST:PORT"
             )
     elif wanted:
-        return StatePlace(Path(wanted).expanduser(), lasting=True)
+        # Absolute: what is kept of models names their files, and the next start may be in another directory.
+        return StatePlace(Path(wanted).expanduser().absolute(), lasting=True)
     if none or port == 0:  # at any port nobody can find it again after a restart
         return StatePlace(
             Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="defer-serve-"))), lasting=False
         )
     home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return StatePlace(Path(home).expanduser() / "defer" / f"dispatcher-{port}", lasting=True, url=url)
+    folder = Path(home).expanduser().absolute() / "defer" / f"dispatcher-{port}"
+    return StatePlace(folder, lasting=True, url=url)
 
 
 def still_asked(deployments: Deployments, order: Order) -> Commanded:
@@ -90,8 +92,10 @@ def still_asked(deployments: Deployments, order: Order) -> Commanded:
     rollouts = deployments.rollouts
     for name, old in list(deployments.orders.items()):
         if old.source == "serve" and name != order.name:
-            hidden = (split := rollouts.split(name)) is not None and split.stable != name
-            deployments.take_down(name + AT if hidden else name, 0.0)
+            # Versions that nothing was decided about, or that requests take, are not the command line's.
+            split = rollouts.split(name)
+            mine = split is not None and split.stable == name
+            deployments.take_down(name if mine else alone(name), 0.0)
     order = order if order.digest else replace(order, digest=digest_of(order))
     deployments.asked[order.name] = order.digest
     held = deployments.orders.get(order.name)

@@ -15,6 +15,7 @@ from defer.cli.engines import engine_lines, engine_notes
 from defer.cli.output import common_options, console, examples, print_json, table
 from defer.client import Client
 from defer.errors import Cancelled
+from node_agent.finite import Finite
 
 CLOCK_S = 1.0
 """A clock that is off by this much is worth a line; answers take less to come."""
@@ -27,7 +28,7 @@ CANCELLED = Cancelled.code
 
 
 @click.command(epilog=examples("defer status", "defer status --watch 1", "defer status --json"))
-@click.option("--watch", type=click.FloatRange(0.1, 3600), help="Show it again every so many seconds.")
+@click.option("--watch", type=Finite(0.1, 3600), help="Show it again every so many seconds.")
 @address_option
 @common_options
 def command(watch: float | None, address: str, as_json: bool) -> None:

@@ -25,10 +25,14 @@ class Ending:
 
 
 @contextmanager
-def ending_in_order() -> Iterator[Ending]:
+def ending_in_order(*, last: bool = False) -> Iterator[Ending]:
     """SIGTERM and a closed terminal end the block as Ctrl-C does: by an exception, so that nothing is left behind.
 
     Signals that this process was started to ignore stay ignored, and those that somebody else looks after are theirs.
+
+    Args:
+        last: Nothing but the interpreter's own end comes after the block: a terminal that closes then, when all is
+            done, no longer changes what the command ends with.
     """
     ending = Ending()
     if threading.current_thread() is not threading.main_thread():
@@ -47,7 +51,9 @@ def ending_in_order() -> Iterator[Ending]:
         yield ending
     finally:
         for number in before:
-            signal.signal(number, signal.SIG_DFL)
+            # SIGTERM still ends what hangs in the interpreter's end.
+            ignored = last and number == signal.SIGHUP
+            signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
 
 
 class StopNow(BaseException):

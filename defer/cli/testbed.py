@@ -13,6 +13,7 @@ import click
 
 from defer.cli.output import common_options, console, examples, note, print_json, table
 from defer.errors import DeferError, MissingExtra, PermissionDenied
+from node_agent.finite import Finite
 
 if TYPE_CHECKING:
     from benchmarks.testbed import Testbed
@@ -42,7 +43,7 @@ def command() -> None:
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.argument("words", metavar="COMMAND [ARGS]...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--keep-logs", type=click.Path(file_okay=False), help="Directory for the agents' output.")
-@click.option("--timeout", type=click.FloatRange(min=0.1), help="Seconds that the command may take.")
+@click.option("--timeout", type=Finite(min=0.1), help="Seconds that the command may take.")
 @click.option("--no-agents", is_flag=True, help="Start no agents: empty devices on a network.")
 @common_options
 def run_command(

@@ -20,6 +20,7 @@ from defer.cli.output import common_options, console, examples, print_json
 from defer.cli.stopping import Stop, stopping
 from defer.errors import DispatcherUnreachable, UsageError
 from defer.event_log import EventInfo
+from node_agent.finite import Finite
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -31,9 +32,7 @@ END_KEYS: Final = ("q", "\x03", "\x04")
 
 
 @click.command(epilog=examples("defer top", "defer top --interval 0.5", "defer top --once"))
-@click.option(
-    "--interval", default=1.0, show_default=True, type=click.FloatRange(0.1, 60), help="Seconds per frame."
-)
+@click.option("--interval", default=1.0, show_default=True, type=Finite(0.1, 60), help="Seconds per frame.")
 @click.option("--once", is_flag=True, help="Print one frame, of the time of one interval, and leave.")
 @address_option
 @common_options

@@ -15,6 +15,7 @@ from defer.cli.dispatcher import address_option, timeout_option
 from defer.cli.infer import choose_model, random_inputs
 from defer.cli.output import common_options, console, examples, note, print_json, table
 from defer.cli.plots import check_plot, write_drawing
+from defer.cli.values import GIVEN
 from defer.client_encoding import AUTO
 from defer.client_requests import Requests
 from defer.documents.files import write_bytes
@@ -35,7 +36,7 @@ MOST_REQUESTS = 1000
         "defer trace --json",
     )
 )
-@click.argument("model_name", metavar="[MODEL]", default="")
+@click.argument("model_name", metavar="[MODEL]", required=False, type=GIVEN)
 @click.option(
     "--requests",
     default=12,
@@ -66,7 +67,7 @@ MOST_REQUESTS = 1000
 @address_option
 @common_options
 def command(
-    model_name: str,
+    model_name: str | None,
     requests: int,
     window: int,
     output: Path | None,
@@ -85,9 +86,9 @@ def command(
         raise OutputExists(
             "exists and is no trace", where=str(output), hint="choose another name, or --force"
         )
-    client = Requests(address, model=model_name, timeout=timeout, codec=AUTO, connect_timeout=CONNECT_S)
+    client = Requests(address, model=model_name or "", timeout=timeout, codec=AUTO, connect_timeout=CONNECT_S)
     with closing(client):
-        info = choose_model(client.served.refresh(), model_name)
+        info = choose_model(client.served.refresh(), model_name or "")
         inputs = random_inputs(info, seed, batch)
         timeline = run_traced(client, info.name, inputs, requests=requests, window=window)
     if output is not None:

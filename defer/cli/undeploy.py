@@ -8,6 +8,8 @@ from defer import api
 from defer.admin import Admin
 from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, examples, note, print_json
+from defer.cli.values import GIVEN
+from node_agent.finite import Finite
 from node_agent.messages import Done
 
 
@@ -19,12 +21,12 @@ from node_agent.messages import Done
         "defer undeploy resnet50@",
     )
 )
-@click.argument("name")
+@click.argument("name", type=GIVEN)
 @click.option(
     "--drain",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(0, 3600),
+    type=Finite(0, 3600),
     help="Seconds that requests in flight have to end.",
 )
 @address_option

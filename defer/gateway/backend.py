@@ -114,11 +114,14 @@ class LocalBackend:
 
     def _load(self, name: str, file: Path | None, batching: PlanBatching | None) -> None:
         from defer.dispatcher.bringup import Order
+        from defer.dispatcher.rollout import check_name
 
         deployments = self._daemon.deployments
         before = deployments.orders.get(name) or self._orders.get(name)
         if before is None and file is None:
-            raise UnknownModel(f"model {name!r} was never deployed")
+            raise UnknownModel(f"model {name!r:.80} was never deployed")
+        if before is None:
+            check_name(name)
         order = before if file is None or (before and before.model == file) else Order(name, file)
         assert order is not None
         if batching is not None:
@@ -213,7 +216,7 @@ class RemoteBackend:
         from defer.upload import upload
 
         if file is None:
-            raise UnknownModel(f"model {name!r} is not in the gateway's repository")
+            raise UnknownModel(f"model {name!r:.80} is not in the gateway's repository")
         with Admin(self._requests.served.address, security=self._requests.served.security) as admin:
             files = model_files(file)
             upload(admin, files)

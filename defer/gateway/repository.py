@@ -51,7 +51,7 @@ class Repository:
                 f"the repository holds {known}" if self._directory is not None else "there is no repository"
             )
             raise UnknownModel(
-                f"no model {name!r} can be loaded: {where}",
+                f"no model {name!r:.80} can be loaded: {where}",
                 hint="`--repository DIR` names a directory of ONNX files",
             )
         return found[name]

@@ -109,9 +109,9 @@ class Service:
             return info
         known = ", ".join(map(version_of, versions(self._infos, name)))
         if known:
-            raise UnknownModel(f"model {name!r} has no version {version!r}; it has {known}")
+            raise UnknownModel(f"model {name!r} has no version {version!r:.80}; it has {known}")
         served = ", ".join(sorted(self._infos)) or "none"
-        raise UnknownModel(f"no model {name!r} is served; served: {served}")
+        raise UnknownModel(f"no model {name!r:.80} is served; served: {served}")
 
     async def ready(self) -> bool:
         """Whether the server takes requests: it has started, is not stopping, and every model that it has is ready."""

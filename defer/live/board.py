@@ -218,5 +218,5 @@ class Board:
         order = self._daemon.deployments.orders.get(model)
         if order is None:
             known = ", ".join(sorted(self._daemon.deployments.orders)) or "none"
-            raise UnknownModel(f"no model {model!r} is served; served: {known}")
+            raise UnknownModel(f"no model {model!r:.80} is served; served: {known}")
         return order

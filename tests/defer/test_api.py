@@ -15,6 +15,7 @@ import zmq
 
 from defer import api
 from defer.admin import Admin
+from defer.dispatcher import uploads as uploads_module
 from defer.dispatcher.uploads import Uploads
 from defer.errors import (
     DeferError,
@@ -23,6 +24,7 @@ from defer.errors import (
     InvalidModel,
     NotReady,
     ProtocolMismatch,
+    UsageError,
 )
 from defer.model_files import model_files
 from defer.transfer import CHUNK_BYTES
@@ -59,6 +61,15 @@ def test_a_message_over_the_limit() -> None:
 def test_paths_that_leave_the_models_folder(path: str) -> None:
     with pytest.raises(InvalidModel, match="leaves the model's folder"):
         api.check_model_path(path)
+
+
+def test_what_is_there_but_no_file_is_told_apart() -> None:
+    with pytest.raises(FileMissing, match=r"/dev/zero: this is no regular file"):
+        model_files(Path("/dev/zero"))
+    for wrong in ((2**31,), (3, 0), (2**21, 2**21)):
+        with pytest.raises(UsageError, match="'x' cannot have the shape"):
+            api.check_shapes({"x": wrong})
+    api.check_shapes({"x": (2**31 - 1,), "scalar": (), "y": (2**20, 2**20)})
 
 
 @pytest.mark.integration
@@ -173,6 +184,19 @@ def external_model(folder: Path, location: str = "w.bin", size: int = 1000) -> P
     path = folder / "m.onnx"
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def test_files_that_are_asked_for_and_never_come_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads_module, "MOST_WANTED", 3)
+    uploads = Uploads.open(tmp_path)
+    for number in range(10):
+        uploads.want(Want(number, (FileRef(f"{number:064x}", 5),)))
+    assert len(uploads._wanted) == len(uploads._wanted_at) == 3
+    uploads.taken([api.ModelFile("m.onnx", FileRef(f"{number:064x}", 5)) for number in range(10)])
+    assert not uploads._wanted
+    assert not uploads._wanted_at
 
 
 def test_files_of_a_model_include_external_data_of_its_subgraphs(tmp_path: Path) -> None:

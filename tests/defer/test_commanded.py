@@ -113,6 +113,23 @@ def test_a_deployment_without_a_version_goes_alone_when_nothing_is_routed_to_it(
         rollouts(Split("m", "m", "m@2", 0.5)).leave("m@", served)
     assert made.leave("n@", served) == ["n"]
     assert rollouts(PROMOTED).leave("m", served) == ["m", "m@2"], "a name alone means all of them"
+    assert rollouts().leave("m", served) == ["m", "m@2"], "also where nothing was decided about them"
+    assert rollouts().leave("m", ("m@2", "n")) == ["m@2"], "also where the one without a version has gone"
+    assert rollouts().leave("m@2", served) == ["m@2"]
+    assert rollouts().leave("m@", served) == ["m"]
+    with pytest.raises(UnknownModel, match="no model 'm' without a version is served; served: m@2, n"):
+        rollouts().leave("m@", ("m@2", "n"))
+
+
+def test_versions_without_a_stable_one_are_shown_and_can_be_promoted() -> None:
+    made, served = rollouts(), ("m@1", "m@2", "n")
+    assert made.roll("m", "show", "", 0.0, served) == Split("m", "")
+    with pytest.raises(UsageError, match="take no version yet"):
+        made.roll("m", "canary", "2", 0.1, served)
+    assert made.split("m") is None
+    assert made.roll("m", "promote", "1", 0.0, served) == Split("m", "m@1")
+    with pytest.raises(UnknownModel, match="no model 'o' is served; served: m, n"):
+        made.roll("o", "show", "", 0.0, served)
 
 
 def test_a_name_whose_versions_are_gone_can_be_deployed_again() -> None:
@@ -125,14 +142,17 @@ def test_a_name_whose_versions_are_gone_can_be_deployed_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("split", "gone"), [(Split("old", "old@2", before="old"), "old@"), (Split("old", "old", "old@2"), "old")]
+    ("split", "gone"),
+    [(Split("old", "old@2", before="old"), "old@"), (Split("old", "old", "old@2"), "old"), (None, "old@")],
 )
-def test_another_model_of_the_command_line_leaves_promoted_versions_alone(split: Split, gone: str) -> None:
+def test_another_model_of_the_command_line_leaves_promoted_versions_alone(
+    split: Split | None, gone: str
+) -> None:
     taken: list[str] = []
     told: list[str] = []
     orders = {"old": replace(SERVED, name="old"), "old@2": Order("old@2", Path("upload"))}
     deployments = SimpleNamespace(
-        rollouts=rollouts(split),
+        rollouts=rollouts(*filter(None, [split])),
         orders=orders,
         asked={},
         take_down=lambda name, _: taken.append(name),
@@ -148,4 +168,4 @@ def test_a_name_that_stands_for_a_version_is_told_as_that() -> None:
     promoted = Back(ModelInfo("m", "ready", stable="m@2"))
     assert promoted.told() == "model m is ready as before; its requests take m@2"
     tried = Back(ModelInfo("m", "ready", stable="m", canary="m@2", share=0.5))
-    assert tried.told() == "model m is ready as before; 0.5 of its requests take m@2"
+    assert tried.told() == "model m is ready as before; 50% of its requests take m@2"

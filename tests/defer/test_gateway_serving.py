@@ -22,7 +22,6 @@ from onnx import TensorProto, helper
 
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
-from defer.dispatcher.link_watch import AT_ONCE
 from defer.documents.address import Address
 from defer.documents.cluster import loads_cluster
 from defer.gateway.backend import LocalBackend
@@ -132,7 +131,6 @@ def gateway(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
                 started(running.helpers, HELPERS)
                 started(daemon._background._threads, 2)
                 started(daemon.recovery._links._jobs, 2)
-                started(daemon.recovery._links._tries, AT_ONCE)
                 yield running
 
 

@@ -260,7 +260,7 @@ def test_what_a_crashed_dispatcher_served_is_served_by_the_next_under_a_higher_n
     first.connect(20)
     epoch = first.deployments.bring_up(order, quiet).deployment.epoch
     assert epochs_on_agents(first) == {epoch}
-    with pytest.raises(errors.UsageError, match="another dispatcher keeps its state"):
+    with pytest.raises(errors.StateInUse, match="another dispatcher keeps its state"):
         Daemon(cluster, state).start()
     first.deployments.served.clear()  # as if it had been killed: nobody tells the agents
     first.close()

@@ -172,3 +172,14 @@ def test_serve_stops_while_it_waits_for_its_agents(tmp_path: Path, number: signa
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_terminal_that_closes_when_all_is_done_changes_nothing() -> None:
+    program = (
+        "import atexit, os, signal, sys; sys.argv = ['defer', 'schema', 'plan']\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGHUP))\n"
+        "from defer.cli import main; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert json.loads(ended.stdout)
