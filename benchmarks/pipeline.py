@@ -186,7 +186,8 @@ def _plain(
             str(work / "state"),
         ]
         more += ["--save-plan", str(work / "plan.json"), "--save-profile", str(work / "profile.json")]
-        more += ["--blocks", str(arguments.blocks), "--wait", "60"]
+        # The bare chain keeps to the plan, too; while it has its turn, the devices are busy with what is not ours.
+        more += ["--blocks", str(arguments.blocks), "--wait", "60", "--replan", "never"]
         ready = stack.enter_context(
             serving(bed.cluster_file, *more, start=lambda command: start_on(None, command), timeout=1200.0)
         )

@@ -134,7 +134,8 @@ def _plan(path: Path, cluster: Cluster, devices: tuple[str, ...]):  # type: igno
     if not devices:
         return make_plan(chain, cluster, objective="throughput")
     text = ",".join(f"{name}={cuts[at]}:{cuts[at + 1]}" for at, name in enumerate(devices))
-    return make_plan(chain, cluster, placement=parse_placement(text, cluster, len(chain.blocks)))
+    placement = parse_placement(text, cluster, len(chain.blocks))
+    return make_plan(chain, cluster, objective="throughput", placement=placement)
 
 
 def _even(chain: partitioner.BlockChain, parts: int) -> list[int]:
