@@ -192,6 +192,8 @@ class NatsConnection:
 
     async def _unless_refused(self, connecting: Coroutine[Any, Any, Client]) -> Client:
         """Connect; the library tries for ever also where trying again is of no use."""
+        from nats.errors import AuthorizationError
+
         self._refused = asyncio.Event()
         task = asyncio.create_task(connecting)
         refused = asyncio.create_task(self._refused.wait())
@@ -199,7 +201,8 @@ class NatsConnection:
             await asyncio.wait({task, refused}, timeout=CONNECT_S, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
-            raise TimeoutError
+            # not by what was reported last: the connection that the server closed may have been reset since
+            raise AuthorizationError if self._refused.is_set() else TimeoutError
         finally:
             task.cancel()
             refused.cancel()
