@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
@@ -18,6 +19,9 @@ from defer.errors import UnknownModel, UsageError
 from node_agent.quantities import NAME_RULE, is_name
 
 AT = "@"
+
+TAKEN: Final = "stats"
+"""No model's name: the Open Inference Protocol answers `/v2/models/stats` with the statistics of all models."""
 
 
 class Split(msgspec.Struct, frozen=True):
@@ -50,6 +54,9 @@ def versioned(name: str, version: str) -> str:
     if not is_name(name):
         at = "; a version is said with --version" if AT in name else ""
         raise UsageError(f"a model cannot be called {name!r:.80}", hint=NAME_RULE + at)
+    if name == TAKEN:
+        why = f"GET /v2/models/{TAKEN} of the gateway tells statistics of all models"
+        raise UsageError(f"a model cannot be called {name!r}: {why}", hint="give it another name with --name")
     if version and not is_name(version):
         raise UsageError(f"a version cannot be called {version!r:.80}", hint=NAME_RULE)
     return f"{name}{AT}{version}" if version else name

@@ -70,6 +70,8 @@ def test_a_version_is_tried_promoted_and_rolled_back() -> None:
         (lambda: r.versioned("a@b", "2"), "a model cannot be called 'a@b'"),
         (lambda: r.versioned("a", " 2"), "a version cannot be called ' 2'"),
         (lambda: r.versioned("", "2"), "a model cannot be called ''"),
+        (lambda: r.versioned("stats", ""), "a model cannot be called 'stats': GET /v2/models/stats"),
+        (lambda: r.check_name("stats@2"), "a model cannot be called 'stats': GET /v2/models/stats"),
         (lambda: r.check_name("m@"), "'m@' names no version"),
         (lambda: r.check_name("m@1@2"), "a version cannot be called '1@2'"),
     ],
@@ -118,7 +120,7 @@ def test_models_and_versions_are_called_as_devices_are(name: str) -> None:
             check(name)
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 120
-    for good in ("tiny_chain", "resnet50-v1.5", "7b", "m@2.0-rc1", "x" * 63):
+    for good in ("tiny_chain", "resnet50-v1.5", "7b", "m@2.0-rc1", "x" * 63, "m@stats", "stats2", "Stats"):
         r.check_name(good)
 
 
