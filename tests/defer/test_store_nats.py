@@ -238,7 +238,8 @@ def test_credentials_and_servers_that_are_no_use(tmp_path: Path, monkeypatch: py
         good.start()
         good.close()
         assert "s3cr3t" not in f"{good.url} {good.url!r}"
-        for _ in range(20):  # the server closes the connection; now and then it has been reset before it is looked at
+        # The server closes the connection; now and then it has been reset before it is looked at.
+        for _ in range(20):
             bad = NatsLink(parse_state_url(f"nats://defer:wr0ng@127.0.0.1:{server.port}/t"))
             with pytest.raises(errors.Unauthorised) as told:
                 bad.start()
