@@ -27,6 +27,7 @@ from defer.client import Client
 from defer.documents.plan import Plan
 from defer.errors import DeferError, Internal, from_code
 from defer.local_agents import LocalAgent, local_agents, read_line, stop
+from defer.units import show_count
 from node_agent.interpreter import python
 
 SERVE_TIMEOUT_S = 240.0
@@ -103,14 +104,14 @@ def run_demo(options: DemoOptions, work: Path, say: Say) -> DemoResult:
     model = models.save(options.model, work / f"{options.model}.onnx")
     inputs = [models.example_inputs(options.model, seed=number) for number in range(options.requests)]
     names = [f"box-{number + 1}" for number in range(options.agents)]
-    say(f"starting {options.agents} agents")
+    say(f"starting {show_count(options.agents, 'agent')}")
     with local_agents(names, work, threads=options.threads) as agents:
         cluster = _write_cluster(options.output / "cluster.toml", agents)
         say("measuring blocks and links, planning, splitting, deploying")
         calibration = _write_calibration(options, work / "calibration.npz")
         serving = _serving(cluster, model, options, work, calibration, say)
         with serving as address, Client(address) as client:
-            say(f"sending {options.requests} requests")
+            say(f"sending {show_count(options.requests, 'request')}")
             latencies = _one_at_a_time(client, inputs[: min(LATENCY_REQUESTS, len(inputs))])
             outputs, throughput = _windowed(client, inputs, options.window)
     say("running the whole model on one device")

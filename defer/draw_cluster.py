@@ -187,4 +187,10 @@ def _traffic(page: Page, plan: Plan) -> None:
         page.bar(page.y - 4.5, share, units.show_duration(link.busy_s), colour, height=10)
     if len(used) > MOST:
         page.y += 22
-        page.text(MARGIN, page.y, f"and {len(used) - MOST} links with less", size=12, colour=GREY)
+        page.text(
+            MARGIN,
+            page.y,
+            f"and {units.show_count(len(used) - MOST, 'link')} with less",
+            size=12,
+            colour=GREY,
+        )

@@ -30,8 +30,10 @@ def headline(plan: Plan) -> str:
     """What the plan is of, and how large."""
     everywhere = [*plan.stages, *(stage for share in plan.shares for stage in share.stages)]
     stages, devices = len(plan.stages), len({stage.device for stage in everywhere})
-    routes = f", {len(plan.shares)} routes" if plan.shares else ""
-    return f"{plan.model}: {_count(stages, 'stage')} on {_count(devices, 'device')}{routes}"
+    routes = f", {units.show_count(len(plan.shares), 'route')}" if plan.shares else ""
+    return (
+        f"{plan.model}: {units.show_count(stages, 'stage')} on {units.show_count(devices, 'device')}{routes}"
+    )
 
 
 def verdict(plan: Plan) -> str:
@@ -148,7 +150,3 @@ def shortened(text: str, most: int) -> str:
         return text
     head = (most - 1) * 2 // 3
     return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

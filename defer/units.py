@@ -265,6 +265,11 @@ def show_number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
+def show_count(number: int, noun: str) -> str:
+    """How many of something, for people, as in `1 request`; the noun takes an s where there are several."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def _show(value: float, quantity: Quantity) -> str:
     if not math.isfinite(value):
         return f"∞ {quantity.base}"

@@ -12,6 +12,7 @@ from router.diagnosis import without_bound
 from router.errors import NoRoute
 from router.evaluation import evaluate
 from router.instance import compile_problem
+from router.limits import counted
 from router.problem import Objective, Problem
 from router.route import Share, Solution
 from router.solver import LABELS, solve
@@ -93,7 +94,9 @@ def _lifted(problem: Problem, objective: Objective) -> list[tuple[str, Problem, 
         free = _with_devices(problem, [replace(d, memory=None) for d in problem.cluster.devices])
         found.append(("device memory", free, objective))
     if problem.max_stages is not None:
-        found.append((f"at most {problem.max_stages} stages", replace(problem, max_stages=None), objective))
+        found.append(
+            (f"at most {counted(problem.max_stages, 'stage')}", replace(problem, max_stages=None), objective)
+        )
     pins = problem.pins
     if any((dict(pins.blocks), list(pins.forbidden), list(pins.excluded), list(pins.banned))):
         found.append(("pins", replace(problem, pins=type(pins)()), objective))

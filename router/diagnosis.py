@@ -14,7 +14,7 @@ from router.cluster import Cluster
 from router.errors import NoRoute
 from router.instance import Instance
 from router.layers import Network, potentials
-from router.limits import SLACK, amount, size
+from router.limits import SLACK, amount, counted, size
 from router.problem import Objective, Pins, Problem
 from router.route import Solution
 
@@ -161,7 +161,7 @@ def nothing_found(instance: Instance, objective: Objective, feasible: Attempt) -
         return NoRoute("no plan keeps all bounds at once", limit="period", hint="raise a bound")
     if problem.max_stages is not None and feasible(replace(problem, max_stages=None), free):
         return NoRoute(
-            f"no plan with at most {problem.max_stages} stages fits the memory limits and pins",
+            f"no plan with at most {counted(problem.max_stages, 'stage')} fits the memory limits and pins",
             limit="stages",
             hint="allow more stages",
         )

@@ -38,6 +38,12 @@ def amount(name: str, value: float) -> str:
     return f"{value:.4g} J" if name == "energy" else f"{value:.4g}"
 
 
+def counted(number: float, noun: str) -> str:
+    """How many of something, as a person reads it."""
+    text = f"{number:,.0f}"
+    return f"{text} {noun}" + ("" if text == "1" else "s")
+
+
 def broken(instance: Instance, objective: Objective, route: Route, evaluation: Evaluation) -> NoRoute | None:
     """The first limit that a route breaks, as the error to raise, or None."""
     problem = instance.problem
@@ -60,11 +66,11 @@ def broken(instance: Instance, objective: Objective, route: Route, evaluation: E
                 hint="give the device fewer blocks",
             )
     if problem.max_stages is not None and len(route.stages) > problem.max_stages:
-        return NoRoute(f"{len(route.stages)} stages, {problem.max_stages} are allowed", limit="stages")
+        return NoRoute(f"{len(route.stages)} stages, at most {problem.max_stages} allowed", limit="stages")
     device, count = Counter(stage.device for stage in route.stages).most_common(1)[0]
     if problem.stages_per_device is not None and count > problem.stages_per_device:
         return NoRoute(
-            f"device {device!r} holds {count} stages, {problem.stages_per_device} are allowed per device",
+            f"device {device!r} holds {count} stages, at most {problem.stages_per_device} allowed per device",
             limit="stages",
         )
     for transfer in route.transfers:

@@ -9,7 +9,7 @@ from router.cluster import Cluster
 from router.errors import InvalidProblem
 from router.evaluation import measure, objective_value
 from router.instance import Instance, compile_problem
-from router.limits import broken
+from router.limits import broken, counted
 from router.problem import Objective, Problem
 from router.route import Evaluation, Share, Solution
 from router.workload import mix_load
@@ -158,7 +158,8 @@ def weigh(
         text = f"kept: a new plan carries {1 / most:.4g} requests/s of {rate:.4g}, the running one {1 / least:.4g}"
         return Change(False, text, moved, seconds, gain, price)
     unit = UNITS[objective.name]
-    over = f"in {horizon:.4g} s" if objective.name == "throughput" else f"over {rate * horizon:,.0f} requests"
+    requests = counted(rate * horizon, "request")
+    over = f"in {horizon:.4g} s" if objective.name == "throughput" else f"over {requests}"
     if gain <= price:
         text = f"kept: a new plan gains {_shown(gain, unit)} {over}, loading takes {_shown(price, unit)}"
         return Change(False, text, moved, seconds, gain, price)

@@ -91,7 +91,9 @@ def _show(whole: BlockChain, chain: BlockChain) -> None:
     free = ", ".join(f"{name} = {value}" for name, value in chain.bindings.items())
     flops = sum(block.flops for block in chain.blocks)
     weights = units.show_size(chain.weight_bytes)
-    out.print(f"{chain.model}: {len(whole.blocks)} ops, {units.show_flops(flops)}, {weights} of weights")
+    out.print(
+        f"{chain.model}: {units.show_count(len(whole.blocks), 'op')}, {units.show_flops(flops)}, {weights} of weights"
+    )
     if free:
         out.print(f"costed with {free}")
     out.print(shown)

@@ -10,7 +10,7 @@ import click
 from defer.accuracy import Budget, parse_budget
 from defer.cli.output import common_options, console, examples, note, print_json, progress, table
 from defer.demo import DemoOptions, DemoResult, run_demo
-from defer.units import show_duration, show_size
+from defer.units import show_count, show_duration, show_size
 
 
 @click.command(
@@ -78,7 +78,9 @@ def command(
 def _show(result: DemoResult) -> None:
     out = console()
     columns = ("stage", "device", "blocks", "weights", "seconds", "bytes out")
-    stages = table(*columns, title=f"{result.model}: {len(result.stages)} stages", right=columns[2:])
+    stages = table(
+        *columns, title=f"{result.model}: {show_count(len(result.stages), 'stage')}", right=columns[2:]
+    )
     for number, stage in enumerate(result.stages, 1):
         start, stop = stage.blocks
         stages.add_row(
@@ -103,11 +105,16 @@ def _show(result: DemoResult) -> None:
     out.print(figures)
     out.print()
     shared = (
-        f", sharing {result.cores} cores" if result.cores < result.agents * result.threads_per_agent else ""
+        f", sharing {show_count(result.cores, 'core')}"
+        if result.cores < result.agents * result.threads_per_agent
+        else ""
     )
-    out.print(f"{result.ratio:.2f}× one device; each agent has {result.threads_per_agent} thread(s){shared}.")
     out.print(
-        f"{result.requests} outputs compared with the whole model: largest difference {result.max_abs_diff:.2e}."
+        f"{result.ratio:.2f}× one device; each agent has {show_count(result.threads_per_agent, 'thread')}{shared}."
+    )
+    out.print(
+        f"{show_count(result.requests, 'output')} compared with the whole model: "
+        f"largest difference {result.max_abs_diff:.2e}."
     )
     if any(codec != "raw" for codec in result.codecs):
         out.print(

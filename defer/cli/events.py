@@ -15,6 +15,7 @@ from defer.cli.dispatcher import address_option
 from defer.cli.output import common_options, examples, note
 from defer.errors import DispatcherUnreachable
 from defer.event_log import EventInfo
+from defer.units import show_count
 
 AGAIN_S: Final = 0.5
 """Pause between two questions while following."""
@@ -61,7 +62,7 @@ def command(follow: bool, after: int, last: int, address: str, as_json: bool) ->
 
 def _show(events: tuple[EventInfo, ...], after: int, *, as_json: bool) -> None:
     if after and events and events[0].seq > after + 1:
-        note(f"{events[0].seq - after - 1} events are no longer kept", as_json=as_json)
+        note(f"no longer kept: {show_count(events[0].seq - after - 1, 'event')}", as_json=as_json)
     # Events that are put together are numbered when they are told, after later ones.
     for event in events if as_json else sorted(events, key=lambda each: (each.at, each.seq)):
         if as_json:

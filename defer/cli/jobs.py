@@ -78,7 +78,10 @@ def command(
         chain = planning_chain(analyze(Path(model), {}, as_json=as_json), blocks, profile)
         asked.append(Job(Path(model).stem, chain, rate, profile))
     with progress("planning", as_json=as_json) as step:
-        step(f"{len(asked)} models, {len(cluster.devices)} devices", 0.5)
+        step(
+            f"{units.show_count(len(asked), 'model')}, {units.show_count(len(cluster.devices), 'device')}",
+            0.5,
+        )
         found = plan_jobs(asked, cluster, codec=codec)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
@@ -100,7 +103,7 @@ def command(
         f"{found.bound:.0%}. All rates could grow to {found.growth:.3g} times, whatever the routes."
     )
     if output is not None:
-        note(f"wrote {len(asked)} plans into {output}")
+        note(f"wrote {units.show_count(len(asked), 'plan')} into {output}")
 
 
 def _job(text: str) -> tuple[str, float]:

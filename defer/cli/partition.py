@@ -89,7 +89,7 @@ def command(
     chain = analyze(model, inputs, as_json=as_json, order=order)
     cuts = _cuts(chain, parts, plan, at)
     with progress(f"splitting {model.name}", as_json=as_json) as step:
-        step(f"{len(cuts) + 1} parts", 0.3)
+        step(units.show_count(len(cuts) + 1, "part"), 0.3)
         try:
             frozen = _frozen(chain, inputs) if freeze else None
             partitions = partitioner.split(model, cuts, input_shapes=frozen, order=order)

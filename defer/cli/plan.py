@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from defer import units
 from defer.accuracy import Budget
 from defer.blocks import planning_chain
 from defer.cli.chains import (
@@ -142,7 +143,10 @@ def command(
         )
 
     with progress("planning", as_json=as_json) as step:
-        step(f"{len(chain.blocks)} blocks, {len(cluster.devices)} devices", 0.5)
+        step(
+            f"{units.show_count(len(chain.blocks), 'block')}, {units.show_count(len(cluster.devices), 'device')}",
+            0.5,
+        )
         wish = Wish(asked.objective, max_stages, placement, codec, limits, rules, explain)
         plan = planned(wish)
         others = [(name, _other(name, wish, planned)) for name in compare]

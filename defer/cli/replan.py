@@ -142,7 +142,10 @@ def command(
     limits, rules = asked.limits(running.limits), asked.rules()
     chain = planning_chain(read_chain(model, blocks_file, inputs, as_json=as_json), blocks, profile)
     with progress("planning", as_json=as_json) as step:
-        step(f"{len(chain.blocks)} blocks, {len(cluster.devices)} devices", 0.5)
+        step(
+            f"{units.show_count(len(chain.blocks), 'block')}, {units.show_count(len(cluster.devices), 'device')}",
+            0.5,
+        )
         best = None
         if max_error is not None:
             wish = Wish(asked.objective, max_stages, None, codec, limits, rules)

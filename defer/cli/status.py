@@ -53,7 +53,7 @@ def _show(status: ServerStatus, address: str) -> None:
     out = console()
     click.echo(
         f"dispatcher at {address}, defer {status.version}, up {units.show_duration(round(status.uptime_s))}; "
-        f"{status.held_requests} requests held, {units.show_size(status.held_bytes)}"
+        f"{units.show_count(status.held_requests, 'request')} held, {units.show_size(status.held_bytes)}"
     )
     waiting = [model for model in status.models if model.state == "announced"]
     for model in waiting:

@@ -13,6 +13,7 @@ import click
 
 from defer.cli.output import common_options, console, examples, note, print_json, table
 from defer.errors import DeferError, MissingExtra, PermissionDenied
+from defer.units import show_count
 from node_agent.finite import Finite
 
 if TYPE_CHECKING:
@@ -62,7 +63,10 @@ def run_command(
     begin = time.monotonic()
     with Testbed(file, options) as bed:
         ready = time.monotonic()
-        note(f"testbed: {len(bed.spec.devices)} devices ready after {ready - begin:.1f} s", as_json=as_json)
+        note(
+            f"testbed: {show_count(len(bed.spec.devices), 'device')} ready after {ready - begin:.1f} s",
+            as_json=as_json,
+        )
         done = bed.run(words, timeout=timeout, stdout=sys.stderr if as_json else None)
         seconds = time.monotonic() - ready
         code = done.returncode if done.returncode >= 0 else 128 - done.returncode

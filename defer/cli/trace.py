@@ -121,8 +121,8 @@ def _show(timeline: Timeline, summary: Summary) -> None:
     screen.print(shown)
     p50, p90, worst = (units.show_duration(each) for each in (summary.p50_s, summary.p90_s, summary.worst_s))
     click.echo(
-        f"{summary.requests} requests of {summary.model}, up to {summary.in_flight} at once: latency p50 {p50}, "
-        f"p90 {p90}, most {worst}; {summary.rate_per_s:.1f}/s"
+        f"{units.show_count(summary.requests, 'request')} of {summary.model}, "
+        f"up to {summary.in_flight} at once: latency p50 {p50}, p90 {p90}, most {worst}; {summary.rate_per_s:.1f}/s"
     )
     longest = summary.longest
     where = f"{longest.place} → {longest.to}" if longest.to else f"at {longest.place}"

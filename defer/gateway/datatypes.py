@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from defer.errors import WrongInput
+from defer.units import show_count
 from node_agent.dtypes import ITEM_BYTES, storage
 
 WIRE: dict[str, str] = {
@@ -140,7 +141,9 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw)
     except (msgspec.MsgspecError, RecursionError):
         values = _flattened(name, kind, shape, data)
     if len(values) != count:
-        raise WrongInput(f"input {name!r} has {len(values)} elements, its shape {list(shape)} says {count}")
+        raise WrongInput(
+            f"input {name!r} has {show_count(len(values), 'element')}, its shape {list(shape)} says {count}"
+        )
     if kind == "S":
         return join_bytes([value.encode() for value in values])
     try:

@@ -25,6 +25,7 @@ from defer.gateway.calls import (
 )
 from defer.gateway.datatypes import WIRE, check_shape, check_size, datatype_of, join_bytes, wire_of
 from defer.gateway.protobuf import message
+from defer.units import show_count
 from node_agent.dtypes import storage
 
 RAW_INPUTS = 7
@@ -112,7 +113,9 @@ def parse(data: bytes, trace: str = "") -> Call:
         raise WrongInput(f"not an inference request: {error}") from None
     parameters = parameters_of(values(request.parameters))
     if raw and len(raw) != len(request.inputs):
-        raise WrongInput(f"{len(request.inputs)} inputs came with {len(raw)} raw contents")
+        raise WrongInput(
+            f"{show_count(len(request.inputs), 'input')} came with {show_count(len(raw), 'raw content')}"
+        )
     inputs = tuple(_tensor(given, raw[at] if raw else None) for at, given in enumerate(request.inputs))
     return Call(
         request.model_name,
@@ -155,8 +158,8 @@ def _from_contents(given: Any, shape: Sequence[int]) -> bytes:
     elements = getattr(given.contents, field)
     if len(elements) != math.prod(shape):
         raise WrongInput(
-            f"input {given.name!r} has {len(elements)} elements in `{field}`, its shape {list(shape)} says "
-            f"{math.prod(shape)}"
+            f"input {given.name!r} has {show_count(len(elements), 'element')} in `{field}`, "
+            f"its shape {list(shape)} says {math.prod(shape)}"
         )
     if given.datatype == "BYTES":
         return join_bytes(elements)

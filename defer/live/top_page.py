@@ -71,7 +71,7 @@ def _head(address: str, now: ServerStatus, trouble: str) -> Text:
     up = units.show_duration(round(now.uptime_s))
     text = Text.assemble(
         ("defer ", "bold"),
-        f"{now.version} at {address}, up {up}; {now.held_requests} requests held, ",
+        f"{now.version} at {address}, up {up}; {units.show_count(now.held_requests, 'request')} held, ",
         units.show_size(now.held_bytes),
     )
     for name, counts in (("refused", now.refused), ("failed", now.failed)):

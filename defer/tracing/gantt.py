@@ -83,7 +83,7 @@ def gantt_page(timeline: Timeline) -> str:
 
 
 def _title(summary: Summary) -> str:
-    requests = "1 request" if summary.requests == 1 else f"{summary.requests} requests"
+    requests = units.show_count(summary.requests, "request")
     return f"{summary.model}: {requests}, up to {summary.in_flight} at once"
 
 

@@ -121,6 +121,10 @@ def test_shown_values_are_short_and_near(value: float) -> None:
     assert math.isclose(units.parse_duration(shown.replace("e+", "e")), value, rel_tol=0.006)
 
 
+def test_counts() -> None:
+    assert [units.show_count(n, "request") for n in (0, 1, 2)] == ["0 requests", "1 request", "2 requests"]
+
+
 def test_shown_values() -> None:
     assert units.show_size(1536) == "1.5 KiB"
     assert units.show_duration(0.000123) == "123 µs"

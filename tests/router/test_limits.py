@@ -117,7 +117,7 @@ def test_a_bound_of_nothing_is_kept_by_what_costs_nothing(name: str) -> None:
     ("changes", "limit", "words"),
     [
         ({"block_memory": [700, 1]}, "memory", "block 0 needs 700 B"),
-        ({"block_memory": [300, 500], "max_stages": 1}, "stages", "at most 1 stages"),
+        ({"block_memory": [300, 500], "max_stages": 1}, "stages", "at most 1 stage fits"),
         ({"block_memory": [500, 500], "pins": Pins(blocks={0: "a", 1: "a"})}, "memory", "with these pins"),
         ({"pins": Pins(forbidden=[(0, "a"), (0, "b")])}, "pins", "no device for block 0"),
         (

@@ -81,9 +81,9 @@ def test_gains_and_prices_are_told_in_units_that_fit() -> None:
         )
         return change.reason
 
-    assert "50.0%, and 7.86 ms over 1 requests" in told("latency", 0.015728, 1e9)
+    assert "50.0%, and 7.86 ms over 1 request" in told("latency", 0.015728, 1e9)
     assert "expected to take 1 µs" in told("latency", 0.015728, 1e9)
-    assert "gains 500 µs over 1 requests, loading takes 1 s" in told("latency", 0.001, 1e3)
+    assert "gains 500 µs over 1 request, loading takes 1 s" in told("latency", 0.001, 1e3)
     assert "and 5 s in 10 s, where loading was expected to take 999 ns" in told("throughput", 0.1, 1.001e9)
 
 

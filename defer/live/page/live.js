@@ -114,7 +114,7 @@ function draw() {
   const colours = new Map(models.map((name, at) => [name, at % 6]));
   document.title = `${state.models.some((model) => model.state !== "ready") ? "! " : ""}defer: ${models.join(", ") || "no model"}`;
   const phase = state.phase === "serving" ? "" : `${state.phase}; `;
-  say(find("about"), `${phase}version ${state.version}, up ${duration(Math.round(state.uptime_s))}; ${state.held_requests} requests held, ${size(state.held_bytes)}`);
+  say(find("about"), `${phase}version ${state.version}, up ${duration(Math.round(state.uptime_s))}; ${state.held_requests} ${state.held_requests === 1 ? "request" : "requests"} held, ${size(state.held_bytes)}`);
   const lost = state.devices.filter((device) => device.agent && device.state === "lost").map((device) => device.name);
   say(find("cluster-note"), seen.planned ? "What the planner would do: dashed lines. Figures of stages are left out."
     : lost.length ? `Lost: ${lost.join(", ")}` : "Dots are traffic, squares are requests that wait. Choose a device to ask what would be without it.");
