@@ -14,7 +14,7 @@ from defer import api
 from defer.accuracy import Budget, parse_budget
 from defer.blocks import PLANNING_BLOCKS, planning_chain
 from defer.cli.output import progress
-from defer.cli.values import SHARE
+from defer.cli.values import SHARE, parse_size
 from defer.documents.blocks import BlocksDocument
 from defer.documents.files import check_file
 from defer.documents.plan import Objective, Plan
@@ -43,9 +43,6 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 Shapes = dict[str, tuple[int, ...]]
-
-MOST_DIGITS = 100
-"""Of one dimension."""
 
 
 def input_option(command: F) -> F:
@@ -188,10 +185,10 @@ def parse_shapes(values: tuple[str, ...]) -> Shapes:
         if name in shapes:
             raise UsageError(f"--input {name!r} is given twice", hint="give each input one shape")
         parts = [part.strip() for part in dims.replace("x", ",").split(",")] if dims.strip() else []
-        # Python reads thousands of digits as no number at all.
-        if not all(part.isdecimal() and len(part) <= MOST_DIGITS and int(part) > 0 for part in parts):
+        sizes = [parse_size(part) for part in parts]
+        if not all(sizes):
             raise UsageError(f"--input {value!r:.120}: {dims!r:.80} is not a shape", hint=hint)
-        shapes[name] = tuple(int(part) for part in parts)
+        shapes[name] = tuple(sizes)
     api.check_shapes(shapes)
     return shapes
 

@@ -16,7 +16,7 @@ from defer import units
 from defer.api import MOST_DIMENSION, ModelInfo
 from defer.cli.dispatcher import address_option, timeout_option
 from defer.cli.output import common_options, console, examples, note, print_json, table
-from defer.cli.values import GIVEN
+from defer.cli.values import GIVEN, parse_size
 from defer.client import Client
 from defer.client_arrays import Array
 from defer.client_served import without_versions
@@ -181,16 +181,10 @@ def parse_dims(values: tuple[str, ...]) -> dict[str, int]:
     dims: dict[str, int] = {}
     for value in values:
         name, equals, size = value.rpartition("=")
-        if (
-            not equals
-            or not name
-            or not size.isdecimal()
-            or len(size) > 10
-            or not 0 < int(size) <= MOST_DIMENSION
-        ):
+        if not equals or not name or not 0 < parse_size(size) <= MOST_DIMENSION:
             hint = f"for example --dim sequence=128; a size is 1 to {MOST_DIMENSION:,}"
             raise UsageError(f"--dim {value!r:.80} is not NAME=SIZE", hint=hint)
-        dims[name] = int(size)
+        dims[name] = parse_size(size)
     return dims
 
 

@@ -1,4 +1,4 @@
-"""Values as people type them on a command line: names of models, and shares of requests.
+"""Values as people type them on a command line: names of models, shares of requests, and sizes of dimensions.
 
 An option with nothing behind it (`--version "$UNSET"`) is a mistake, never an option that was left out.
 """
@@ -24,6 +24,9 @@ else:  # generic only in newer releases of click
 _SHARE: Final = re.compile(
     r"([0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][+-]?[0-9]{1,2})?\s?(%?)", re.ASCII
 )
+
+_MOST_DIGITS: Final = 100
+"""Of one dimension: Python reads thousands of them as no number at all. Sizes beyond reason are checked elsewhere."""
 
 
 class Given(click.types.StringParamType):
@@ -82,6 +85,11 @@ def parse_share(text: str) -> float:
             f"{text!r:.80} is not a share of the requests", hint="write 10% or 0.1, from 0 to all of them"
         )
     return float(value)
+
+
+def parse_size(text: str) -> int:
+    """The size of a dimension; 0 where it is no positive whole number."""
+    return int(text) if text.isdecimal() and len(text) <= _MOST_DIGITS else 0
 
 
 def deployment_name(

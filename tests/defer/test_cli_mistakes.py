@@ -147,6 +147,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("infer .", 66, "this is a folder, not a file"),
         ("infer /dev/zero", 66, "this is no regular file"),
         ("infer --input x.npy", 2, "is not NAME=FILE.npy"),
+        (f"infer --random --dim a={'9' * 5000}", 2, "is not NAME=SIZE"),
         ("infer --random --dim 3", 2, "is not NAME=SIZE"),
         ("infer --random --timeout -1", 2, "-1"),
         ("infer --random --seed -1", 2, "-1"),
