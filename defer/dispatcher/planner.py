@@ -95,16 +95,21 @@ class Planner:
 
         Raises:
             NotReady: `close` was called.
+            OSError: The system has no process, socket or file left.
         """
-        with self._lock:
-            if self._closed:
-                raise ended()
-            spare, self._spare = self._spare, None
-            usable = spare is not None and time.monotonic() - spare.begun < SPARE_S / 2
-            process = spare if spare is not None and usable else _Process.start()
-            self._running.add(process)
-        if spare is not None and not usable:
-            spare.close()
+        stale: _Process | None = None
+        try:
+            with self._lock:
+                if self._closed:
+                    raise ended()
+                spare, self._spare = self._spare, None
+                if spare is not None and time.monotonic() - spare.begun >= SPARE_S / 2:
+                    spare, stale = None, spare
+                process = spare if spare is not None else _Process.start()
+                self._running.add(process)
+        finally:  # also where none could be started
+            if stale is not None:
+                stale.close()
         return process
 
     def give_back(self, process: _Process) -> None:

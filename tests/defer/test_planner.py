@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from defer.dispatcher import planner as planner_module
 from defer.dispatcher import questions as q
 from defer.dispatcher.bringup import Cuts, Order
 from defer.dispatcher.daemon import Daemon
-from defer.dispatcher.planner import PATIENT, Planner
+from defer.dispatcher.planner import PATIENT, SPARE_S, Planner
 from defer.dispatcher.planner_process import Answers
 from defer.documents.cluster import Cluster, loads_cluster
 from defer.errors import Cancelled, DeferError, FileMissing, Internal, NoRoute, NotReady
@@ -101,6 +102,25 @@ def test_a_conversation_keeps_what_it_knows_and_errors_cross_whole(
         assert made.signature == analysed.signature
         assert all(path.is_file() for each in made.written(tmp_path) for path in each.files.values())
         assert only_process(planner)._process.pid == pid
+    assert not planner._running
+
+
+@pytest.mark.integration
+def test_a_process_that_waited_too_long_ends_also_where_no_other_can_be_started(
+    planner: Planner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner.warm()
+    stale: Any = planner._spare
+    stale.begun -= SPARE_S
+
+    def none_left() -> Any:
+        raise OSError(errno.EAGAIN, "no process left")
+
+    monkeypatch.setattr(type(stale), "start", none_left)
+    with pytest.raises(OSError, match="no process left"):
+        planner.take()
+    assert stale._process.returncode is not None
+    assert stale._connection.fileno() == -1
     assert not planner._running
 
 
