@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,6 +138,7 @@ def measure(
         name: cache / f"{_cache_key(chain, *kinds[name], len(company_of(name)))}.json"
         for name in representatives.values()
     }
+    _close_to_others(cache)
     known = {name: None if fresh else _cached(path) for name, path in paths.items()}
     lacking = dict.fromkeys(kinds[name][-1] for name, costs in known.items() if costs is None)
     pieces = write(tuple(lacking)) if lacking else {}
@@ -252,9 +254,17 @@ def _cached(path: Path) -> BlockCosts | None:
     return known if known.version == BLOCK_COSTS else None
 
 
+def _close_to_others(cache: Path) -> None:
+    """Measurements are for their own user, as in a dispatcher's state; an earlier version left the folder open."""
+    with suppress(OSError):  # not made yet, another's, or on a file system without modes
+        if not cache.is_symlink() and cache.stat().st_mode & 0o077:
+            cache.chmod(0o700)
+
+
 def _remember(path: Path, costs: BlockCosts) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
+    partial.touch(mode=0o600)
     partial.write_bytes(msgspec.json.encode(costs))
     partial.replace(path)
 

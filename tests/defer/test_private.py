@@ -11,12 +11,14 @@ import pytest
 import models
 import partitioner
 from defer import api
+from defer.block_profiling import BLOCK_COSTS, BlockCosts
 from defer.dispatcher.daemon import Daemon
 from defer.dispatcher.private import make_private
 from defer.dispatcher.state_lock import lock
 from defer.dispatcher.uploads import Uploads
 from defer.documents.cluster import loads_cluster
 from defer.errors import FileProblem, PortInUse, StateInUse
+from defer.profiling import _cached, _close_to_others, _remember
 from node_agent.messages import Chunk
 from tests.defer.test_api import ref
 
@@ -80,6 +82,19 @@ def test_what_was_open_to_others_is_closed_at_the_start(tmp_path: Path) -> None:
     assert len(open_to_others(state)) == 11
     with Daemon(loads_cluster(CLUSTER), state):
         assert open_to_others(state) == []
+
+
+def test_measurements_are_private_also_where_an_earlier_version_left_them_open(tmp_path: Path) -> None:
+    costs = BlockCosts(BLOCK_COSTS, "e", (1.0,), (0,), {}, {}, 0.0, 0.0)
+    cache = tmp_path / "cache" / "profiles"
+    _remember(cache / "one.json", costs)
+    assert open_to_others(cache) == []
+    cache.chmod(0o755)
+    _close_to_others(cache)
+    assert open_to_others(cache) == []
+    assert _cached(cache / "one.json") == costs
+    _close_to_others(tmp_path / "gone")
+    assert not (tmp_path / "gone").exists()
 
 
 def test_a_directory_of_others_keeps_its_mode(tmp_path: Path) -> None:
