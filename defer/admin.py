@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -16,7 +17,7 @@ import zmq
 from defer import api
 from defer.access import client_security
 from defer.documents.address import Address, parse_addresses
-from defer.errors import DispatcherUnreachable, Internal, ProtocolMismatch, Standby, from_code
+from defer.errors import Cancelled, DispatcherUnreachable, Internal, ProtocolMismatch, Standby, from_code
 from defer.translating import translate
 from node_agent.errors import AgentError
 from node_agent.link import Context, Monitor, dial, new_context, open_socket
@@ -31,6 +32,9 @@ FIRST_S = 0.4
 
 PAUSE_S = 0.1
 
+LOOK_S = 0.2
+"""How often a question that another thread may give up looks whether it has."""
+
 M = TypeVar("M", bound=api.ApiMessage)
 OnProgress = Callable[[Progress], None]
 
@@ -42,6 +46,7 @@ class Admin:
         address: `host:port` of the dispatcher; several where they share a state: the one that leads answers.
         connect_s: Seconds to wait for its first answer.
         security: How the connection is protected; what `defer.access` says where it is not given.
+        given_up: Set by another thread: whatever is waited for ends with `Cancelled`, within a moment.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Admin:
         *,
         connect_s: float = CONNECT_S,
         security: Security | None = None,
+        given_up: threading.Event | None = None,
     ) -> None:
         named = parse_addresses(address) if isinstance(address, str) else address
         self.addresses = (named,) if isinstance(named, Address) else tuple(named)
@@ -58,6 +64,7 @@ class Admin:
         hosts = [each.host for each in self.addresses]
         self._security = client_security(*hosts) if security is None else security
         self._connect_s = connect_s
+        self._given_up = given_up
         self._next_id = 1
         self._context: Context | None = None
 
@@ -69,6 +76,7 @@ class Admin:
             Standby: Those that answer stand by.
             ProtocolMismatch: Who answers speaks no version that we do.
             Unauthorised: It refuses our key, or has another than is known here.
+            Cancelled: It was given up.
         """
         if len(self.addresses) == 1:
             return self._open(self._connect_s)
@@ -158,6 +166,7 @@ class Admin:
 
         Raises:
             DispatcherUnreachable: No answer in time.
+            Cancelled: It was given up.
             DeferError: What the dispatcher answered instead, by its code.
         """
         deadline = time.monotonic() + timeout
@@ -225,6 +234,10 @@ class Admin:
         poller.register(self._monitor.socket, zmq.POLLIN)
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
+            if self._given_up is not None:
+                if self._given_up.is_set():
+                    raise Cancelled("nobody waits for the dispatcher's answer any more")
+                left = min(left, LOOK_S)
             ready = dict(poller.poll(math.ceil(left * 1000)))
             if self._monitor.socket in ready:
                 self._monitor.events()

@@ -32,6 +32,7 @@ class Served:
         """Where requests were taken when the dispatcher was last asked; None before that."""
         self._connect_s = connect_s
         self._lock = threading.Lock()
+        self._given_up = threading.Event()
         self._models: dict[str, api.ModelInfo] = {}
         self._only: api.ModelInfo | None = None  # what a request without a name means
 
@@ -67,8 +68,14 @@ class Served:
         with self._admin() as admin:
             return admin.ask(api.GetStatus(0), api.ServerStatus, timeout=ANSWER_S)
 
+    def give_up(self) -> None:
+        """Ask nothing more; whoever waits for an answer now gets `Cancelled`, within a moment."""
+        self._given_up.set()
+
     def _admin(self) -> Admin:
-        return Admin(self.addresses, connect_s=self._connect_s, security=self.security)
+        return Admin(
+            self.addresses, connect_s=self._connect_s, security=self.security, given_up=self._given_up
+        )
 
     def endpoints(self) -> list[str]:
         """Where requests go: the data socket of the dispatcher that answered, then those of the others."""

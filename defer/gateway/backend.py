@@ -173,7 +173,8 @@ class RemoteBackend:
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
         self._infos: dict[str, api.ModelInfo] = {}
-        self._watch = DispatcherWatch(requests.served.refresh, requests.served.address)
+        served = requests.served
+        self._watch = DispatcherWatch(served.refresh, served.address, give_up=served.give_up)
 
     def start(self, on_there: Callable[[], None]) -> threading.Event:
         """Look after the dispatcher from now on.

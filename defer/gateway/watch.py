@@ -32,6 +32,7 @@ class DispatcherWatch:
         address: Whom, for messages.
         pause_s: Seconds between two questions.
         clock: Seconds.
+        give_up: Ends the question that is under way, from another thread.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class DispatcherWatch:
         address: str,
         pause_s: float = PAUSE_S,
         clock: Callable[[], float] = time.monotonic,
+        give_up: Callable[[], None] = _nothing,
     ) -> None:
         self._ask, self._address, self._pause_s = ask, address, pause_s
-        self._clock = clock
+        self._clock, self._give_up = clock, give_up
         self._since: float | None = None
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -95,8 +97,9 @@ class DispatcherWatch:
         return self._there
 
     def close(self) -> None:
-        """Ask no more; takes as long as the question that is under way."""
+        """Ask no more; takes as long as the question that is under way needs to end when it is given up."""
         self._stop.set()
+        self._give_up()
         if self._thread is not None:
             self._thread.join()
 

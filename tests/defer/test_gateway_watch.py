@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from benchmarks import readiness
 from defer.api import ModelInfo
 from defer.client_requests import Requests
 from defer.documents.address import Address
-from defer.errors import DeferError, DispatcherUnreachable
+from defer.errors import Cancelled, DeferError, DispatcherUnreachable
 from defer.gateway.backend import RemoteBackend
 from defer.gateway.server import Gateway, Options
 from defer.gateway.service import Service
@@ -151,6 +153,26 @@ def test_the_command_waits_for_the_dispatcher_and_says_so(tmp_path: Path) -> Non
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (0, ""), err
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("addresses", [1, 2])
+def test_a_gateway_whose_dispatcher_is_absent_ends_at_once(addresses: int) -> None:
+    """Without waiting for an answer that nobody gives."""
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.socket()) for _ in range(addresses)]
+        for each in taken:
+            each.bind(("127.0.0.1", 0))
+        at = ",".join(f"127.0.0.1:{each.getsockname()[1]}" for each in taken)
+        requests = Requests(at, model="", timeout=60, codec="auto", connect_timeout=60, absence_s=60)
+        backend = RemoteBackend(requests)
+        there = backend.start(lambda: None)
+        assert not there.wait(0.3)  # it is asked meanwhile
+        begin = time.monotonic()
+        backend.close()
+        assert time.monotonic() - begin < 10
+        with pytest.raises(Cancelled):
+            requests.served.refresh()
 
 
 @pytest.mark.integration
