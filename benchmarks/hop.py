@@ -1,9 +1,10 @@
 """What a hop costs: four stages that compute nothing, through dispatcher and agents, against bare pyzmq and Ray Serve.
 
-Ours is all that a user has: client, dispatcher, four agents, deadlines, credits, replay. The bare chain is a driver
-and four processes that hand messages on (`benchmarks.bare`). Both are measured in turns by one process. Ray Serve is a
-chain of four composed deployments in an environment of its own below .cache, installed by pip where it is not there
-(--no-ray leaves it out).
+Ours is all that a user has: dispatcher, four agents, deadlines, credits, replay. The dispatcher is in the process that
+asks (`defer.Dispatcher`), as the bare chain's driver is; once more it is a process of its own, which a client
+dials: two transfers more. The bare chain is a driver and four processes that hand messages on
+(`benchmarks.bare`). All are measured in turns by one process. Ray Serve is a chain of four composed deployments in an
+environment of its own below .cache, installed by pip where it is not there (--no-ray leaves it out).
 
 With --processor nothing is timed: it prints what an item costs each process in processor time, waits and page faults,
 which other work on the machine changes less.
@@ -32,6 +33,7 @@ from benchmarks.burden import Burden, per_item
 from benchmarks.processes import ended, free_port, serving, start_bare
 from benchmarks.runner import Options, Outcome, Row, Target, main
 from defer.client import Client
+from defer.in_process import Dispatcher
 from defer.local_agents import local_agents
 
 STAGES = 4
@@ -63,12 +65,16 @@ def measure(options: Options) -> Outcome:
     rounds = 1 if options.quick else options.arguments.rounds
     for name in options.arguments.sizes:
         with options.console.status(f"{name}: bare and ours"):
-            ours, theirs = _pair(SIZES[name], rounds)
+            found = _turns(SIZES[name], rounds)
+        ours, theirs = found["defer"], found["bare pyzmq"]
         latency = median(ours["p50"])
-        over = median(a / b for a, b in zip(ours["p50"], theirs["p50"], strict=True))
-        share = median(a / b for a, b in zip(ours["rate"], theirs["rate"], strict=True))
-        for system, found in (("bare pyzmq", theirs), ("defer", ours)):
-            rows.append(_row(name, system, median(found["p50"]), median(found["rate"])))
+        ratios: dict[str, tuple[float, float]] = {}
+        for system, each in found.items():
+            over = median(a / b for a, b in zip(each["p50"], theirs["p50"], strict=True))
+            share = median(a / b for a, b in zip(each["rate"], theirs["rate"], strict=True))
+            ratios[system] = over, share
+            rows.append(_row(name, system, median(each["p50"]), median(each["rate"]), over, share))
+        over, share = ratios["defer"]
         most, least, ray_least = LIMITS[name]
         targets += [
             Target(f"{name}: p50 over bare pyzmq's", over, most, "most"),
@@ -90,28 +96,43 @@ def measure(options: Options) -> Outcome:
     )
 
 
-def _row(size: str, system: str, latency: float, rate: float) -> Row:
-    return {"tensor": size, "system": system, "p50 ms": latency * 1e3, "requests/s": rate}
+def _row(
+    size: str, system: str, latency: float, rate: float, over: float | None = None, share: float | None = None
+) -> Row:
+    return {
+        "tensor": size,
+        "system": system,
+        "p50 ms": latency * 1e3,
+        "requests/s": rate,
+        "p50 ÷ bare": over,
+        "rate ÷ bare": share,
+    }
 
 
-def _pair(nbytes: int, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """p50 and rate of ours and of the bare chain, a value per round."""
+def _turns(nbytes: int, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """p50 and rate of each system, a value per round."""
     array = np.random.default_rng(0).standard_normal((1, nbytes // 4)).astype(np.float32)
     inputs = {"t0": array}
     singles, many = (1000, 4000) if nbytes < 1 << 18 else (200, 400)
-    found: list[dict[str, list[float]]] = [{"p50": [], "rate": []}, {"p50": [], "rate": []}]
-    with our_chain(nbytes) as client, bare_chain() as pipeline:
-        systems = _systems(client, pipeline, inputs)
-        for one, several in systems:
+    found: dict[str, dict[str, list[float]]] = {}
+    with our_chain(nbytes, inside=True) as inside, our_chain(nbytes) as client, bare_chain() as pipeline:
+        ours, bare_one = _systems(inside, pipeline, inputs)
+        systems = {
+            "bare pyzmq": bare_one,
+            "defer": ours,
+            "defer, a process of its own": _systems(client, pipeline, inputs)[0],
+        }
+        for one, several in systems.values():
             assert np.array_equal(next(iter(one().values())), array)  # type: ignore[attr-defined]
             several(many // 4)
         for _ in range(rounds):
-            for kept, (one, several) in zip(found, systems, strict=True):
+            for system, (one, several) in systems.items():
+                kept = found.setdefault(system, {"p50": [], "rate": []})
                 kept["p50"].append(_p50(one, singles))
                 begin = time.perf_counter()
                 several(many)
                 kept["rate"].append(many / (time.perf_counter() - begin))
-    return found[0], found[1]
+    return found
 
 
 System = tuple[Callable[[], object], Callable[[int], object]]
@@ -196,8 +217,13 @@ def _p50(one: Callable[[], object], count: int) -> float:
 
 
 @contextmanager
-def our_chain(nbytes: int, processes: dict[str, int] | None = None) -> Iterator[Client]:
-    """Four agents and a dispatcher as processes, whose ids are put into `processes`, and a client of them."""
+def our_chain(
+    nbytes: int, processes: dict[str, int] | None = None, *, inside: bool = False
+) -> Iterator[Client]:
+    """Four agents and a dispatcher as processes, whose ids are put into `processes`, and a client of them.
+
+    With `inside` the dispatcher is this process's.
+    """
     import partitioner
     from defer.documents.cluster import Cluster
     from defer.planning import make_plan, parse_placement
@@ -231,6 +257,11 @@ def our_chain(nbytes: int, processes: dict[str, int] | None = None) -> Iterator[
             partitioner.analyze(model), cluster, placement=parse_placement(by_hand, cluster, STAGES)
         )
         plan.save(work / "plan.json")
+        if inside:
+            dispatcher = stack.enter_context(Dispatcher(cluster))
+            dispatcher.deploy(model, plan=plan)
+            yield stack.enter_context(dispatcher.client())
+            return
         arguments = ("--model", str(model), "--plan", str(work / "plan.json"), "--state", str(work / "state"))
         ready = stack.enter_context(serving(file, *arguments))
         if processes is not None:

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from defer.client import AsyncClient, Client
     from defer.errors import DeferError
+    from defer.in_process import Dispatcher
 
 __version__: str
 
-__all__ = ["AsyncClient", "Client", "DeferError", "__version__", "errors"]
+__all__ = ["AsyncClient", "Client", "DeferError", "Dispatcher", "__version__", "errors"]
 
 _LAZY = {
     "Client": ("defer.client", "Client"),
     "AsyncClient": ("defer.client", "AsyncClient"),
     "DeferError": ("defer.errors", "DeferError"),
+    "Dispatcher": ("defer.in_process", "Dispatcher"),
 }
 
 

@@ -13,7 +13,7 @@ from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.client_arrays import Array, Inputs, Outputs, copied, fill
 from defer.client_events import Submit
-from defer.client_requests import DEFAULT_TIMEOUT_S, Requests, check_id, wished
+from defer.client_requests import DEFAULT_TIMEOUT_S, check_id, dialling, wished
 from defer.errors import UsageError, WrongInput
 
 
@@ -31,7 +31,7 @@ class AsyncClient:
         keys: str | Path | None = None,
         insecure: bool = False,
     ) -> None:
-        self._requests = Requests(
+        self._requests = dialling(
             address,
             model=model,
             timeout=timeout,

@@ -23,7 +23,7 @@ from defer.async_client import AsyncClient
 from defer.client_arrays import Array, Inputs, Outputs, fill
 from defer.client_core import GRACE_S
 from defer.client_errands import Awaited
-from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
+from defer.client_requests import DEFAULT_TIMEOUT_S, dialling
 from defer.errors import DeadlineExceeded, UsageError
 
 __all__ = ["AsyncClient", "Client"]
@@ -64,7 +64,7 @@ class Client:
         keys: str | Path | None = None,
         insecure: bool = False,
     ) -> None:
-        self._requests = Requests(
+        self._requests = dialling(
             address,
             model=model,
             timeout=timeout,

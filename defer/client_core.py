@@ -153,22 +153,7 @@ class ClientCore:
         submit = pending.submit
         self._paused.pop(submit.request, None)
         pending.again_at = math.inf
-        if submit.recall:
-            return SendInfer(Recall(submit.request), ())
-        left = NO_DEADLINE if submit.deadline == math.inf else max(1, int((submit.deadline - now) * _S))
-        return SendInfer(
-            Infer(
-                submit.request,
-                submit.model,
-                left,
-                submit.tensors,
-                submit.outputs,
-                submit.trace,
-                submit.durable,
-                submit.priority,
-            ),
-            submit.frames,
-        )
+        return SendInfer(asked(submit, now), submit.frames)
 
     def _rejected(self, rejection: Rejection, now: float) -> list[Instruction]:
         pending = self._pending.get(rejection.request)
@@ -176,16 +161,15 @@ class ClientCore:
             self.late += 1
             return []
         if rejection.code == "overloaded" and pending.submit.patient:
-            pause = min(PAUSE_LIMIT_S, PAUSE_S * 2**pending.tries)
+            pending.again_at = now + pause_s(pending.tries)
             pending.tries += 1
-            pending.again_at = now + pause
             self._paused[rejection.request] = None
             self._wake = min(self._wake, pending.again_at)
             return []
         del self._pending[rejection.request]
-        late = rejection.code == "deadline-exceeded"
-        hint = "" if not late else OWN if pending.submit.recall else _longer(pending.submit)
-        return [Fail(rejection.request, rejection.code, rejection.message, hint)]
+        return [
+            Fail(rejection.request, rejection.code, rejection.message, advice(pending.submit, rejection.code))
+        ]
 
     def _given_up(self, request: bytes, now: float) -> list[Instruction]:
         pending = self._pending.pop(request, None)
@@ -255,6 +239,35 @@ class ClientCore:
         self._pending.clear()
         self._paused.clear()
         return failed
+
+
+def asked(submit: Submit, now: float) -> Infer | Recall:
+    """What is said to the dispatcher of a request at `now`, on the clock of its deadline."""
+    if submit.recall:
+        return Recall(submit.request)
+    left = NO_DEADLINE if submit.deadline == math.inf else max(1, int((submit.deadline - now) * _S))
+    return Infer(
+        submit.request,
+        submit.model,
+        left,
+        submit.tensors,
+        submit.outputs,
+        submit.trace,
+        submit.durable,
+        submit.priority,
+    )
+
+
+def pause_s(tries: int) -> float:
+    """Seconds before a patient request is sent to an overloaded dispatcher once more, after so many tries again."""
+    return min(PAUSE_LIMIT_S, PAUSE_S * 2.0**tries)
+
+
+def advice(submit: Submit, code: str) -> str:
+    """What to do about a request that failed with `code`; empty where its kind of error says it."""
+    if code != "deadline-exceeded":
+        return ""
+    return OWN if submit.recall else _longer(submit)
 
 
 def _longer(submit: Submit) -> str:

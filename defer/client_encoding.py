@@ -16,6 +16,7 @@ from defer.errors import UsageError, WrongInput
 from node_agent.codecs import CODECS, byte_view
 from node_agent.errors import AgentError
 from node_agent.frames import check_headers, pack_item
+from node_agent.limits import COPY_BELOW
 from node_agent.messages import TensorHeader
 
 AUTO = "auto"
@@ -73,7 +74,7 @@ class Encoder:
             given = plain(inputs, info)
             told = None if given is None else self._seen.get(kind_of(info, given))
             if given is not None and told is not None:
-                frames = [byte_view(array.copy() if copy else array) for array in given]
+                frames = [_frame_of(array, copy=copy) for array in given]
                 return Submit(new_id(), info.name, (), told[1], frames, deadline, patient, timeout=timeout)
         arrays, wanted = as_arrays(inputs, info), check_outputs(outputs, info)
         if copy:
@@ -119,6 +120,14 @@ def plain(inputs: Inputs, info: ModelInfo) -> list[Array] | None:
         if type(array) is not np.ndarray or not array.flags.c_contiguous or array.dtype.kind in LOOKED_AT:
             return None
     return given or None
+
+
+def _frame_of(array: Array, *, copy: bool) -> Any:
+    """The bytes of an array, its own or a copy of them."""
+    if not copy:
+        return byte_view(array)
+    # Short ones at once as what is sent: NumPy's copy lets other threads run, which may then take their time.
+    return byte_view(array).tobytes() if array.nbytes < COPY_BELOW else byte_view(array.copy())
 
 
 def kind_of(info: ModelInfo, given: list[Array]) -> tuple[Any, ...]:

@@ -1,4 +1,8 @@
-"""What the blocking and the asyncio client share: a request's way from the caller's arrays to a future of its answer."""
+"""What every client shares: a request's way from the caller's arrays to a future of its answer.
+
+How it is carried is another's: over a connection (`dialling`), or to the dispatcher of this process
+(`defer.in_process_session`).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
 from numbers import Real
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -74,48 +79,51 @@ def wished(submit: Submit, *, durable: bool, request: bytes | None, priority: in
     return msgspec.structs.replace(submit, durable=durable, request=name, priority=priority, trace=trace)
 
 
+class Carrier(Protocol):
+    """Takes requests to a dispatcher, and brings their answers."""
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a child of the one that it was made in, where it is of no use."""
+
+    def drive(self, submit: Submit) -> Outputs | Future[Outputs] | None:
+        """Send a request for whose answer the calling thread waits; see `Session.drive`."""
+
+    def launch(
+        self, submit: Submit, future: Future[Outputs], kept: Future[None] | None = None
+    ) -> Future[Outputs]:
+        """Send a request, soon; see `Session.launch`."""
+
+    def wait(self, owner: object, ended: Callable[[], bool]) -> None:
+        """The calling thread waits for one of its many requests; see `Session.wait`."""
+
+    def close(self) -> None:
+        """End it; requests that have no answer yet end as cancelled."""
+
+
 class Requests:
     """The machinery behind a client.
 
     Args:
-        address: `host:port` of the dispatcher, or of each that shares its state.
+        served: What the dispatcher serves.
+        carry: Makes what carries requests, when there is the first.
         model: Model of requests that name none.
         timeout: Seconds of requests that name none.
         codec: How inputs are encoded on the wire; `auto` does as the model's plan wants.
-        connect_timeout: Seconds in which a dispatcher must answer at all; `timeout` where that is shorter.
-        keys: Folder of keys or a certificate; what `defer.access` says where it is not given.
-        insecure: Talk to a dispatcher on another machine without keys.
-        absence_s: Longest that a request waits for a connection, its own deadline aside.
     """
 
     def __init__(
-        self,
-        address: str | Sequence[str],
-        *,
-        model: str,
-        timeout: float,
-        codec: str,
-        connect_timeout: float,
-        keys: str | Path | None = None,
-        insecure: bool = False,
-        absence_s: float = math.inf,
+        self, served: Served, carry: Callable[[], Carrier], *, model: str, timeout: float, codec: str
     ) -> None:
         _check_number(timeout)
-        _check_number(connect_timeout)
         self.encoder = Encoder(codec)
-        addresses = parse_addresses(address)
-        # Nobody waits longer for a connection than for the answer; what is too short says nothing of who is there.
-        self.served = Served(
-            addresses,
-            min(connect_timeout, max(timeout, BRIEF_S)),
-            client_security(*(each.host for each in addresses), keys=keys, insecure=insecure),
-        )
+        self.served = served
         self.model = model
+        self._carry = carry
         self._timeout = timeout
-        self._absence_s = absence_s
         self._room = Room(MOST_REQUESTS, MOST_BYTES)
         self._lock = threading.Lock()
-        self._session: Session | None = None
+        self._session: Carrier | None = None
         self._closed = False
 
     def prepare(
@@ -279,9 +287,8 @@ class Requests:
         Raises:
             DeferError: As `launch`; where this thread drives the connection, as its request fails.
         """
-        session = self._session
-        if session is not None and not session.forked and telemetry() is None:
-            found = session.drive(submit)  # alone, so there is room
+        if telemetry() is None:
+            found = self._running().drive(submit)  # a thread has one such, so there is room
             if found is not None:
                 return found
         return self.launch(submit, waits=True)
@@ -291,7 +298,7 @@ class Requests:
         if self._session is not None:
             self._session.wait(owner, ended)
 
-    def _running(self) -> Session:
+    def _running(self) -> Carrier:
         session = self._session
         if session is not None and not session.forked:
             return session
@@ -299,12 +306,7 @@ class Requests:
             if self._closed:
                 raise Cancelled("the client is closed")
             if self._session is None or self._session.forked:
-                served = self.served
-                session = Session(
-                    served.endpoints(), served.address, served.security, absence_s=self._absence_s
-                )
-                session.start()
-                self._session = session
+                self._session = self._carry()
             return self._session
 
     def close(self) -> None:
@@ -314,6 +316,47 @@ class Requests:
             session, self._session = self._session, None
         if session is not None:
             session.close()
+
+
+def dialling(
+    address: str | Sequence[str],
+    *,
+    model: str,
+    timeout: float,
+    codec: str,
+    connect_timeout: float,
+    keys: str | Path | None = None,
+    insecure: bool = False,
+    absence_s: float = math.inf,
+) -> Requests:
+    """Requests over a connection.
+
+    Args:
+        address: `host:port` of the dispatcher, or of each that shares its state.
+        model: As in `Requests`.
+        timeout: As in `Requests`.
+        codec: As in `Requests`.
+        connect_timeout: Seconds in which a dispatcher must answer at all; `timeout` where that is shorter.
+        keys: Folder of keys or a certificate; what `defer.access` says where it is not given.
+        insecure: Talk to a dispatcher on another machine without keys.
+        absence_s: Longest that a request waits for a connection, its own deadline aside.
+    """
+    _check_number(timeout)
+    _check_number(connect_timeout)
+    addresses = parse_addresses(address)
+    # Nobody waits longer for a connection than for the answer; what is too short says nothing of who is there.
+    served = Served(
+        addresses,
+        min(connect_timeout, max(timeout, BRIEF_S)),
+        client_security(*(each.host for each in addresses), keys=keys, insecure=insecure),
+    )
+
+    def carry() -> Session:
+        session = Session(served.endpoints(), served.address, served.security, absence_s=absence_s)
+        session.start()
+        return session
+
+    return Requests(served, carry, model=model, timeout=timeout, codec=codec)
 
 
 def _too_many() -> Overloaded:

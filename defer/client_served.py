@@ -50,6 +50,10 @@ class Served:
         with self._admin() as admin:
             answer = admin.ask(api.ListModels(0), api.Models, timeout=ANSWER_S)
             told = admin.address
+        self._note(answer, told)
+        return answer.models
+
+    def _note(self, answer: api.Models, told: Address) -> None:
         with self._lock:
             self._models = {info.name: info for info in answer.models}
             named = without_versions(self._models)
@@ -57,7 +61,6 @@ class Served:
             self.data = replace(told, port=answer.data_port)
             # The one that answers comes first; at the others, requests go to the next port.
             self.addresses = (told, *(each for each in self.addresses if each != told))
-        return answer.models
 
     def status(self) -> api.ServerStatus:
         """Ask the dispatcher how it is.

@@ -285,7 +285,7 @@ class Session:
                 continue
             match instruction:
                 case c.Resolve(request, tensors, frames):
-                    self._settle(request, partial(_decode, tensors, frames))
+                    self._settle(request, partial(decoded, tensors, frames))
                 case c.SendGiveUp(request):
                     self._send(GiveUp(request), ())
                 case c.Fail(request, code, message, hint):
@@ -311,7 +311,8 @@ class Session:
             future.set_exception(translate(error))
 
 
-def _decode(tensors: Sequence[TensorHeader], frames: Sequence[Any]) -> Outputs:
+def decoded(tensors: Sequence[TensorHeader], frames: Sequence[Any]) -> Outputs:
+    """A result as its caller gets it."""
     arrays: Outputs = {}
     for header, frame in zip(tensors, frames, strict=True):
         # The caller gets arrays that are its own to write to; short frames are `bytes`.

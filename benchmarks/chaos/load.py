@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from benchmarks.chaos import model
 from defer import client_events
 from defer.client import Client
+from defer.client_session import Session
 from defer.errors import DeferError
 
 WARM = 32
@@ -106,7 +107,7 @@ class Asker:
         deadline = time.monotonic() + self._deadline_s
         while (session := self._client._requests._session) is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert session is not None
+        assert isinstance(session, Session)
         core: Any = session._core
         handle = core.handle
 

@@ -40,7 +40,7 @@ def command(gateway: GatewayWish, until_stdin_closes: bool, address: str, as_jso
     `defer serve --http` does the same in the dispatcher's own process, which costs less; this is for a dispatcher that
     should not be reached from where the clients are.
     """
-    from defer.client_requests import Requests
+    from defer.client_requests import dialling
     from defer.gateway.backend import RemoteBackend
 
     keep_buffers()
@@ -48,7 +48,7 @@ def command(gateway: GatewayWish, until_stdin_closes: bool, address: str, as_jso
         raise UsageError("nowhere to listen", hint="give --http HOST:PORT or --grpc HOST:PORT")
     check_exposure(gateway, insecure=said().insecure, as_json=as_json)
     log_to_stderr(ObservingWish(), quiet=as_json)
-    requests = Requests(
+    requests = dialling(
         address,
         model="",
         timeout=gateway.timeout_s,

@@ -15,7 +15,7 @@ import msgspec
 from click.core import ParameterSource
 
 from defer import units
-from defer.access import said, security_for
+from defer.access import said
 from defer.accuracy import Budget
 from defer.cli.access import access_options, warn_insecure
 from defer.cli.chains import (
@@ -37,25 +37,24 @@ from defer.cli.plots import check_plot, write_plot
 from defer.cli.state_options import state_options, state_place, still_asked
 from defer.cli.stopping import StopNow, stopping
 from defer.cli.values import GIVEN, deployment_name
-from defer.connecting import agent_hosts
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.commanded import Commanded
 from defer.dispatcher.daemon import Daemon
 from defer.dispatcher.deployments import Outcome
 from defer.dispatcher.exporting import exporting
 from defer.dispatcher.returning import Back, summary
-from defer.documents.address import Address, parse_address
-from defer.documents.cluster import Cluster, Replan
+from defer.documents.address import Address
+from defer.documents.cluster import Replan
 from defer.documents.files import check_file
 from defer.documents.plan import Objective, PlanBatching
 from defer.documents.profile import CostProfile, Created
 from defer.errors import Cancelled, Internal, UsageError
 from defer.live.watcher import Watcher
 from defer.paths import profile_cache
+from defer.serving import cluster_to_serve, hosts_of, security_to_serve
 from defer.translating import translate
 from node_agent.finite import Finite
 from node_agent.machine import keep_buffers, settle_collector
-from node_agent.security import Security
 
 if TYPE_CHECKING:
     from defer.gateway.server import Gateway
@@ -150,8 +149,10 @@ def command(
     keep_buffers()
     if plot is not None:
         check_plot(plot)
-    cluster = _cluster(cluster_file, listen, replan)
-    security = _security(cluster, as_json=as_json)
+    cluster = cluster_to_serve(cluster_file, listen=listen, replan=replan)
+    security = security_to_serve(cluster)
+    if security.insecure:
+        warn_insecure(hosts_of(cluster), as_json=as_json)
     check_exposure(gateway, insecure=said().insecure, as_json=as_json)
     order = None
     if model is not None:
@@ -309,30 +310,6 @@ class _Reporter:
                 return
             self._last = what
             click.echo(msgspec.json.encode({"progress": what, "fraction": round(fraction, 3)}).decode())
-
-
-def _cluster(path: str, listen: str | None, replan: Replan | None) -> Cluster:
-    cluster = Cluster.load(path)
-    if replan is not None:
-        dispatcher = msgspec.structs.replace(cluster.dispatcher, replan=replan)
-        cluster = msgspec.structs.replace(cluster, dispatcher=dispatcher)
-    if listen is not None:
-        dispatcher = msgspec.structs.replace(cluster.dispatcher, listen=listen)
-        cluster = msgspec.structs.replace(cluster, dispatcher=dispatcher)
-    address = parse_address(cluster.dispatcher.listen, "--listen" if listen else "dispatcher.listen")
-    if address.port > 0 and address.port > 65533:
-        raise UsageError(f"port {address.port} leaves no room for the two data ports after it")
-    cluster.check_serving()
-    return cluster
-
-
-def _security(cluster: Cluster, *, as_json: bool) -> Security:
-    """The dispatcher's keys; without them neither it nor its agents may be beyond this machine, unless it is said."""
-    hosts = [parse_address(cluster.dispatcher.listen).host, *agent_hosts(cluster)]
-    security = security_for(("dispatcher",), hosts)
-    if security.insecure:
-        warn_insecure(hosts, as_json=as_json)
-    return security
 
 
 def _save(outcome: Outcome, save_plan: str | None, save_profile: str | None, plot: Path | None) -> None:

@@ -17,7 +17,7 @@ from defer.cli.output import common_options, console, examples, note, print_json
 from defer.cli.plots import check_plot, write_drawing
 from defer.cli.values import GIVEN
 from defer.client_encoding import AUTO
-from defer.client_requests import Requests
+from defer.client_requests import dialling
 from defer.documents.files import write_bytes
 from defer.errors import OutputExists
 from defer.tracing.chrome import chrome_trace
@@ -86,7 +86,7 @@ def command(
         raise OutputExists(
             "exists and is no trace", where=str(output), hint="choose another name, or --force"
         )
-    client = Requests(address, model=model_name or "", timeout=timeout, codec=AUTO, connect_timeout=CONNECT_S)
+    client = dialling(address, model=model_name or "", timeout=timeout, codec=AUTO, connect_timeout=CONNECT_S)
     with closing(client):
         info = choose_model(client.served.refresh(), model_name or "")
         inputs = random_inputs(info, seed, batch)

@@ -66,6 +66,9 @@ Answer = tuple[tuple[TensorHeader, ...], Sequence[Any], float]
 Answered = Callable[[Result | Rejection, Sequence[Any]], None]
 """Takes the answer to a request of this process, in the data thread."""
 
+Caller = tuple[Answered, Callable[[], object] | None, bool]
+"""Who waits here: what takes the answer, what is told when the store has the request, and if it is theirs to end."""
+
 FAREWELL_S = 0.25
 """How long connections stay open after the refusals with which a stopping dispatcher ends what it had accepted."""
 
@@ -120,7 +123,8 @@ class DataShell:
         bounds = self._core.limits
         self._outbox = Outbox(bounds.unread, bounds.client_bytes, bounds.unread_bytes)
         self._canaries: dict[bytes, Future[Answer]] = {}
-        self._callers: dict[bytes, Answered] = {}
+        self._callers: dict[bytes, list[Caller]] = {}
+        self._answers: list[tuple[Answered, Result | Rejection, Sequence[Any]]] = []
         self._keeper: Keeper | None = None
         self._neighbours: Neighbours | None = None
         self._last_words = False
@@ -167,6 +171,11 @@ class DataShell:
         if durable:
             self._core.durable.enable(answers, time.time() - time.monotonic(), most)
         self._core.parking.open = resuming
+
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a child of the one whose thread it was."""
+        return self._loop.forked
 
     def close(self) -> None:
         """End the thread and close every socket; unanswered requests are dropped."""
@@ -218,38 +227,61 @@ class DataShell:
             future.set_exception(_ended())
         return future
 
-    def request(self, infer: Infer, frames: Sequence[Any], answered: Answered) -> Callable[[], object]:
+    def request(
+        self,
+        infer: Infer | Recall,
+        frames: Sequence[Any],
+        answered: Answered,
+        kept: Callable[[], object] | None = None,
+    ) -> Callable[[], object]:
         """Take a request of this process as if a client had sent it; its frames pass no socket on the way here.
 
         Args:
             infer: The request.
             frames: Its tensor frames, to be left alone until it is answered.
             answered: Called once, in the data thread, unless the request is given up before; must not block.
+            kept: Called when a durable request is in the store; likewise.
 
         Returns:
             What gives the request up, from any thread, and cancels it on its way.
         """
+        caller = answered, kept, type(infer) is Infer
 
         def run() -> None:
-            self._callers[infer.request] = answered
+            self._callers.setdefault(infer.request, []).append(caller)
+            if isinstance(infer, Recall):
+                self._feed(e.RecallArrived(HERE, infer.request))
+                return
             if infer.trace:
                 self.traces.arrived(infer, time.monotonic_ns())
             self._feed(e.InferArrived(HERE, infer, frames))
 
         if not self._loop.enqueue(run):
             answered(Rejection(infer.request, "not-ready", "the dispatcher is shutting down"), ())
-        return partial(self._loop.enqueue, lambda: self._give_up(infer.request))
+        return partial(self._loop.enqueue, lambda: self._give_up(infer.request, caller))
 
     # ------------------------------------------------------------------------------------------ data thread's
 
-    def _give_up(self, request: bytes) -> None:
-        """Nobody waits for the answer any more."""
-        if self._callers.pop(request, None) is not None:
+    def _give_up(self, request: bytes, caller: Caller) -> None:
+        """One who waited for the answer does so no more."""
+        callers = self._callers.get(request, [])
+        if caller not in callers:
+            return
+        callers.remove(caller)
+        if not callers:
+            del self._callers[request]
+        if caller[-1]:  # whoever asked by its id alone only waits no longer
             self._feed(e.CancelArrived(HERE, request))
 
     def _answer_here(self, answer: Result | Rejection, frames: Sequence[Any]) -> None:
-        answered = self._callers.pop(answer.request, None)
-        if answered is not None:
+        callers = self._callers.pop(answer.request, None)
+        if callers is not None:
+            self._answers += [(answered, answer, frames) for answered, _, _ in callers]
+
+    def _hand_over(self) -> None:
+        """Whoever is woken wants the interpreter at once, so nobody is before this thread is done with its turn."""
+        answers, self._answers = self._answers, []
+        for answered, answer, frames in answers:
             answered(answer, frames)
 
     def _open(self) -> None:
@@ -276,6 +308,7 @@ class DataShell:
         self._canaries.clear()
         for request in list(self._callers):
             self._answer_here(Rejection(request, "not-ready", "the dispatcher is shutting down"), ())
+        self._hand_over()
         if self._neighbours is not None:
             self._neighbours.close_all()
 
@@ -294,6 +327,8 @@ class DataShell:
             self._outbox.retry(self._data)
         if self._neighbours is not None and self._neighbours.again:
             self._neighbours.turned()
+        if self._answers:
+            self._hand_over()
 
     def _feed(self, event: e.Event) -> None:
         neighbours = self._neighbours
@@ -340,7 +375,11 @@ class DataShell:
                     self._on_took_over(model, epoch)
                 case e.Sampled() if self._on_sampled is not None:
                     self._on_sampled(instruction)
-                case e.Acknowledge(client, request) if client not in (b"", HERE):
+                case e.Acknowledge(client, request) if client is HERE:
+                    for _, kept, _ in self._callers.get(request, ()):
+                        if kept is not None:
+                            kept()
+                case e.Acknowledge(client, request) if client:
                     self._outbox.send(self._data, client, encode_header(Accepted(request)), ())
                 case e.Keep() | e.Recall():
                     self._to_store(instruction)

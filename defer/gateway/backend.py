@@ -8,7 +8,6 @@ frames never pass a socket on the way there.
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from defer import api
+from defer.client_core import asked
 from defer.client_events import Submit
 from defer.errors import DeferError, FileMissing, Overloaded, UnknownModel, from_code
 from defer.gateway.watch import DispatcherWatch
 from defer.translating import translate
 from node_agent import messages
-from node_agent.messages import NO_DEADLINE, Infer, Rejection, Result, TensorHeader
+from node_agent.messages import Rejection, Result, TensorHeader
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -41,8 +41,6 @@ Outcome = tuple[tuple[TensorHeader, ...], Sequence[Any]] | DeferError
 
 Done = Callable[[Outcome], None]
 Cancel = Callable[[], object]
-
-_S = 1_000_000_000
 
 UNLOAD_S = 30.0
 """Seconds that requests in flight have when their model is unloaded."""
@@ -146,18 +144,7 @@ class LocalBackend:
             else:
                 done(from_code(answer.code, answer.message))
 
-        left = submit.deadline - time.monotonic()
-        remaining = NO_DEADLINE if left == math.inf else max(1, int(left * _S))
-        infer = Infer(
-            submit.request,
-            submit.model,
-            remaining,
-            submit.tensors,
-            submit.outputs,
-            submit.trace,
-            priority=submit.priority,
-        )
-        return self._daemon.shell.request(infer, submit.frames, answered)
+        return self._daemon.shell.request(asked(submit, time.monotonic()), submit.frames, answered)
 
     def close(self) -> None:
         """See `Backend`; the dispatcher is not ours to close."""

@@ -19,7 +19,7 @@ import pytest
 
 from benchmarks import readiness
 from defer.api import ModelInfo
-from defer.client_requests import Requests
+from defer.client_requests import dialling
 from defer.documents.address import Address
 from defer.errors import Cancelled, DeferError, DispatcherUnreachable
 from defer.gateway.backend import RemoteBackend
@@ -103,7 +103,7 @@ def test_a_watch_says_once_that_the_dispatcher_is_there() -> None:
 def test_without_a_dispatcher_probes_are_answered_at_once_and_requests_refused() -> None:
     with socket.socket() as taken:  # bound and not listening: nobody else can answer there
         taken.bind(("127.0.0.1", 0))
-        requests = Requests(
+        requests = dialling(
             f"127.0.0.1:{taken.getsockname()[1]}",
             model="",
             timeout=60,
@@ -164,7 +164,7 @@ def test_a_gateway_whose_dispatcher_is_absent_ends_at_once(addresses: int) -> No
         for each in taken:
             each.bind(("127.0.0.1", 0))
         at = ",".join(f"127.0.0.1:{each.getsockname()[1]}" for each in taken)
-        requests = Requests(at, model="", timeout=60, codec="auto", connect_timeout=60, absence_s=60)
+        requests = dialling(at, model="", timeout=60, codec="auto", connect_timeout=60, absence_s=60)
         backend = RemoteBackend(requests)
         there = backend.start(lambda: None)
         assert not there.wait(0.3)  # it is asked meanwhile

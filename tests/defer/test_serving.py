@@ -143,7 +143,7 @@ def test_a_replaced_deployment_leaves_no_gap_and_nothing_behind(
         parts = daemon._state / "parts"
         assert any(parts.iterdir())
         daemon.deployments.take_down(MODEL, 5)
-        assert not any(parts.iterdir())
+        until(lambda: not any(parts.iterdir()))  # perhaps what stands by was just being cut
         assert epochs_on_agents(daemon) == set()
         with pytest.raises(errors.NotReady, match="no model is deployed"):
             client.infer(models.example_inputs(MODEL))

@@ -17,7 +17,7 @@ from defer import api
 from defer.admin import Admin
 from defer.cli import group
 from defer.client import Client
-from defer.client_requests import Requests
+from defer.client_requests import dialling
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
 from defer.documents.cluster import loads_cluster
@@ -52,7 +52,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 def test_spans_are_ordered_and_add_up_to_the_latency_within_the_clocks_error(daemon: Daemon) -> None:
     inputs = models.example_inputs(MODEL)
-    client = Requests(str(daemon.address), model="", timeout=20, codec="auto", connect_timeout=10)
+    client = dialling(str(daemon.address), model="", timeout=20, codec="auto", connect_timeout=10)
     with closing(client):
         begun = time.monotonic()
         timeline = run_traced(client, MODEL, inputs, requests=20, window=4)

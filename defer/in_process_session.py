@@ -1,0 +1,294 @@
+"""How requests of this process come to the dispatcher of this process: as values, through no socket.
+
+The data thread only hands answers over. Whoever waits for one decodes it in its own thread; futures that nobody need be
+waiting for are ended, and their callbacks run, in a thread of this session.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from itertools import count
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from defer import api
+from defer.client_arrays import Outputs
+from defer.client_core import GRACE_S, advice, asked, pause_s
+from defer.client_errands import Answer, Owned
+from defer.client_events import Submit
+from defer.client_served import Served
+from defer.client_session import decoded
+from defer.errors import Cancelled, DeadlineExceeded, from_code
+from defer.translating import translate
+from node_agent.messages import Rejection, Result
+
+if TYPE_CHECKING:
+    from defer.dispatcher.daemon import Daemon
+    from defer.dispatcher.shell import DataShell
+
+LOOK_S = 1.0
+"""How often a thread that waits for one of its many requests looks whether it still waits for anything."""
+
+STALL_S = GRACE_S + 5.0
+"""The data thread ends every request at its deadline; this is for a machine that stalls."""
+
+_Told = tuple[Result | Rejection, Sequence[Any]]
+
+
+class InProcessServed(Served):
+    """What the dispatcher of this process serves.
+
+    Args:
+        daemon: It.
+    """
+
+    def __init__(self, daemon: Daemon) -> None:
+        super().__init__((daemon.address,), math.inf, daemon.pool.security)
+        self._daemon = daemon
+
+    def refresh(self) -> tuple[api.ModelInfo, ...]:
+        """See `Served`."""
+        answer = self._daemon.verbs.models()
+        self._note(answer, self._daemon.address)
+        return answer.models
+
+    def status(self) -> api.ServerStatus:
+        """See `Served`."""
+        return self._daemon.verbs.status()
+
+
+class InProcessSession:
+    """Carries the requests of one client; see `client_requests.Carrier`.
+
+    Args:
+        shell: The dispatcher's data thread.
+    """
+
+    def __init__(self, shell: DataShell) -> None:
+        self._shell = shell
+        self._lock = threading.Lock()
+        self._closed = False
+        self._open: dict[_Way, _Way] = {}
+        """The requests that have no answer yet."""
+        self._owners: weakref.WeakKeyDictionary[object, SimpleQueue[_Way]] = weakref.WeakKeyDictionary()
+        """Where the answers to all requests of a thread with many go."""
+        self._clerk: _Clerk | None = None
+
+    @property
+    def forked(self) -> bool:
+        """See `Carrier`."""
+        return self._shell.forked
+
+    def drive(self, submit: Submit) -> Outputs:
+        """Send a request, and wait for its answer.
+
+        Raises:
+            DeferError: The request failed.
+        """
+        gate = threading.Lock()
+        gate.acquire()
+        way = _Way(submit, lambda _: gate.release())
+        self._send(way)
+        left = submit.deadline - time.monotonic() + STALL_S
+        try:
+            if not gate.acquire(timeout=max(0.0, min(left, threading.TIMEOUT_MAX))):
+                raise DeadlineExceeded(
+                    "the dispatcher's own thread did not run in time: this machine is stalled"
+                )
+        except BaseException:
+            self._forget(way)
+            raise
+        return way.outcome()
+
+    def launch(
+        self, submit: Submit, future: Future[Outputs], kept: Future[None] | None = None
+    ) -> Future[Outputs]:
+        """See `Carrier`."""
+        clerk = self._clerk_at_work()
+        way = _Way(submit, clerk.settle, future)
+        if isinstance(future, Owned):
+            told = self._owners.get(future.owner)
+            if told is None:
+                with self._lock:
+                    told = self._owners[future.owner] = SimpleQueue()
+            way.settled = told.put
+        if kept is not None:
+            future.add_done_callback(lambda _: _end(kept))
+            way.kept = partial(_end, kept)
+        if isinstance(future, Answer):
+            future.give_up = partial(self._forget, way)
+        self._send(way)
+        return future
+
+    def wait(self, owner: object, ended: Callable[[], bool]) -> None:
+        """See `Carrier`: end the futures of the caller's requests as their answers come, until `ended`."""
+        told = self._owners.get(owner)
+        while told is not None and not ended() and (self._open or not told.empty()):
+            try:
+                told.get(timeout=LOOK_S).settle()
+            except Empty:
+                continue
+
+    def close(self) -> None:
+        """See `Carrier`."""
+        self._closed = True
+        for way in list(self._open.values()):
+            way.give_up()
+            self._answered(way, Rejection(way.submit.request, "cancelled", "the client is closed"), ())
+        with self._lock:
+            clerk = self._clerk
+        if clerk is not None:
+            clerk.close()
+
+    # --------------------------------------------------------------------------------------------------- inside
+
+    def _send(self, way: _Way) -> None:
+        self._open[way] = way  # first: whoever closes meanwhile finds it
+        if self._closed:
+            self._open.pop(way, None)
+            raise Cancelled("the client is closed")
+        self._again(way)
+
+    def _again(self, way: _Way) -> None:
+        submit = way.submit
+        way.give_up = self._shell.request(
+            asked(submit, time.monotonic()), submit.frames, partial(self._answered, way), way.kept
+        )
+
+    def _answered(self, way: _Way, answer: Result | Rejection, frames: Sequence[Any]) -> None:
+        """Takes an answer, in the data thread."""
+        submit = way.submit
+        if type(answer) is Rejection and answer.code == "overloaded" and submit.patient and way in self._open:
+            due = time.monotonic() + pause_s(way.tries)
+            if due < submit.deadline:
+                way.tries += 1
+                self._clerk_at_work().later(due, partial(self._once_more, way))
+                return
+        if self._open.pop(way, None) is not None:
+            way.told = answer, frames
+            way.settled(way)
+
+    def _once_more(self, way: _Way) -> None:
+        if way in self._open:
+            self._again(way)
+
+    def _forget(self, way: _Way) -> None:
+        """Nobody waits for it any more."""
+        if self._open.pop(way, None) is not None:
+            way.give_up()
+
+    def _clerk_at_work(self) -> _Clerk:
+        clerk = self._clerk
+        if clerk is None:
+            with self._lock:
+                if self._clerk is None:
+                    self._clerk = _Clerk()
+                clerk = self._clerk
+        return clerk
+
+
+class _Way:
+    """A request on its way, and what becomes of it.
+
+    Args:
+        submit: The request.
+        settled: Takes it in the data thread when it has its answer.
+        future: Of the answer, where there is one.
+    """
+
+    __slots__ = ("future", "give_up", "kept", "settled", "submit", "told", "tries")
+
+    def __init__(
+        self, submit: Submit, settled: Callable[[_Way], object], future: Future[Outputs] | None = None
+    ) -> None:
+        self.submit, self.settled, self.future = submit, settled, future
+        self.kept: Callable[[], object] | None = None
+        self.give_up: Callable[[], object] = _nothing
+        self.told: _Told | None = None
+        self.tries = 0
+
+    def outcome(self) -> Outputs:
+        """The answer, decoded in the calling thread.
+
+        Raises:
+            DeferError: The request failed.
+        """
+        assert self.told is not None
+        answer, frames = self.told
+        if isinstance(answer, Rejection):
+            raise from_code(answer.code, answer.message, advice(self.submit, answer.code))
+        try:
+            return decoded(answer.tensors, frames)
+        except Exception as error:
+            raise translate(error) from error
+
+    def settle(self) -> None:
+        """End the future, in the calling thread."""
+        future = self.future
+        if future is None or not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(self.outcome())
+        except Exception as error:
+            future.set_exception(error)
+
+
+class _Clerk:
+    """The thread that ends futures, and sends again what an overloaded dispatcher did not take."""
+
+    def __init__(self) -> None:
+        self._told: SimpleQueue[_Way | None] = SimpleQueue()
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = count()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="defer-in-process", daemon=True)
+        self._thread.start()
+
+    def settle(self, way: _Way) -> None:
+        self._told.put(way)
+
+    def later(self, due: float, action: Callable[[], None]) -> None:
+        with self._lock:
+            heapq.heappush(self._due, (due, next(self._numbers), action))
+        self._told.put(_LOOK)
+
+    def close(self) -> None:
+        self._told.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join(STALL_S)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                wait = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
+            try:
+                way = self._told.get(timeout=wait)
+            except Empty:
+                with self._lock:
+                    _, _, action = heapq.heappop(self._due)
+                action()
+                continue
+            if way is None:
+                return
+            if way is not _LOOK:
+                way.settle()
+
+
+def _end(kept: Future[None]) -> None:
+    if not kept.done():
+        kept.set_result(None)
+
+
+def _nothing() -> None:
+    pass
+
+
+_LOOK: Any = object()
+"""Put among the answers: there is something new to be done later."""

@@ -1,0 +1,299 @@
+"""Requests of the dispatcher's own process: through no socket, from any thread, and none is lost or waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from defer import api, errors
+from defer.client import AsyncClient, Client
+from defer.client_requests import Requests
+from defer.client_served import Served
+from defer.dispatcher import events as e
+from defer.documents.address import parse_address
+from defer.in_process_session import InProcessSession
+from node_agent.security import OPEN
+
+pytestmark = pytest.mark.integration
+
+
+def x(value: float = 1) -> np.ndarray:
+    return np.full((1, 4), value, np.float32)
+
+
+class ServedHere(Served):
+    """What a test's server says that it serves."""
+
+    def __init__(self, server: Any) -> None:
+        super().__init__((parse_address(server.address),), 5.0, OPEN)
+        self._server = server
+
+    def refresh(self) -> tuple[api.ModelInfo, ...]:
+        answer = self._server.verbs.models()
+        self._note(answer, self.addresses[0])
+        return answer.models
+
+
+class _Client(Client):
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+
+
+class _AsyncClient(AsyncClient):
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+
+
+def requests_to(server: Any, **more: Any) -> Requests:
+    options = {"model": "", "timeout": 10.0, "codec": "auto"} | more
+    return Requests(ServedHere(server), lambda: InProcessSession(server.shell), **options)
+
+
+@contextmanager
+def here(server: Any, **more: Any) -> Iterator[Client]:
+    with _Client(requests_to(server, **more)) as client:
+        yield client
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)
+
+
+def first(outputs: dict[str, np.ndarray]) -> float:
+    return float(outputs["y"][0, 0])
+
+
+def under_way(server: Any) -> int:
+    return int(server.core(lambda core: len(core.requests)))
+
+
+def test_every_way_to_ask_gives_the_requests_own_answer(server: Any) -> None:
+    with here(server) as client:
+        for value in range(5):
+            assert first(client.infer(x(value))) == 2 * value
+        futures = [client.submit(x(value)) for value in range(20)]
+        assert [first(each.result(10)) for each in futures] == [2 * value for value in range(20)]
+        assert [first(each) for each in client.map((x(value) for value in range(50)), window=4)] == [
+            2 * value for value in range(50)
+        ]
+        found = [first(each) for each in client.map(map(x, range(50)), window=8, ordered=False)]
+        assert sorted(found) == [2 * value for value in range(50)]
+        assert client.infer(x(3))["y"].flags.writeable
+    assert under_way(server) == 0
+
+
+def test_many_threads_and_clients_of_other_processes_beside_it(server: Any) -> None:
+    wrong: list[object] = []
+
+    def ask(client: Client, base: int) -> None:
+        wrong.extend(value for value in range(base, base + 40) if first(client.infer(x(value))) != 2 * value)
+
+    with here(server) as client, Client(server.address) as other:
+        threads = [
+            threading.Thread(target=ask, args=(each, 100 * n))
+            for n, each in enumerate([client, client, other, other])
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert not wrong
+
+
+def test_asyncio(server: Any) -> None:
+    async def ask() -> list[float]:
+        async with _AsyncClient(requests_to(server)) as client:
+            one = await client.infer(x(1))
+            tasks = [client.submit(x(value)) for value in range(2, 10)]
+            return [first(one), *[first(await task) for task in tasks]]
+
+    assert asyncio.run(ask()) == [2 * value for value in range(1, 10)]
+
+
+def test_errors_are_those_of_any_client(make_server: Callable[..., Any]) -> None:
+    server = make_server()
+    stage = server.stage()
+    with here(server, timeout=5.0) as client:
+        with pytest.raises(errors.NotReady):
+            client.infer(x())
+        server.serve(stage)
+        with pytest.raises(errors.WrongInput):
+            client.infer(x().astype(np.float64))
+        with pytest.raises(errors.UnknownModel):
+            client.infer(x(), model="another")
+        stage.hold = True
+        with pytest.raises(errors.DeadlineExceeded) as told:
+            client.infer(x(), timeout=0.2)
+        assert "0.2 s" in told.value.hint
+        with pytest.raises(errors.DeadlineExceeded):
+            client.submit(x(), timeout=0.2).result(10)
+        with pytest.raises(errors.DeadlineExceeded):
+            next(client.map([x()], timeout=0.2))
+
+
+def test_a_cancelled_future_ends_its_request(make_server: Callable[..., Any]) -> None:
+    server = make_server()
+    stage = server.stage()
+    stage.hold = True
+    server.serve(stage)
+    with here(server) as client:
+        future = client.submit(x())
+        until(lambda: under_way(server) == 1)
+        assert future.cancel()
+        until(lambda: under_way(server) == 0)
+
+
+def test_a_map_that_is_given_up_ends_its_requests(make_server: Callable[..., Any]) -> None:
+    server = make_server()
+    stage = server.stage()
+    server.serve(stage)
+    with here(server) as client:
+        results = client.map((x(value) for value in range(1000)), window=4)
+        next(results)
+        stage.hold = True
+        results.close()  # type: ignore[attr-defined]
+        stage.hold = False
+        until(lambda: under_way(server) == 0)
+        assert first(client.infer(x(3))) == 6
+
+
+def test_a_patient_request_waits_where_the_dispatcher_is_overloaded(make_server: Callable[..., Any]) -> None:
+    server = make_server(e.Limits(requests=2))
+    server.serve(server.stage())
+    with here(server) as client:
+        assert [first(each) for each in client.map(map(x, range(40)), window=16)] == [
+            2 * value for value in range(40)
+        ]
+    server.stages[0].hold = True
+    with here(server) as client:
+        futures = [client.submit(x()) for _ in range(3)]
+        with pytest.raises(errors.Overloaded):
+            futures[2].result(10)
+        with pytest.raises((errors.Overloaded, errors.DeadlineExceeded)):
+            next(client.map([x()], timeout=0.3))
+
+
+@pytest.mark.parametrize("ends", ["client", "dispatcher"])
+def test_whoever_waits_is_told_when_it_ends(make_server: Callable[..., Any], ends: str) -> None:
+    server = make_server()
+    stage = server.stage()
+    stage.hold = True
+    server.serve(stage)
+    told: list[BaseException] = []
+
+    def ask(client: Client) -> None:
+        try:
+            client.infer(x())
+        except errors.DeferError as error:
+            told.append(error)
+
+    client = _Client(requests_to(server))
+    future = client.submit(x())
+    waiting = threading.Thread(target=ask, args=(client,))
+    waiting.start()
+    until(lambda: under_way(server) == 2)
+    if ends == "client":
+        client.close()
+        kind: type[errors.DeferError] = errors.Cancelled
+    else:
+        server.shell.post(e.Stopped())
+        kind = errors.NotReady
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert isinstance(told[0], kind)
+    assert isinstance(future.exception(10), kind)
+    if ends == "client":
+        until(lambda: under_way(server) == 0)
+        with pytest.raises(errors.Cancelled):
+            client.infer(x())
+    client.close()
+
+
+def test_callbacks_run_in_no_thread_of_the_dispatchers(server: Any) -> None:
+    with here(server) as client:
+        ran: list[str] = []
+        again: list[float] = []
+
+        def ask_again(_: object) -> None:
+            ran.append(threading.current_thread().name)
+            again.append(first(client.infer(x(4))))
+
+        future = client.submit(x())
+        future.add_done_callback(ask_again)
+        assert first(future.result(10)) == 2
+        until(lambda: again)
+        assert again == [8]
+        assert set(ran) <= {"defer-in-process", threading.main_thread().name}
+
+
+def test_who_is_interrupted_gives_its_request_up(make_server: Callable[..., Any]) -> None:
+    server = make_server()
+    stage = server.stage()
+    stage.hold = True
+    server.serve(stage)
+
+    class Enough(Exception):
+        pass
+
+    def enough(*_: object) -> None:
+        raise Enough
+
+    before = signal.signal(signal.SIGALRM, enough)
+    try:
+        with here(server) as client:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(Enough):
+                client.infer(x())
+            until(lambda: under_way(server) == 0)
+            stage.hold = False
+            assert first(client.infer(x(2))) == 4
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_two_that_wait_for_one_request_both_get_its_answer(make_server: Callable[..., Any]) -> None:
+    server = make_server()
+    stage = server.stage()
+    stage.hold = True
+    server.serve(stage)
+    name = os.urandom(16)
+    with here(server) as client, here(server) as other:
+        future = client.submit(x(5), request=name)
+        until(lambda: under_way(server) == 1)
+        same = other._requests.launch(other._requests.recall(name, 10.0))
+        until(lambda: server.shell.call(lambda *_: len(server.shell._callers[name])).result(5) == 2)
+        stage.hold = False
+        assert first(future.result(10)) == first(same.result(10)) == 10
+
+
+def test_a_child_of_the_process_is_told(server: Any) -> None:
+    with here(server) as client:
+        assert first(client.infer(x())) == 2
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                client.infer(x(), timeout=2.0)
+            except errors.DeferError:
+                code = 0
+            finally:
+                os._exit(code)
+        deadline = time.monotonic() + 20
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            assert time.monotonic() < deadline, "the child waits for ever"
+            time.sleep(0.01)
+        assert os.waitstatus_to_exitcode(ended[1]) == 0
+        assert first(client.infer(x())) == 2
