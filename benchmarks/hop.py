@@ -35,6 +35,7 @@ from benchmarks.runner import Options, Outcome, Row, Target, main
 from defer.client import Client
 from defer.in_process import Dispatcher
 from defer.local_agents import local_agents
+from node_agent.machine import settle_collector
 
 STAGES = 4
 WINDOW = 8
@@ -260,6 +261,7 @@ def our_chain(
         if inside:
             dispatcher = stack.enter_context(Dispatcher(cluster))
             dispatcher.deploy(model, plan=plan)
+            settle_collector()  # as `defer serve` and every agent do
             yield stack.enter_context(dispatcher.client())
             return
         arguments = ("--model", str(model), "--plan", str(work / "plan.json"), "--state", str(work / "state"))
