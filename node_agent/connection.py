@@ -20,6 +20,7 @@ from node_agent.versions import OURS, VersionRange, negotiate
 
 if TYPE_CHECKING:
     from node_agent.lending import Lender
+    from node_agent.messages import Offered
 
 State = Literal["down", "greeting", "ready", "refused"]
 
@@ -37,6 +38,7 @@ class Handshake:
         version: The version both speak, once `ready`.
         reason: Why the state is `refused`.
         lender: What this side lends to a peer on its own machine, if it dialled to send items.
+        inline: Whether the other side takes items that bring short frames in their header, once greeted.
     """
 
     name: str
@@ -47,10 +49,11 @@ class Handshake:
     version: int = 0
     reason: str = ""
     lender: Lender | None = None
+    inline: bool = False
 
-    def greeting(self) -> Greeting:
+    def greeting(self, lends: Offered | None = None) -> Greeting:
         """What this side says of itself."""
-        return Greeting(self.ours.minimum, self.ours.newest, self.name)
+        return Greeting(self.ours.minimum, self.ours.newest, self.name, lends, inline=True)
 
     def opened(self) -> list[DataHeader]:
         """The transport stands; what to send."""
@@ -58,19 +61,18 @@ class Handshake:
         self.reason = ""
         if not self.dialled:
             return []
-        lends = self.lender.offer() if self.lender is not None else None
-        return [Greeting(self.ours.minimum, self.ours.newest, self.name, lends)]
+        return [self.greeting(self.lender.offer() if self.lender is not None else None)]
 
     def closed(self) -> None:
         """The transport broke."""
         self.state = "down"
-        self.version = 0
+        self.version, self.inline = 0, False
         if self.lender is not None:
             self.lender.end()
 
     def greeted(self, message: Greeting) -> list[DataHeader]:
         """The other side introduced itself; what to answer. The state is `ready` or `refused` afterwards."""
-        self.peer = message.name
+        self.peer, self.inline = message.name, message.inline
         try:
             self.version = negotiate(self.ours, VersionRange(message.minimum, message.version), message.name)
         except VersionError as error:
@@ -82,7 +84,7 @@ class Handshake:
                 self.lender.answered(message)
             return []
         # What could not be opened is no longer in it: see `node_agent.link.receive`.
-        return [Greeting(self.ours.minimum, self.ours.newest, self.name, message.lends)]
+        return [self.greeting(message.lends)]
 
     def refused(self, message: Refusal) -> None:
         """The other side, or this one, will not talk."""

@@ -28,6 +28,20 @@ WORTH_ENCODING = 64
 encode_header = _ENCODER.encode
 """A data header as bytes."""
 
+INLINE_BYTES = 16 << 10
+"""Items whose frames come to no more bring them in the header: a frame less to hand over, at each end of each hop."""
+
+
+def inlined(frames: Sequence[Any]) -> tuple[bytes, ...]:
+    """The frames of an item where they are short enough to travel in its header; else none."""
+    total = 0
+    for frame in frames:
+        if type(frame) is not bytes:
+            return ()
+        total += len(frame)
+    return tuple(frames) if total <= INLINE_BYTES else ()
+
+
 encode_control = _ENCODER.encode
 """A control message as bytes."""
 
@@ -57,6 +71,7 @@ def decode_header(data: Any, limits: Limits = DEFAULT) -> DataHeader:
                 tensors,
                 header.trace,
                 header.priority,
+                header.inline,
             )
         if kind is _Result:
             return Result(header.request, tensors, header.seconds)
@@ -84,6 +99,7 @@ class _Item(msgspec.Struct, frozen=True, array_like=True, tag="item"):
     tensors: msgspec.Raw
     trace: str = ""
     priority: int = 0
+    inline: tuple[bytes, ...] = ()
 
 
 class _Infer(msgspec.Struct, frozen=True, array_like=True, tag="infer"):

@@ -27,7 +27,7 @@ from node_agent.frames import check_lengths, decode_header
 from node_agent.gate import Context as SecureContext
 from node_agent.lending import Borrowing, Lender, unlent
 from node_agent.limits import CONTROL_BYTES, COPY_BELOW, DEFAULT, Limits
-from node_agent.messages import DataHeader, Greeting, Probe
+from node_agent.messages import DataHeader, Greeting, Item, Probe
 from node_agent.monitor import Monitor
 from node_agent.security import OPEN, Door, Security, host_of, security_of
 from node_agent.sockets import MORE_NOW, NOW, fetch, post, readable, used
@@ -298,6 +298,9 @@ def receive(
     # A probe alone brings a frame that no tensor header announces.
     most = 1 if type(header) is Probe else len(tensors)
     frames: list[Any] = []
+    inline = header.inline if type(header) is Item else ()
+    if inline:
+        frames, most = list(inline), 0
     while more:
         frame = fetch(socket, NOW, False)
         more = frame.more
@@ -310,7 +313,7 @@ def receive(
     borrowing: Borrowing | None = getattr(socket, "borrowing", None)
     if problem is None and routed and type(header) is Greeting:
         header = borrowing.greeted(identity, header) if borrowing is not None else unlent(header)
-    if problem is None and tensors:
+    if problem is None and (tensors or inline):
         try:
             if borrowing is not None:
                 borrowing.resolve(identity, tensors, frames)

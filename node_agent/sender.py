@@ -20,7 +20,7 @@ from node_agent.data_loop import GREETING_S, DataLoop
 from node_agent.doors import DATA
 from node_agent.encoding import encode
 from node_agent.errors import AgentError, FrameError, WireError, said
-from node_agent.frames import encode_header
+from node_agent.frames import encode_header, inlined
 from node_agent.lending import Lender
 from node_agent.limits import CONNECTIONS, DEFAULT, Limits
 from node_agent.line import Line
@@ -159,7 +159,11 @@ class Sender:
             nbytes = sum(tensor.nbytes for tensor in tensors)
             item = work.item
             left = work.remaining_ns()
-            header = Item(item.epoch, item.request, item.hop + 1, left, tensors, item.trace, item.priority)
+            inline = inlined(frames) if downstream.end.handshake.inline else ()
+            header = Item(
+                item.epoch, item.request, item.hop + 1, left, tensors, item.trace, item.priority, inline
+            )
+            frames = [] if inline else frames
         handed_ns = time.monotonic_ns() if work.marks is not None else 0
         sent = send(downstream.socket, encode_header(header), frames, downstream.identity)
         if sent is not Sent.YES:

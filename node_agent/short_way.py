@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from node_agent.dtypes import STRING, storage
-from node_agent.frames import encode_header
+from node_agent.frames import encode_header, inlined
 from node_agent.limits import COPY_BELOW
 from node_agent.link import Sent, send
 from node_agent.messages import NO_DEADLINE, Item
@@ -128,10 +128,11 @@ class ShortWay:
         ):
             if left != NO_DEADLINE:
                 left -= ended_ns - arrived_ns
+            inline = inlined(sending) if downstream.end.handshake.inline else ()
             header = encode_header(
-                Item(item.epoch, item.request, item.hop + 1, left, known.sent, "", item.priority)
+                Item(item.epoch, item.request, item.hop + 1, left, known.sent, "", item.priority, inline)
             )
-            if send(downstream.socket, header, sending, downstream.identity) is Sent.YES:
+            if send(downstream.socket, header, () if inline else sending, downstream.identity) is Sent.YES:
                 window = downstream.end.window  # `open_to` has asked for credit
                 window.items -= 1
                 window.nbytes -= known.sent_bytes

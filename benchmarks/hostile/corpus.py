@@ -21,6 +21,7 @@ _DATA: list[Message] = [
     [encode_header(m.Item(1, 2, 0, 10**9, (TENSOR,))), bytes(64)],
     [encode_header(m.Item(1, 2, 0, m.NO_DEADLINE, (PACKED,))), bytes(32)],
     [encode_header(m.Item(1, 2**40, 3, m.NO_DEADLINE, ()))],
+    [encode_header(m.Item(1, 2, 0, 10**9, (TENSOR,), inline=(bytes(64),)))],
     [encode_header(m.Failure(1, 2, 1, "run-failed", "No.", "stranger"))],
     [encode_header(m.Credit(4, 65536))],
     [encode_header(m.Probe(1, 16)), bytes(16)],

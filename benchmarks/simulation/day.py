@@ -31,6 +31,9 @@ SLACK = 8
 SHARE = 0.25
 """Or, of a larger one, this part."""
 
+POOLS = ("lender._free",)
+"""What every connection has a thousand of from its start: one connection more at the end is no growth."""
+
 PEERS = 16
 """Connections that the dispatcher remembers in place of a thousand."""
 
@@ -151,6 +154,6 @@ def grown(looks: list[Counter[str]]) -> list[str]:
         before = max((look[path] for look in looks[first:last]), default=0)
         # The least: what is held for a moment only is no growth.
         after = min((look[path] for look in looks[int(AFTER * count) :]), default=0)
-        if after > before + max(SLACK, SHARE * before):
+        if after > before + max(SLACK, SHARE * before) and not path.endswith(POOLS):
             told.append(f"{path} holds {after}, at most {before} before")
     return told

@@ -232,6 +232,8 @@ def receive(
     identity = identity if routed else b""
     try:
         header = decode_header(data, limits)
+        if type(header) is Item and header.inline:
+            frames = header.inline
         tensors: Sequence[TensorHeader] = getattr(header, "tensors", ())
         if type(header) is Item or tensors:
             check_lengths(tensors, frames)

@@ -14,13 +14,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from defer.dialled import Dialled
 from defer.dispatcher import events as e
 from defer.dispatcher.links import Fetchers
 from defer.socket_loop import SocketLoop
 from node_agent.connection import Handshake, ReceivingEnd
 from node_agent.errors import FrameError, WireError, said
-from node_agent.frames import encode_header
+from node_agent.frames import encode_header, inlined
 from node_agent.lending import Lender
 from node_agent.link import Sent, Socket, incoming, send
 from node_agent.messages import (
@@ -137,6 +139,8 @@ class Neighbours:
         if dialled is not None and dialled.handshake.state != "ready":
             return  # it broke under an item before this one, and the core knows
         if dialled is not None:
+            if dialled.handshake.inline and (inline := inlined(frames)):
+                item, frames = msgspec.structs.replace(item, inline=inline), ()
             sent = send(dialled.socket, encode_header(item), frames)
         else:
             fetcher = self._fetchers.at(link)

@@ -61,12 +61,14 @@ class Greeting(msgspec.Struct, frozen=True, array_like=True, tag="greet"):
         version: Newest one.
         name: Who it is.
         lends: What it offers to lend; in an answer, what of that has been opened.
+        inline: Whether it takes items that bring short frames in their header.
     """
 
     minimum: int
     version: int
     name: str
     lends: Offered | None = None
+    inline: bool = False
 
 
 class Item(msgspec.Struct, frozen=True, array_like=True, tag="item"):
@@ -82,6 +84,7 @@ class Item(msgspec.Struct, frozen=True, array_like=True, tag="item"):
         trace: W3C trace context, empty when the request is not traced.
         priority: Of the items that wait in one place, those with the smallest go first: see `node_agent.line`. 0 stands
             for `USUAL_PRIORITY`.
+        inline: The tensor frames, where they are short and the peer takes them so; then none follows.
     """
 
     epoch: int
@@ -91,6 +94,7 @@ class Item(msgspec.Struct, frozen=True, array_like=True, tag="item"):
     tensors: tuple[TensorHeader, ...]
     trace: str = ""
     priority: int = 0
+    inline: tuple[bytes, ...] = ()
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True, tag="fail"):

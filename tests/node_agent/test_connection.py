@@ -13,6 +13,11 @@ from node_agent.versions import VersionRange
 WINDOW = Window(4, 100)
 
 
+def ours(name: str) -> m.Greeting:
+    """What this build says of itself."""
+    return m.Greeting(1, 1, name, inline=True)
+
+
 @pytest.mark.parametrize("sender_dials", [True, False])
 def test_from_greeting_to_credit_whoever_dials(sender_dials: bool) -> None:
     sender = SendingEnd(Handshake("s", dialled=sender_dials))
@@ -27,7 +32,8 @@ def test_from_greeting_to_credit_whoever_dials(sender_dials: bool) -> None:
             order.append(to_sender[0])
             to_receiver += sender.handle(to_sender.pop(0))
     first, second = ("s", "r") if sender_dials else ("r", "s")
-    assert order == [m.Greeting(1, 1, first), m.Greeting(1, 1, second), m.Credit(4, 100)]
+    assert order == [ours(first), ours(second), m.Credit(4, 100)]
+    assert sender.handshake.inline
     assert sender.ready
     assert receiver.ready
     assert (sender.handshake.peer, receiver.handshake.peer) == ("r", "s")
@@ -54,8 +60,9 @@ def test_a_peer_of_a_distant_version_is_refused_by_either_side() -> None:
 def test_a_neighbouring_version_is_spoken() -> None:
     receiver = ReceivingEnd(Handshake("r", dialled=False, ours=VersionRange(1, 1)), WINDOW)
     receiver.opened()
-    assert receiver.handle(m.Greeting(1, 2, "s"))[0] == m.Greeting(1, 1, "r")
+    assert receiver.handle(m.Greeting(1, 2, "s"))[0] == ours("r")
     assert receiver.handshake.version == 1
+    assert not receiver.handshake.inline
 
 
 def test_credit_before_the_greeting_counts_for_nothing() -> None:
@@ -70,7 +77,7 @@ def test_a_second_greeting_starts_from_what_is_not_held() -> None:
     receiver.opened()
     receiver.handle(m.Greeting(1, 1, "s"))
     receiver.window.receive(10)
-    assert receiver.handle(m.Greeting(1, 1, "s")) == [m.Greeting(1, 1, "r"), m.Credit(3, 100)]
+    assert receiver.handle(m.Greeting(1, 1, "s")) == [ours("r"), m.Credit(3, 100)]
 
 
 def test_what_has_no_place_is_an_error() -> None:

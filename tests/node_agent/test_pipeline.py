@@ -86,7 +86,7 @@ def chain(driver: Driver, start_agent: Start) -> Chain:
         assert isinstance(answer, m.Loaded), answer
     first, answers = driver.dial(a.data)
     window = Window()
-    assert answers == [m.Greeting(1, 1, "a"), m.Credit(window.items, window.nbytes)]
+    assert answers == [m.Greeting(1, 1, "a", inline=True), m.Credit(window.items, window.nbytes)]
     return Chain([a, r, b], links, first, [w1, w2])
 
 
@@ -299,7 +299,7 @@ def test_an_agent_behind_nat_dials_for_orders_items_and_results(driver: Driver, 
     assert isinstance(answer, m.Loaded), answer
     assert driver.fetch.poll(10_000)
     fetcher, greeting = driver.fetch.recv_multipart()
-    assert greeting == ENCODER.encode(m.Greeting(1, 1, "nat"))
+    assert greeting == ENCODER.encode(m.Greeting(1, 1, "nat", inline=True))
     driver.fetch.send_multipart([fetcher, ENCODER.encode(m.Greeting(1, 1, "test"))])
     assert driver.fetch.poll(10_000)
     assert driver.header(driver.fetch) == m.Credit(Window().items, Window().nbytes)

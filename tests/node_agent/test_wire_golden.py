@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from node_agent import frames
@@ -22,7 +23,7 @@ HOP = m.HopSpec(
 )
 
 MESSAGES: list[Any] = [
-    m.Greeting(1, 2, "edge", m.Offered(700, 5, 1 << 27, b"0123456789abcdef", "net:[4026531840]")),
+    m.Greeting(1, 2, "edge", m.Offered(700, 5, 1 << 27, b"0123456789abcdef", "net:[4026531840]"), True),
     m.Item(1, 2, 3, 4, (TENSOR,), "00-trace"),
     m.Item(1, 2**40, 3, m.NO_DEADLINE, ()),
     m.Failure(1, 2, 3, "run-failed", "No.", "edge"),
@@ -61,6 +62,7 @@ MESSAGES: list[Any] = [
     m.Accepted(b"0123456789abcdef"),
     m.Cancel(1, 2, 3),
     m.GiveUp(b"0123456789abcdef"),
+    m.Item(1, 2, 3, 4, (m.TensorHeader("x", "uint8", (2,), "raw", 2),), inline=(b"\x07\x08",)),
 ]
 
 
@@ -85,3 +87,10 @@ def test_bytes_are_those_of_the_fixture(message: Any) -> None:
     golden = bytes.fromhex(json.loads(GOLDEN.read_text())[label(message)])
     assert encode(message) == golden
     assert decode(golden) == message
+
+
+def test_what_a_peer_without_the_newest_fields_says_is_understood() -> None:
+    item = frames.encode_header(m.Item(1, 2, 3, 4, (TENSOR,), "00-trace"))
+    older = msgspec.msgpack.encode(msgspec.msgpack.decode(item)[:-1])
+    assert frames.decode_header(older) == m.Item(1, 2, 3, 4, (TENSOR,), "00-trace")
+    assert frames.decode_header(msgspec.msgpack.encode(["greet", 1, 1, "old"])) == m.Greeting(1, 1, "old")

@@ -35,5 +35,15 @@ def test_a_table_that_grows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_held_for_a_moment_is_no_growth() -> None:
-    looks = [Counter({"steady": 5, "moment": 100 * (number == 45), "grows": number}) for number in range(48)]
+    looks = [
+        Counter(
+            {
+                "steady": 5,
+                "moment": 100 * (number == 45),
+                "grows": number,
+                "end.lender._free": 1024 * (1 + number // 30),
+            }
+        )
+        for number in range(48)
+    ]
     assert day.grown(looks) == ["grows holds 42, at most 23 before"]
