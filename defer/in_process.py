@@ -128,7 +128,7 @@ class Dispatcher:
 
     @property
     def address(self) -> str:
-        """`host:port`, for clients in other processes and for `defer status --dispatcher`."""
+        """Where clients in other processes and `defer status --dispatcher` reach it."""
         return str(self._running().address)
 
     def deploy(
