@@ -13,7 +13,7 @@ from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.client_arrays import Array, Inputs, Outputs, copied, fill
 from defer.client_events import Submit
-from defer.client_requests import DEFAULT_TIMEOUT_S, check_id, dialling, wished
+from defer.client_requests import DEFAULT_TIMEOUT_S, Requests, check_id, dialling, wished
 from defer.errors import UsageError, WrongInput
 
 
@@ -40,6 +40,13 @@ class AsyncClient:
             keys=keys,
             insecure=insecure,
         )
+
+    @classmethod
+    def _over(cls, requests: Requests) -> Self:
+        """A client of requests that go another way than over a connection."""
+        made = cls.__new__(cls)
+        made._requests = requests
+        return made
 
     async def infer(
         self,

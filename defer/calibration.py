@@ -84,3 +84,15 @@ def _requests(file: str, spec: TensorSpec, arrays: Arrays) -> npt.NDArray[Any]:
     if array.dtype != held and not np.can_cast(array.dtype, held, "same_kind"):
         raise WrongInput(f"{file}: array {spec.name!r} is of {array.dtype}, the input of {spec.dtype}")
     return array.astype(held, copy=False)
+
+
+def check_requests(path: Path, hint: str = "check the calibration's path") -> None:
+    """Check that a file may hold calibration requests; what is in it is for whoever knows the model's inputs to check.
+
+    Raises:
+        FileMissing: There is no such file.
+        WrongInput: It is no .npz file.
+    """
+    check_file(path, hint)
+    if not zipfile.is_zipfile(path):
+        raise WrongInput(f"{path.name} is not an .npz file of numbers", hint="write it with numpy.savez")

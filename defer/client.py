@@ -22,8 +22,8 @@ from defer.api import ModelInfo, ServerStatus
 from defer.async_client import AsyncClient
 from defer.client_arrays import Array, Inputs, Outputs, fill
 from defer.client_core import GRACE_S
-from defer.client_errands import Awaited
-from defer.client_requests import DEFAULT_TIMEOUT_S, dialling
+from defer.client_errands import Awaited, Many
+from defer.client_requests import DEFAULT_TIMEOUT_S, Requests, dialling
 from defer.errors import DeadlineExceeded, UsageError
 
 __all__ = ["AsyncClient", "Client"]
@@ -73,6 +73,13 @@ class Client:
             keys=keys,
             insecure=insecure,
         )
+
+    @classmethod
+    def _over(cls, requests: Requests) -> Self:
+        """A client of requests that go another way than over a connection."""
+        made = cls.__new__(cls)
+        made._requests = requests
+        return made
 
     def infer(
         self,
@@ -274,10 +281,11 @@ class Client:
         self.close()
 
 
-class _UnderWay:
+class _UnderWay(Many):
     """The requests of one `map`, and which is taken next."""
 
     def __init__(self, *, ordered: bool) -> None:
+        super().__init__()
         self._ordered = ordered
         self._deadlines: dict[Future[Outputs], float] = {}
         self._ended: SimpleQueue[Future[Outputs]] = SimpleQueue()

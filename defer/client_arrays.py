@@ -67,6 +67,8 @@ def check_outputs(outputs: Sequence[str], model: ModelInfo) -> tuple[str, ...]:
     Raises:
         WrongInput: The model has no such output.
     """
+    if isinstance(outputs, str):  # one name, not its letters
+        outputs = (outputs,)
     problem = output_problem(model.outputs, outputs)
     if problem is not None:
         raise WrongInput(f"model {model.name!r}: {problem}")

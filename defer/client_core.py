@@ -260,7 +260,7 @@ def asked(submit: Submit, now: float) -> Infer | Recall:
 
 def pause_s(tries: int) -> float:
     """Seconds before a patient request is sent to an overloaded dispatcher once more, after so many tries again."""
-    return min(PAUSE_LIMIT_S, PAUSE_S * 2.0**tries)
+    return min(PAUSE_LIMIT_S, PAUSE_S * 2.0 ** min(tries, 10))
 
 
 def advice(submit: Submit, code: str) -> str:

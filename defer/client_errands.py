@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from concurrent.futures import Future, InvalidStateError
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 from defer.client_arrays import Outputs
 from defer.client_events import Submit
@@ -48,6 +50,23 @@ class Awaited(Answer):
         return self._gate.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
 
 
+def kept_now(kept: Future[None]) -> None:
+    """Tell whoever waits that a durable request is in the store, or has ended; whoever is first counts."""
+    with contextlib.suppress(InvalidStateError):
+        kept.set_result(None)
+
+
+class Many:
+    """Stands for the many requests that one thread sends and waits for.
+
+    Attributes:
+        answers: Those that have come for it to end itself, where somebody else than the thread reads the connection.
+    """
+
+    def __init__(self) -> None:
+        self.answers: SimpleQueue[Any] = SimpleQueue()
+
+
 class Owned(Answer):
     """A future of one of many requests, which one thread sends and waits for.
 
@@ -55,7 +74,7 @@ class Owned(Answer):
         owner: Stands for that thread's many.
     """
 
-    def __init__(self, owner: object) -> None:
+    def __init__(self, owner: Many) -> None:
         super().__init__()
         self.owner = owner
 
@@ -85,7 +104,7 @@ class Waiting:
 
     __slots__ = ("ended", "owner")
 
-    def __init__(self, owner: object, ended: Callable[[], bool]) -> None:
+    def __init__(self, owner: Many, ended: Callable[[], bool]) -> None:
         self.owner, self.ended = owner, ended
 
     @property

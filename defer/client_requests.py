@@ -23,7 +23,7 @@ from defer.access import client_security
 from defer.client_arrays import Inputs, Outputs
 from defer.client_core import BRIEF_S
 from defer.client_encoding import Encoder
-from defer.client_errands import Answer, Awaited, Owned
+from defer.client_errands import Answer, Awaited, Many, Owned
 from defer.client_events import Submit
 from defer.client_room import Held, Room
 from defer.client_served import Served
@@ -94,7 +94,7 @@ class Carrier(Protocol):
     ) -> Future[Outputs]:
         """Send a request, soon; see `Session.launch`."""
 
-    def wait(self, owner: object, ended: Callable[[], bool]) -> None:
+    def wait(self, owner: Many, ended: Callable[[], bool]) -> None:
         """The calling thread waits for one of its many requests; see `Session.wait`."""
 
     def close(self) -> None:
@@ -210,7 +210,7 @@ class Requests:
         kept: Future[None] | None = None,
         *,
         waits: bool = False,
-        owner: object = None,
+        owner: Many | None = None,
     ) -> Future[Outputs]:
         """Send a prepared request; waits where too many are under way.
 
@@ -259,7 +259,7 @@ class Requests:
         wait: float = 0.0,
         kept: Future[None] | None = None,
         waits: bool = False,
-        owner: object = None,
+        owner: Many | None = None,
     ) -> Future[Outputs] | None:
         """Send a prepared request; None where too many are under way for `wait` seconds."""
         nbytes = sum(header.nbytes for header in submit.tensors)
@@ -293,14 +293,15 @@ class Requests:
                 return found
         return self.launch(submit, waits=True)
 
-    def wait(self, owner: object, ended: Callable[[], bool]) -> None:
+    def wait(self, owner: Many, ended: Callable[[], bool]) -> None:
         """See `Session.wait`."""
-        if self._session is not None:
-            self._session.wait(owner, ended)
+        session = self._session
+        if session is not None:
+            session.wait(owner, ended)
 
     def _running(self) -> Carrier:
         session = self._session
-        if session is not None and not session.forked:
+        if session is not None and not session.forked and not self._closed:
             return session
         with self._lock:
             if self._closed:
@@ -313,9 +314,8 @@ class Requests:
         """End the connection."""
         with self._lock:
             self._closed = True
-            session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        if self._session is not None:
+            self._session.close()
 
 
 def dialling(

@@ -16,7 +16,7 @@ from typing import Any
 from defer import client_events as c
 from defer.client_arrays import Outputs
 from defer.client_core import ClientCore
-from defer.client_errands import Alone, Answer, Awaited, Owned, Sending, Waiting
+from defer.client_errands import Alone, Answer, Awaited, Many, Owned, Sending, Waiting, kept_now
 from defer.client_line import Line
 from defer.errors import Cancelled, DeferError, UsageError, from_code
 from defer.socket_loop import Errand, SocketLoop
@@ -66,7 +66,7 @@ class Session:
         self._made_core = partial(ClientCore, address, absence_s)
         self._core = self._made_core()
         self.alone: Alone | None = None
-        self._owner: object = None
+        self._owner: Many | None = None
         """Whose all requests under way are, where they are one thread's."""
         self.futures: dict[bytes, Future[Outputs]] = {}
         self._unsent: deque[tuple[Infer | Recall | GiveUp, Sequence[Any]]] = deque()
@@ -141,7 +141,7 @@ class Session:
         """
         future = Answer() if future is None else future
         if kept is not None:
-            future.add_done_callback(lambda _: _end(kept))
+            future.add_done_callback(lambda _: kept_now(kept))
         if isinstance(future, Owned) and self._loop.drive(Sending(self, submit, future)):
             return future
 
@@ -154,7 +154,7 @@ class Session:
             future.set_exception(self._crash or Cancelled("the client is closed"))
         return future
 
-    def wait(self, owner: object, ended: Callable[[], bool]) -> None:
+    def wait(self, owner: Many, ended: Callable[[], bool]) -> None:
         """Drive the connection until `ended` where all that is under way is the caller's; else return at once."""
         if not ended():
             self._loop.drive(Waiting(owner, ended))
@@ -269,7 +269,7 @@ class Session:
                 case Rejection():
                     self._feed(c.RejectionArrived(header))
                 case Accepted(request) if request in self._kept:
-                    _end(self._kept.pop(request))
+                    kept_now(self._kept.pop(request))
                 case Greeting():
                     self._line.greeted(header)
                 case Refusal():
@@ -320,11 +320,6 @@ def decoded(tensors: Sequence[TensorHeader], frames: Sequence[Any]) -> Outputs:
         array = unpack_tensor(header, own)
         arrays[header.name] = array if array.flags.writeable else array.copy()
     return arrays
-
-
-def _end(kept: Future[None]) -> None:
-    if not kept.done():
-        kept.set_result(None)
 
 
 def _raise(error: DeferError) -> Outputs:

@@ -11,18 +11,21 @@ that does; its own process's requests come to it through no socket.
 
 from __future__ import annotations
 
+import importlib
+import math
 import os
-import tempfile
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from defer.async_client import AsyncClient
 from defer.client import Client
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests
-from defer.errors import NotReady, UsageError
+from defer.errors import DeferError, Internal, NotReady, UsageError
 from defer.translating import translate
 
 if TYPE_CHECKING:
@@ -32,11 +35,28 @@ if TYPE_CHECKING:
     from defer.documents.profile import CostProfile
     from defer.in_process_session import InProcessSession
 
+OBJECTIVES = ("latency", "throughput", "cost", "energy")
+"""What a plan can make least that needs no weights."""
+
 DRAIN_S = 30.0
 """Seconds that requests in flight have when the dispatcher is closed in order."""
 
-WAIT_S = 10.0
-"""Seconds that each agent has to answer at the start."""
+WAIT_S, MOST_WAIT_S = 10.0, 3600.0
+"""Seconds that each agent has to answer at the start; by default, and at most."""
+
+_STARTED: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for dispatcher in list(_STARTED):
+        dispatcher.close(0.0)
+
+
+# Before the interpreter waits for threads at its end, which `atexit` is too late for: a program may forget to close. Last
+# registered is called first, and executors, which must still work then, are registered with their module.
+importlib.import_module("concurrent.futures.thread")
+if hasattr(threading, "_register_atexit"):
+    threading._register_atexit(_close_all)
 
 
 class Dispatcher:
@@ -45,8 +65,8 @@ class Dispatcher:
     Args:
         cluster: The devices: a cluster.toml, or what was read from one.
         listen: `host:port` for other clients, in place of what the cluster says; port 0 takes free ones.
-        state: Directory for what must survive the process: what is deployed, and durable requests. Nothing does where
-            none is given.
+        state: Directory for what must survive the process: what is deployed, and durable requests; what the cluster says
+            by default. Nothing does where neither says one.
         wait: Seconds that each agent has to answer.
         keys: Folder of keys with one for a dispatcher; what the environment's DEFER_KEYS says by default.
         insecure: Use addresses beyond this machine without keys.
@@ -54,6 +74,7 @@ class Dispatcher:
     Raises:
         FileMissing, InvalidDocument, InvalidCluster: The cluster cannot be read.
         InvalidKey, PermissionDenied: There are no keys that it could use, and it would need them.
+        UsageError: The state is one that several dispatchers share, or the wait is no time.
     """
 
     def __init__(
@@ -66,14 +87,23 @@ class Dispatcher:
         keys: str | Path | None = None,
         insecure: bool = False,
     ) -> None:
+        from defer.dispatcher.state_url import is_state_url
         from defer.serving import cluster_to_serve, security_to_serve
 
-        self._cluster = cluster_to_serve(cluster, listen=listen)
+        self._cluster = cluster_to_serve(cluster, listen=listen, said="listen")
         self._security = security_to_serve(self._cluster, keys=keys, insecure=insecure)
-        self._state = None if state is None else Path(state).expanduser().absolute()
-        self._wait_s = wait
+        kept = self._cluster.dispatcher.state if state is None else str(state)
+        if is_state_url(kept):
+            raise UsageError(
+                "a dispatcher in a program shares no state with others",
+                hint="give a directory, or run `defer serve` with that state",
+            )
+        self._state = Path(kept).expanduser().absolute() if kept else None
+        self._wait_s = _seconds("wait", wait, most=MOST_WAIT_S)
         self._stack = ExitStack()
         self._daemon: Daemon | None = None
+        self._used = False
+        self._crash: BaseException | None = None
         self._process = os.getpid()
 
     # ---------------------------------------------------------------------------------------------- life cycle
@@ -88,19 +118,29 @@ class Dispatcher:
         """
         from defer.dispatcher.daemon import Daemon
         from defer.paths import profile_cache
+        from defer.serving import brief_state
 
-        if self._daemon is not None:
-            raise UsageError("this dispatcher has been started already")
+        if self._used:
+            raise UsageError("this dispatcher has been started already", hint="make another one")
+        self._used = True
         with ExitStack() as stack:
             lasting = self._state is not None
-            folder = self._state or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="defer-")))
+            folder = self._state or brief_state(stack)
             daemon = Daemon(
-                self._cluster, folder, profiles=profile_cache(), durable=lasting, security=self._security
+                self._cluster,
+                folder,
+                profiles=profile_cache(),
+                on_crash=self._crashed,
+                held=True,
+                durable=lasting,
+                security=self._security,
             )
             stack.enter_context(daemon)
             daemon.connect(self._wait_s)
+            daemon.let_go()
             self._stack = stack.pop_all()
         self._daemon = daemon
+        _STARTED.add(self)
 
     def close(self, drain_s: float = DRAIN_S) -> None:
         """Take no new requests, let those in flight end, and unload what agents hold.
@@ -108,10 +148,13 @@ class Dispatcher:
         Args:
             drain_s: Seconds that they have; what is left then is answered with `NotReady`.
         """
+        drain_s = _seconds("drain_s", drain_s, least=0.0)
         daemon, self._daemon = self._daemon, None
+        _STARTED.discard(self)
         if daemon is not None and os.getpid() == self._process:
             try:
-                daemon.drain(drain_s)
+                with suppress(DeferError):  # a thread of its has ended: nothing is left to wait for
+                    daemon.drain(drain_s)
             finally:
                 self._stack.close()
 
@@ -129,7 +172,9 @@ class Dispatcher:
     @property
     def address(self) -> str:
         """Where clients in other processes and `defer status --dispatcher` reach it."""
-        return str(self._running().address)
+        if self._daemon is None:
+            raise _not_running()
+        return str(self._daemon.address)
 
     def deploy(
         self,
@@ -140,7 +185,7 @@ class Dispatcher:
         plan: str | Path | Plan | None = None,
         profile: str | Path | CostProfile | None = None,
         inputs: Mapping[str, Sequence[int]] | None = None,
-        max_error: str = "",
+        max_error: str | float = "",
         calibration: str | Path | None = None,
         sample: float = 0.0,
         batch: Sequence[int] = (),
@@ -159,13 +204,14 @@ class Dispatcher:
             plan: A plan to follow, or its file.
             profile: Costs to plan with, or their file; measured (or remembered) by default.
             inputs: Shapes by input name, which bind free dimensions.
-            max_error: Budget for lossy codecs, as `0.01` or `top1:0.01`; none uses none.
+            max_error: Budget for lossy codecs, as `0.01` or `"top1:0.01"`; none uses none.
             calibration: Requests (.npz) on which their error is measured.
             sample: Share of the requests that are compared with the lossless pipeline.
             batch: How many requests stages may run together.
             batch_delay_s: How long the first of a batch waits for others.
             standby: What is prepared for the loss of a device, as `--standby`.
-            on_progress: Told what is being done and how far it is, 0 to 1; from several threads.
+            on_progress: Told what is being done and how far it is, 0 to 1; from several threads. What it
+                raises ends this.
 
         Returns:
             The plan that is served.
@@ -176,6 +222,7 @@ class Dispatcher:
         from defer import api
         from defer.accuracy import parse_budget
         from defer.batching import make_batching
+        from defer.calibration import check_requests
         from defer.dispatcher.bringup import Order, check_standby
         from defer.dispatcher.rollout import check_name, check_share
         from defer.documents.files import check_file
@@ -191,6 +238,16 @@ class Dispatcher:
         shapes = {each: tuple(shape) for each, shape in (inputs or {}).items()}
         api.check_shapes(shapes)
         check_share(sample)
+        if objective not in (None, *OBJECTIVES):
+            raise UsageError(f"objective is {objective!r:.80}", hint=f"say one of {', '.join(OBJECTIVES)}")
+        samples = None if calibration is None else Path(calibration).expanduser().absolute()
+        if samples is not None:
+            if not max_error:
+                raise UsageError("calibration has no meaning without max_error")
+            check_requests(samples)
+        sizes: Any = batch
+        if isinstance(sizes, str | int) or not all(type(size) is int for size in sizes):
+            raise UsageError(f"batch is {sizes!r:.80}", hint="give numbers of requests, such as (4, 8)")
         follow = Plan.load(plan) if isinstance(plan, str | Path) else plan
         if follow is not None and objective not in (None, follow.objective):
             raise UsageError(
@@ -204,14 +261,20 @@ class Dispatcher:
             profile=CostProfile.load(profile) if isinstance(profile, str | Path) else profile,
             objective=objective or (follow.objective if follow is not None else "latency"),
             shapes=shapes,
-            budget=parse_budget(max_error) if max_error else None,
-            calibration=None if calibration is None else Path(calibration).expanduser().absolute(),
+            budget=parse_budget(str(max_error)) if max_error else None,
+            calibration=samples,
             sample=sample,
-            batching=make_batching(batch, batch_delay_s),
+            batching=make_batching(batch, _seconds("batch_delay_s", batch_delay_s, least=0.0)),
             given=follow is not None,
             standby=check_standby(standby),
         )
-        outcome = daemon.deployments.bring_up(order, on_progress or _quiet)
+        told = _Told(on_progress)
+        try:
+            outcome = daemon.deployments.bring_up(order, told)
+        except Exception:
+            if told.raised is not None:
+                raise told.raised from None
+            raise
         return outcome.deployment.plan
 
     def undeploy(self, name: str, drain_s: float = DRAIN_S) -> None:
@@ -230,26 +293,31 @@ class Dispatcher:
 
     def client(self, *, model: str = "", timeout: float = DEFAULT_TIMEOUT_S, codec: str = "auto") -> Client:
         """A client whose requests pass no socket on the way to this dispatcher; arguments as in `Client`."""
-        return _Client(self._requests(model, timeout, codec))
+        return Client._over(self._requests(model, timeout, codec))
 
     def async_client(
         self, *, model: str = "", timeout: float = DEFAULT_TIMEOUT_S, codec: str = "auto"
     ) -> AsyncClient:
         """The same for an event loop; arguments as in `AsyncClient`."""
-        return _AsyncClient(self._requests(model, timeout, codec))
+        return AsyncClient._over(self._requests(model, timeout, codec))
 
     # --------------------------------------------------------------------------------------------------- inside
 
     def _running(self) -> Daemon:
         daemon = self._daemon
         if daemon is None:
-            raise NotReady("this dispatcher is not started, or closed", hint="use it as a context manager")
+            raise _not_running()
+        if self._crash is not None:
+            raise Internal(f"a thread of the dispatcher ended: {self._crash}") from self._crash
         if os.getpid() != self._process:
             raise UsageError(
                 "this process is a child of the dispatcher's",
                 hint=f'reach it from here with defer.Client("{daemon.address}")',
             )
         return daemon
+
+    def _crashed(self, error: BaseException) -> None:
+        self._crash = error
 
     def _requests(self, model: str, timeout: float, codec: str) -> Requests:
         from defer.in_process_session import InProcessServed, InProcessSession
@@ -265,15 +333,40 @@ class Dispatcher:
             raise translate(error) from error
 
 
-class _Client(Client):
-    def __init__(self, requests: Requests) -> None:
-        self._requests = requests
+def _not_running() -> NotReady:
+    return NotReady("this dispatcher is not started, or closed", hint="use it as a context manager")
 
 
-class _AsyncClient(AsyncClient):
-    def __init__(self, requests: Requests) -> None:
-        self._requests = requests
+def _seconds(name: str, value: Any, *, least: float = 0.001, most: float = math.inf) -> float:
+    """A number of seconds that a caller gave.
+
+    Raises:
+        UsageError: It is none, or out of bounds.
+    """
+    if not isinstance(value, int | float) or not least <= value <= most:
+        bounds = f"from {least:g} on" if most == math.inf else f"from {least:g} to {most:g}"
+        raise UsageError(f"{name} is {value!r:.80}", hint=f"give a number of seconds {bounds}")
+    return float(value)
 
 
-def _quiet(_what: str, _fraction: float) -> None:
-    pass
+class _Told:
+    """Tells a caller of progress, and remembers what that raised: it is no fault of the deployment's.
+
+    Args:
+        on_progress: The caller's.
+    """
+
+    def __init__(self, on_progress: Callable[[str, float], None] | None) -> None:
+        if on_progress is not None and not callable(on_progress):
+            raise UsageError(f"on_progress is {on_progress!r:.80}", hint="give a function of two arguments")
+        self._on_progress = on_progress
+        self.raised: Exception | None = None
+
+    def __call__(self, what: str, fraction: float) -> None:
+        if self._on_progress is None:
+            return
+        try:
+            self._on_progress(what, fraction)
+        except Exception as error:
+            self.raised = error
+            raise

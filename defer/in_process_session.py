@@ -7,10 +7,10 @@ waiting for are ended, and their callbacks run, in a thread of this session.
 from __future__ import annotations
 
 import heapq
+import logging
 import math
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -21,17 +21,19 @@ from typing import TYPE_CHECKING, Any
 from defer import api
 from defer.client_arrays import Outputs
 from defer.client_core import GRACE_S, advice, asked, pause_s
-from defer.client_errands import Answer, Owned
+from defer.client_errands import Answer, Many, Owned, kept_now
 from defer.client_events import Submit
 from defer.client_served import Served
 from defer.client_session import decoded
-from defer.errors import Cancelled, DeadlineExceeded, from_code
+from defer.errors import Cancelled, DeadlineExceeded, DeferError, from_code
 from defer.translating import translate
 from node_agent.messages import Rejection, Result
 
 if TYPE_CHECKING:
     from defer.dispatcher.daemon import Daemon
     from defer.dispatcher.shell import DataShell
+
+logger = logging.getLogger("defer")
 
 LOOK_S = 1.0
 """How often a thread that waits for one of its many requests looks whether it still waits for anything."""
@@ -75,10 +77,8 @@ class InProcessSession:
         self._shell = shell
         self._lock = threading.Lock()
         self._closed = False
-        self._open: dict[_Way, _Way] = {}
+        self._open: dict[_Way, None] = {}
         """The requests that have no answer yet."""
-        self._owners: weakref.WeakKeyDictionary[object, SimpleQueue[_Way]] = weakref.WeakKeyDictionary()
-        """Where the answers to all requests of a thread with many go."""
         self._clerk: _Clerk | None = None
 
     @property
@@ -95,17 +95,14 @@ class InProcessSession:
         gate = threading.Lock()
         gate.acquire()
         way = _Way(submit, lambda _: gate.release())
-        self._send(way)
         left = submit.deadline - time.monotonic() + STALL_S
         try:
+            self._send(way)
             if not gate.acquire(timeout=max(0.0, min(left, threading.TIMEOUT_MAX))):
-                raise DeadlineExceeded(
-                    "the dispatcher's own thread did not run in time: this machine is stalled"
-                )
-        except BaseException:
+                raise _overdue()
+            return way.outcome()
+        finally:
             self._forget(way)
-            raise
-        return way.outcome()
 
     def launch(
         self, submit: Submit, future: Future[Outputs], kept: Future[None] | None = None
@@ -114,45 +111,47 @@ class InProcessSession:
         clerk = self._clerk_at_work()
         way = _Way(submit, clerk.settle, future)
         if isinstance(future, Owned):
-            told = self._owners.get(future.owner)
-            if told is None:
-                with self._lock:
-                    told = self._owners[future.owner] = SimpleQueue()
-            way.settled = told.put
+            way.settled = future.owner.answers.put
         if kept is not None:
-            future.add_done_callback(lambda _: _end(kept))
-            way.kept = partial(_end, kept)
+            future.add_done_callback(lambda _: kept_now(kept))
+            way.kept = partial(kept_now, kept)
         if isinstance(future, Answer):
             future.give_up = partial(self._forget, way)
-        self._send(way)
+        try:
+            self._send(way)
+        except BaseException:
+            self._forget(way)
+            raise
+        if (
+            submit.recall and submit.deadline < math.inf
+        ):  # the request has its own deadline, and this is another
+            clerk.later(submit.deadline + GRACE_S, partial(self._end, way, _overdue()))
         return future
 
-    def wait(self, owner: object, ended: Callable[[], bool]) -> None:
+    def wait(self, owner: Many, ended: Callable[[], bool]) -> None:
         """See `Carrier`: end the futures of the caller's requests as their answers come, until `ended`."""
-        told = self._owners.get(owner)
-        while told is not None and not ended() and (self._open or not told.empty()):
+        while not ended():
             try:
-                told.get(timeout=LOOK_S).settle()
+                owner.answers.get(timeout=LOOK_S).settle()
             except Empty:
-                continue
+                if not self._open and owner.answers.empty():
+                    return
 
     def close(self) -> None:
         """See `Carrier`."""
-        self._closed = True
-        for way in list(self._open.values()):
-            way.give_up()
-            self._answered(way, Rejection(way.submit.request, "cancelled", "the client is closed"), ())
         with self._lock:
+            self._closed = True
             clerk = self._clerk
+        for way in list(self._open):
+            self._end(way, Cancelled("the client is closed"))
         if clerk is not None:
             clerk.close()
 
     # --------------------------------------------------------------------------------------------------- inside
 
     def _send(self, way: _Way) -> None:
-        self._open[way] = way  # first: whoever closes meanwhile finds it
+        self._open[way] = None  # first: whoever closes meanwhile finds it
         if self._closed:
-            self._open.pop(way, None)
             raise Cancelled("the client is closed")
         self._again(way)
 
@@ -161,17 +160,19 @@ class InProcessSession:
         way.give_up = self._shell.request(
             asked(submit, time.monotonic()), submit.frames, partial(self._answered, way), way.kept
         )
+        if way not in self._open:  # it was forgotten meanwhile, or has its answer
+            way.give_up()
 
     def _answered(self, way: _Way, answer: Result | Rejection, frames: Sequence[Any]) -> None:
         """Takes an answer, in the data thread."""
         submit = way.submit
         if type(answer) is Rejection and answer.code == "overloaded" and submit.patient and way in self._open:
             due = time.monotonic() + pause_s(way.tries)
-            if due < submit.deadline:
+            if due < submit.deadline and not self._closed:
                 way.tries += 1
                 self._clerk_at_work().later(due, partial(self._once_more, way))
                 return
-        if self._open.pop(way, None) is not None:
+        if self._open.pop(way, way) is None:
             way.told = answer, frames
             way.settled(way)
 
@@ -179,15 +180,28 @@ class InProcessSession:
         if way in self._open:
             self._again(way)
 
+    def _end(self, way: _Way, error: DeferError) -> None:
+        """End a request that has no answer yet."""
+        if self._open.pop(way, way) is None:
+            way.give_up()
+            way.error = error
+            if way.future is None:
+                way.settled(way)
+            else:
+                way.settle()
+
     def _forget(self, way: _Way) -> None:
         """Nobody waits for it any more."""
-        if self._open.pop(way, None) is not None:
+        if self._open.pop(way, way) is None:
             way.give_up()
+        way.give_up = _nothing  # it knows its way: a cycle that would keep the tensors
 
     def _clerk_at_work(self) -> _Clerk:
         clerk = self._clerk
         if clerk is None:
             with self._lock:
+                if self._closed:
+                    raise Cancelled("the client is closed")
                 if self._clerk is None:
                     self._clerk = _Clerk()
                 clerk = self._clerk
@@ -203,7 +217,7 @@ class _Way:
         future: Of the answer, where there is one.
     """
 
-    __slots__ = ("future", "give_up", "kept", "settled", "submit", "told", "tries")
+    __slots__ = ("error", "future", "give_up", "kept", "settled", "submit", "told", "tries")
 
     def __init__(
         self, submit: Submit, settled: Callable[[_Way], object], future: Future[Outputs] | None = None
@@ -212,6 +226,7 @@ class _Way:
         self.kept: Callable[[], object] | None = None
         self.give_up: Callable[[], object] = _nothing
         self.told: _Told | None = None
+        self.error: DeferError | None = None
         self.tries = 0
 
     def outcome(self) -> Outputs:
@@ -220,6 +235,8 @@ class _Way:
         Raises:
             DeferError: The request failed.
         """
+        if self.error is not None:
+            raise self.error
         assert self.told is not None
         answer, frames = self.told
         if isinstance(answer, Rejection):
@@ -232,6 +249,9 @@ class _Way:
     def settle(self) -> None:
         """End the future, in the calling thread."""
         future = self.future
+        self.give_up = _nothing
+        if isinstance(future, Answer):
+            future.give_up = None
         if future is None or not future.set_running_or_notify_cancel():
             return
         try:
@@ -248,11 +268,16 @@ class _Clerk:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
         self._lock = threading.Lock()
+        self._ended = False
         self._thread = threading.Thread(target=self._run, name="defer-in-process", daemon=True)
         self._thread.start()
 
     def settle(self, way: _Way) -> None:
-        self._told.put(way)
+        with self._lock:
+            if not self._ended:
+                self._told.put(way)
+                return
+        way.settle()
 
     def later(self, due: float, action: Callable[[], None]) -> None:
         with self._lock:
@@ -260,7 +285,9 @@ class _Clerk:
         self._told.put(_LOOK)
 
     def close(self) -> None:
-        self._told.put(None)
+        with self._lock:
+            self._ended = True
+            self._told.put(None)
         if self._thread is not threading.current_thread():
             self._thread.join(STALL_S)
 
@@ -273,17 +300,26 @@ class _Clerk:
             except Empty:
                 with self._lock:
                     _, _, action = heapq.heappop(self._due)
-                action()
+                _unharmed(action)
                 continue
             if way is None:
                 return
             if way is not _LOOK:
-                way.settle()
+                _unharmed(way.settle)
 
 
-def _end(kept: Future[None]) -> None:
-    if not kept.done():
-        kept.set_result(None)
+def _unharmed(action: Callable[[], None]) -> None:
+    """Whatever a caller's callback raises, the answers of others go on."""
+    try:
+        action()
+    except BaseException:
+        logger.exception("a callback of a request's future failed")
+
+
+def _overdue() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "no answer came in time, though the dispatcher is in this process: it is stalled, or too busy"
+    )
 
 
 def _nothing() -> None:

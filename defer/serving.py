@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -18,7 +26,11 @@ MOST_PORT = 65_533
 
 
 def cluster_to_serve(
-    cluster: str | Path | Cluster, *, listen: str | None = None, replan: Replan | None = None
+    cluster: str | Path | Cluster,
+    *,
+    listen: str | None = None,
+    replan: Replan | None = None,
+    said: str = "--listen",
 ) -> Cluster:
     """The cluster of a dispatcher.
 
@@ -26,6 +38,7 @@ def cluster_to_serve(
         cluster: It, or its file.
         listen: `host:port` to listen at in place of what it says.
         replan: Which plans are replaced while it serves, in place of what it says.
+        said: How the caller calls `listen`.
 
     Raises:
         FileMissing, InvalidDocument, InvalidCluster: It cannot be read, or has nothing to serve with.
@@ -39,7 +52,7 @@ def cluster_to_serve(
     if listen is not None:
         dispatcher = msgspec.structs.replace(dispatcher, listen=listen)
     cluster = msgspec.structs.replace(cluster, dispatcher=dispatcher)
-    address = parse_address(dispatcher.listen, "dispatcher.listen" if listen is None else "--listen")
+    address = parse_address(dispatcher.listen, "dispatcher.listen" if listen is None else said)
     if address.port > MOST_PORT:
         raise UsageError(f"port {address.port} leaves no room for the two data ports after it")
     cluster.check_serving()
@@ -65,3 +78,42 @@ def security_to_serve(
         InvalidKey, PermissionDenied: As `defer.access.security_for`.
     """
     return security_for(("dispatcher",), hosts_of(cluster), keys=keys, insecure=insecure)
+
+
+_BRIEF = "defer-serve-"
+
+_YOUNG_S = 60.0
+"""A brief state younger than this may be about to be locked."""
+
+
+def brief_state(stack: ExitStack) -> Path:
+    """A directory for a dispatcher that keeps nothing: deleted with the stack, or by the next one if it was killed."""
+    for old in Path(tempfile.gettempdir()).glob(f"{_BRIEF}*"):
+        if _left_behind(old):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_BRIEF))
+    stack.callback(_remove, folder, os.getpid())
+    return folder
+
+
+def _remove(folder: Path, process: int) -> None:
+    """Delete a brief state in the process that made it; a child that ends must not."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _left_behind(folder: Path) -> bool:
+    """Whether nobody holds a brief state any more."""
+    try:
+        found = folder.lstat()
+        if (
+            found.st_uid != os.getuid()
+            or not stat.S_ISDIR(found.st_mode)
+            or time.time() - found.st_mtime < _YOUNG_S
+        ):
+            return False
+        with contextlib.suppress(FileNotFoundError), (folder / "lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody holds it, or has just deleted it
+        return False
+    return True

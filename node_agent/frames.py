@@ -28,18 +28,15 @@ WORTH_ENCODING = 64
 encode_header = _ENCODER.encode
 """A data header as bytes."""
 
-INLINE_BYTES = 16 << 10
-"""Items whose frames come to no more bring them in the header: a frame less to hand over, at each end of each hop."""
+INLINE_BYTES, INLINE_FRAMES = 16 << 10, 64
+"""Items of no more bring their frames in the header: a frame less to hand over, at each end of each hop."""
 
 
 def inlined(frames: Sequence[Any]) -> tuple[bytes, ...]:
     """The frames of an item where they are short enough to travel in its header; else none."""
-    total = 0
-    for frame in frames:
-        if type(frame) is not bytes:
-            return ()
-        total += len(frame)
-    return tuple(frames) if total <= INLINE_BYTES else ()
+    if len(frames) > INLINE_FRAMES or sum(map(len, frames)) > INLINE_BYTES:
+        return ()
+    return tuple([frame if type(frame) is bytes else bytes(memoryview(frame)) for frame in frames])
 
 
 encode_control = _ENCODER.encode

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -13,12 +12,12 @@ import click
 from defer import api
 from defer.accuracy import Budget, parse_budget
 from defer.blocks import PLANNING_BLOCKS, planning_chain
+from defer.calibration import check_requests
 from defer.cli.output import progress
 from defer.cli.values import SHARE, parse_size
 from defer.documents.blocks import BlocksDocument
-from defer.documents.files import check_file
 from defer.documents.plan import Objective, Plan
-from defer.errors import UsageError, WrongInput
+from defer.errors import UsageError
 from defer.translating import translate
 
 if TYPE_CHECKING:
@@ -86,11 +85,7 @@ def check_calibration(calibration: Path | None, max_error: Budget | None) -> Non
         return
     if max_error is None:
         raise UsageError("--calibration has no meaning without --max-error")
-    check_file(calibration, "check --calibration")
-    if not zipfile.is_zipfile(calibration):
-        raise WrongInput(
-            f"{calibration.name} is not an .npz file of numbers", hint="write it with numpy.savez"
-        )
+    check_requests(calibration, "check --calibration")
 
 
 def given_plan(file: str | None, objective: Objective | None) -> Plan | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from defer.dispatcher.state_url import StateUrl, is_state_url, parse_state_url
 from defer.documents.address import parse_address
 from defer.documents.cluster import Cluster
 from defer.errors import UsageError
+from defer.serving import brief_state
 
 
 def state_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,9 +72,7 @@ def state_place(cluster: Cluster, state: str | None, stack: ExitStack, *, none: 
         # Absolute: what is kept of models names their files, and the next start may be in another directory.
         return StatePlace(Path(wanted).expanduser().absolute(), lasting=True)
     if none or port == 0:  # at any port nobody can find it again after a restart
-        return StatePlace(
-            Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="defer-serve-"))), lasting=False
-        )
+        return StatePlace(brief_state(stack), lasting=False)
     home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     folder = Path(home).expanduser().absolute() / "defer" / f"dispatcher-{port}"
     return StatePlace(folder, lasting=True, url=url)

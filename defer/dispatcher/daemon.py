@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from defer.agents import AgentPool
 from defer.dispatcher import events as e
@@ -396,9 +396,15 @@ class Daemon:
 
     def _sampled(self, sampled: e.Sampled) -> None:
         """From the data thread: a request is to be compared with its deployment's reference."""
+        # In this process their memory is the caller's again as soon as it has its answer.
+        sampled = replace(sampled, frames=_copied(sampled.frames), outputs=_copied(sampled.outputs))
         self._background.do(lambda: self.deployments.sampler.compare(sampled))
 
     def _took_over(self, model: str, epoch: int) -> None:
         """From the data thread: what stood by serves."""
         # Unloading takes long where a device does not answer, as is usual at a takeover: this does not wait for it.
         self._takeovers.do(lambda: self.recovery.standbys.took_over(model, epoch))
+
+
+def _copied(frames: Sequence[Any]) -> tuple[bytes, ...]:
+    return tuple([bytes(memoryview(frame)) for frame in frames])

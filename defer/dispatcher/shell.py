@@ -7,6 +7,7 @@ post events and callables. The thread never blocks but in `poll`.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -53,6 +54,8 @@ from node_agent.messages import (
     TensorHeader,
 )
 from node_agent.security import OPEN, Security
+
+logger = logging.getLogger("defer.dispatcher")
 
 T = TypeVar("T")
 
@@ -268,21 +271,27 @@ class DataShell:
         if caller not in callers:
             return
         callers.remove(caller)
-        if not callers:
-            del self._callers[request]
+        if callers:
+            return  # others wait for it
+        del self._callers[request]
         if caller[-1]:  # whoever asked by its id alone only waits no longer
             self._feed(e.CancelArrived(HERE, request))
 
     def _answer_here(self, answer: Result | Rejection, frames: Sequence[Any]) -> None:
-        callers = self._callers.pop(answer.request, None)
-        if callers is not None:
-            self._answers += [(answered, answer, frames) for answered, _, _ in callers]
+        """An answer for those of this process who wait for it, also where a client has asked for it since."""
+        for number, (answered, _, _) in enumerate(self._callers.pop(answer.request, ())):
+            # Each may write to what it gets.
+            own = [bytes(memoryview(frame)) for frame in frames] if number else frames
+            self._answers.append((answered, answer, own))
 
     def _hand_over(self) -> None:
         """Whoever is woken wants the interpreter at once, so nobody is before this thread is done with its turn."""
         answers, self._answers = self._answers, []
         for answered, answer, frames in answers:
-            answered(answer, frames)
+            try:
+                answered(answer, frames)
+            except Exception:
+                logger.exception("an answer could not be handed over")
 
     def _open(self) -> None:
         self._data: Socket = open_socket(self._loop.context, zmq.ROUTER, purpose="data")
@@ -352,9 +361,11 @@ class DataShell:
             match instruction:
                 case e.Reject(client, rejection):
                     self._last_words |= isinstance(event, e.Stopped)
-                    if client is HERE:
+                    if rejection.request in self._callers:
                         self._answer_here(rejection, ())
-                    elif client:
+                    if client is HERE:
+                        continue
+                    if client:
                         if self._chronicle is not None:
                             self._chronicle.answered(rejection.code, rejection.message)
                         self._outbox.send(self._data, client, encode_header(rejection), ())
@@ -387,9 +398,11 @@ class DataShell:
     def _deliver(self, client: bytes, result: Result, frames: Sequence[Any]) -> None:
         if self.traces.open:
             self.traces.answered(result.request, time.monotonic_ns())
-        if client is HERE:
+        if result.request in self._callers:
             self._answer_here(result, frames)
-        elif client:
+        if client is HERE:
+            return
+        if client:
             self._outbox.send(self._data, client, encode_header(result), frames)
         elif (future := self._canaries.pop(result.request, None)) is not None:
             future.set_result((result.tensors, frames, result.seconds))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -19,6 +23,7 @@ import models
 from defer import errors
 from defer.documents.cluster import Cluster, loads_cluster
 from defer.local_agents import LocalAgent, local_agents
+from defer.serving import brief_state
 
 pytestmark = pytest.mark.integration
 
@@ -111,12 +116,38 @@ def test_what_is_wrong_is_said_and_nothing_is_left(cluster: Cluster, model: Path
         plan = dispatcher.deploy(model)
         with pytest.raises(errors.UsageError, match="latency"):
             dispatcher.deploy(model, plan=plan, objective="throughput")
+        for wrong in (
+            {"objective": "fast"},
+            {"batch": 4},
+            {"batch": ("a",)},
+            {"batch_delay_s": -1},
+            {"standby": "y"},
+            {"sample": 2.0},
+            {"on_progress": 5},
+            {"calibration": str(model)},
+            {"max_error": 7.0},
+        ):
+            with pytest.raises(errors.UsageError):
+                dispatcher.deploy(model, **wrong)
+        with pytest.raises(errors.FileMissing):
+            dispatcher.deploy(model, max_error=0.01, calibration=tmp_path / "none.npz")
+        with pytest.raises(ZeroDivisionError):
+            dispatcher.deploy(model, on_progress=lambda *_: 1 / 0)  # the caller's own
+        with pytest.raises(errors.UsageError):
+            dispatcher.close(-1.0)
         again = dispatcher.deploy(model, plan=plan)
         assert (again.cuts, again.objective) == (plan.cuts, "latency")
         with pytest.raises(errors.UnknownModel):
             dispatcher.undeploy("another")
         with pytest.raises(errors.PortInUse):
             defer.Dispatcher(cluster, listen=dispatcher.address).start()
+    with pytest.raises(errors.UsageError):
+        dispatcher.start()  # once
+    for wait in (0, -1, float("nan"), float("inf"), "x"):
+        with pytest.raises(errors.UsageError):
+            defer.Dispatcher(cluster, wait=wait)
+    with pytest.raises(errors.UsageError):
+        defer.Dispatcher(cluster, state="nats://127.0.0.1:4222/t")
     gone = loads_cluster('[[device]]\nname = "gone"\naddress = "127.0.0.1:1"\n')
     with pytest.raises(errors.AgentUnreachable):
         defer.Dispatcher(gone, listen="127.0.0.1:0", wait=0.3).start()
@@ -126,7 +157,9 @@ def test_a_state_brings_models_and_durable_answers_back(
     cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:
     name = os.urandom(16)
-    with defer.Dispatcher(cluster, state=tmp_path / "state") as dispatcher:
+    kept = msgspec.structs.replace(cluster.dispatcher, state=str(tmp_path / "state"))
+    cluster = msgspec.structs.replace(cluster, dispatcher=kept)
+    with defer.Dispatcher(cluster) as dispatcher:
         dispatcher.deploy(model)
         with pytest.raises(errors.StateInUse):
             defer.Dispatcher(cluster, state=tmp_path / "state").start()
@@ -183,8 +216,7 @@ def test_a_program_that_forgets_to_close_it_ends_all_the_same(
         timeout=120,
         check=False,
     )
-    assert done.stdout.strip() == "asked", done.stderr
-    assert done.returncode == 0, done.stderr
+    assert (done.stdout.strip(), done.stderr, done.returncode) == ("asked", "", 0)
 
 
 def test_it_can_live_in_a_thread_that_is_not_the_main_one(cluster: Cluster, model: Path) -> None:
@@ -202,3 +234,39 @@ def test_it_can_live_in_a_thread_that_is_not_the_main_one(cluster: Cluster, mode
     thread.start()
     thread.join(60)
     assert isinstance(told[0], dict), told
+
+
+def test_a_state_that_was_left_behind_goes_with_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    old, held, young = (tmp_path / f"defer-serve-{name}" for name in ("old", "held", "young"))
+    for folder in (old, held, young):
+        folder.mkdir()
+        (folder / "lock").write_text("")
+    for folder in (old, held):
+        os.utime(folder, (1, 1))
+    with (held / "lock").open() as file, ExitStack() as stack:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        made = brief_state(stack)
+        child = os.fork()
+        if child == 0:
+            stack.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert {each.name for each in tmp_path.iterdir()} == {held.name, young.name, made.name}
+    assert not made.exists()
+
+
+def test_the_threads_that_failed_are_told_of(cluster: Cluster, model: Path) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    with defer.Dispatcher(cluster) as dispatcher:
+        client = dispatcher.client()
+        dispatcher._running().shell._loop.enqueue(fail)
+        with pytest.raises(errors.DeferError):
+            client.infer(inputs())
+        client.close()
+        with pytest.raises(errors.Internal, match="broken"):
+            dispatcher.deploy(model)

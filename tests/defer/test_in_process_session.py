@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 
 from defer import api, errors
 from defer.client import AsyncClient, Client
+from defer.client_core import pause_s
 from defer.client_requests import Requests
 from defer.client_served import Served
 from defer.dispatcher import events as e
@@ -43,16 +46,6 @@ class ServedHere(Served):
         return answer.models
 
 
-class _Client(Client):
-    def __init__(self, requests: Requests) -> None:
-        self._requests = requests
-
-
-class _AsyncClient(AsyncClient):
-    def __init__(self, requests: Requests) -> None:
-        self._requests = requests
-
-
 def requests_to(server: Any, **more: Any) -> Requests:
     options = {"model": "", "timeout": 10.0, "codec": "auto"} | more
     return Requests(ServedHere(server), lambda: InProcessSession(server.shell), **options)
@@ -60,7 +53,7 @@ def requests_to(server: Any, **more: Any) -> Requests:
 
 @contextmanager
 def here(server: Any, **more: Any) -> Iterator[Client]:
-    with _Client(requests_to(server, **more)) as client:
+    with Client._over(requests_to(server, **more)) as client:
         yield client
 
 
@@ -114,7 +107,7 @@ def test_many_threads_and_clients_of_other_processes_beside_it(server: Any) -> N
 
 def test_asyncio(server: Any) -> None:
     async def ask() -> list[float]:
-        async with _AsyncClient(requests_to(server)) as client:
+        async with AsyncClient._over(requests_to(server)) as client:
             one = await client.infer(x(1))
             tasks = [client.submit(x(value)) for value in range(2, 10)]
             return [first(one), *[first(await task) for task in tasks]]
@@ -199,7 +192,7 @@ def test_whoever_waits_is_told_when_it_ends(make_server: Callable[..., Any], end
         except errors.DeferError as error:
             told.append(error)
 
-    client = _Client(requests_to(server))
+    client = Client._over(requests_to(server))
     future = client.submit(x())
     waiting = threading.Thread(target=ask, args=(client,))
     waiting.start()
@@ -297,3 +290,103 @@ def test_a_child_of_the_process_is_told(server: Any) -> None:
             time.sleep(0.01)
         assert os.waitstatus_to_exitcode(ended[1]) == 0
         assert first(client.infer(x())) == 2
+
+
+def test_whoever_asks_for_the_answer_elsewhere_takes_it_from_nobody(make_server: Callable[..., Any]) -> None:
+    server = make_server()
+    stage = server.stage()
+    stage.hold = True
+    server.serve(stage)
+    name = os.urandom(16)
+    with here(server) as client, Client(server.address, timeout=10) as other:
+        future = client.submit(x(5), request=name)
+        until(lambda: under_way(server) == 1)
+        elsewhere: list[float] = []
+        asking = threading.Thread(target=lambda: elsewhere.append(first(other.recall(name))))
+        asking.start()
+        until(lambda: server.core(lambda core: core.ledger.named(name).client != e.HERE))
+        stage.hold = False
+        assert first(future.result(10)) == 10
+        asking.join(10)
+        assert elsewhere == [10]
+
+
+def test_waiting_for_an_answer_by_its_id_has_a_deadline_of_its_own(make_server: Callable[..., Any]) -> None:
+    server = make_server()
+    stage = server.stage()
+    stage.hold = True
+    server.serve(stage)
+    name = os.urandom(16)
+    with here(server) as client:
+        future = client.submit(x(5), request=name)
+        until(lambda: under_way(server) == 1)
+        began = time.monotonic()
+        with pytest.raises(errors.DeadlineExceeded):
+            client.recall(name, timeout=0.1)
+        assert time.monotonic() - began < 4
+        stage.hold = False
+        assert first(future.result(10)) == 10
+
+
+def test_who_gives_up_ends_no_request_that_others_wait_for(make_server: Callable[..., Any]) -> None:
+    server = make_server()
+    stage = server.stage()
+    stage.hold = True
+    server.serve(stage)
+    name = os.urandom(16)
+    with here(server) as client, here(server) as other:
+        future = client.submit(x(5), request=name)
+        second = other.submit(x(5), request=name)
+        until(lambda: server.shell.call(lambda *_: len(server.shell._callers.get(name, ()))).result(5) == 2)
+        assert second.cancel()
+        until(lambda: server.shell.call(lambda *_: len(server.shell._callers[name])).result(5) == 1)
+        stage.hold = False
+        assert first(future.result(10)) == 10
+
+
+def test_a_map_goes_to_its_end_where_the_client_is_closed(server: Any) -> None:
+    client = Client._over(requests_to(server))
+    results = client.map([x(1), x(2), x(3)], window=3, timeout=20)
+    assert first(next(results)) == 2
+    until(lambda: under_way(server) == 0)
+    client.close()
+    began = time.monotonic()
+    ended: list[object] = []
+    for _ in range(2):
+        try:
+            ended.append(first(next(results)))
+        except errors.Cancelled as error:
+            ended.append(error)
+            break
+    assert ended
+    assert time.monotonic() - began < 10
+
+
+def test_a_callback_that_raises_harms_no_other(server: Any) -> None:
+    def leave(_: object) -> None:
+        raise SystemExit
+
+    with here(server) as client:
+        future = client.submit(x(1))
+        future.add_done_callback(leave)
+        assert [first(client.submit(x(value)).result(10)) for value in range(3)] == [0, 2, 4]
+
+
+def test_nothing_keeps_a_requests_tensors_when_it_has_ended(server: Any) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with here(server) as client:
+            client.infer(x())
+            given = x(3)
+            alive = weakref.ref(given)
+            client.infer(given)
+            del given
+            until(lambda: alive() is None or len(server.core(lambda core: core.requests)) == 0)
+            assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_pauses_have_an_end() -> None:
+    assert pause_s(0) < pause_s(3) <= pause_s(5000) <= 1.0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from node_agent import messages as m
 from node_agent.errors import FrameError
-from node_agent.frames import INLINE_BYTES, encode_header, inlined, pack_item, unpack
+from node_agent.frames import INLINE_BYTES, INLINE_FRAMES, encode_header, inlined, pack_item, unpack
 from node_agent.link import bind, open_socket, receive, send
 
 
@@ -36,12 +36,12 @@ def passed(sockets: tuple[Any, Any], header: m.Item, *frames: bytes) -> tuple[An
     return got, came
 
 
-@given(st.lists(st.integers(0, INLINE_BYTES + 1), max_size=4), st.booleans())
+@given(st.lists(st.integers(0, INLINE_BYTES + 1), max_size=INLINE_FRAMES + 1), st.booleans())
 def test_short_frames_go_inline_all_or_none(lengths: list[int], view: bool) -> None:
-    frames: list[Any] = [bytes(each) for each in lengths]
-    assert inlined(frames) == (tuple(frames) if sum(lengths) <= INLINE_BYTES else ())
-    if view and frames:
-        assert inlined([*frames, memoryview(b"x")]) == ()
+    frames = [bytes(each) for each in lengths]
+    fits = sum(lengths) <= INLINE_BYTES and len(lengths) <= INLINE_FRAMES
+    given = [memoryview(frame) for frame in frames] if view else frames
+    assert inlined(given) == (tuple(frames) if fits else ())
 
 
 def test_an_item_arrives_as_if_its_frames_had_come_after_it(sockets: tuple[Any, Any]) -> None:
