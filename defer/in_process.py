@@ -52,8 +52,8 @@ def _close_all() -> None:
         dispatcher.close(0.0)
 
 
-# Before the interpreter waits for threads at its end, which `atexit` is too late for: a program may forget to close. Last
-# registered is called first, and executors, which must still work then, are registered with their module.
+# Before the interpreter waits for threads at its end, which `atexit` is too late for: a program may forget to close.
+# Last registered is called first, and executors, which must still work then, are registered with their module.
 importlib.import_module("concurrent.futures.thread")
 if hasattr(threading, "_register_atexit"):
     threading._register_atexit(_close_all)
