@@ -122,9 +122,8 @@ class InProcessSession:
         except BaseException:
             self._forget(way)
             raise
-        if (
-            submit.recall and submit.deadline < math.inf
-        ):  # the request has its own deadline, and this is another
+        if submit.recall and submit.deadline < math.inf:
+            # The request has its own deadline, and this is another.
             clerk.later(submit.deadline + GRACE_S, partial(self._end, way, _overdue()))
         return future
 
@@ -162,6 +161,7 @@ class InProcessSession:
         )
         if way not in self._open:  # it was forgotten meanwhile, or has its answer
             way.give_up()
+            way.give_up = _nothing
 
     def _answered(self, way: _Way, answer: Result | Rejection, frames: Sequence[Any]) -> None:
         """Takes an answer, in the data thread."""
@@ -258,6 +258,7 @@ class _Way:
             future.set_result(self.outcome())
         except Exception as error:
             future.set_exception(error)
+        self.told = None
 
 
 class _Clerk:
