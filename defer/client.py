@@ -21,7 +21,7 @@ from defer.admin import CONNECT_S
 from defer.api import ModelInfo, ServerStatus
 from defer.async_client import AsyncClient
 from defer.client_arrays import Array, Inputs, Outputs, fill
-from defer.client_core import GRACE_S
+from defer.client_core import STALL_S
 from defer.client_errands import Awaited, Many
 from defer.client_requests import DEFAULT_TIMEOUT_S, Requests, dialling
 from defer.errors import DeadlineExceeded, UsageError
@@ -317,13 +317,9 @@ class _UnderWay(Many):
             future.cancel()
 
 
-_MARGIN_S = GRACE_S + 5.0
-"""The I/O thread ends every request at its deadline; this is for a machine that stalls."""
-
-
 def _left(deadline: float) -> float | None:
     """Seconds to wait for what ends by a deadline; None for one without."""
-    return max(0.0, deadline - time.monotonic()) + _MARGIN_S if deadline < math.inf else None
+    return max(0.0, deadline - time.monotonic()) + STALL_S if deadline < math.inf else None
 
 
 def _result(future: Future[Outputs], deadline: float) -> dict[str, Array]:

@@ -42,6 +42,9 @@ GRACE_S = 0.25
 """The dispatcher's own answer to a passed deadline says more than ours: we wait so much longer for it, and no more,
 since a deadline is a promise."""
 
+STALL_S = GRACE_S + 5.0
+"""Whoever waits for a request is told by another thread at its deadline; so much later its machine must have stalled."""
+
 ALIVE_S = 2.0
 """A dispatcher that answered anything within this time is alive."""
 

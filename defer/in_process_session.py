@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from defer import api
 from defer.client_arrays import Outputs
-from defer.client_core import GRACE_S, advice, asked, pause_s
+from defer.client_core import GRACE_S, STALL_S, advice, asked, pause_s
 from defer.client_errands import Answer, Many, Owned, kept_now
 from defer.client_events import Submit
 from defer.client_served import Served
@@ -37,9 +37,6 @@ logger = logging.getLogger("defer")
 
 LOOK_S = 1.0
 """How often a thread that waits for one of its many requests looks whether it still waits for anything."""
-
-STALL_S = GRACE_S + 5.0
-"""The data thread ends every request at its deadline; this is for a machine that stalls."""
 
 _Told = tuple[Result | Rejection, Sequence[Any]]
 

@@ -68,6 +68,15 @@ def first(outputs: dict[str, np.ndarray]) -> float:
     return float(outputs["y"][0, 0])
 
 
+def holding(make_server: Callable[..., Any]) -> tuple[Any, Any]:
+    """A server, and its stage, which keeps what it gets until `hold` is taken back."""
+    server = make_server()
+    stage = server.stage()
+    stage.hold = True
+    server.serve(stage)
+    return server, stage
+
+
 def under_way(server: Any) -> int:
     return int(server.core(lambda core: len(core.requests)))
 
@@ -137,10 +146,7 @@ def test_errors_are_those_of_any_client(make_server: Callable[..., Any]) -> None
 
 
 def test_a_cancelled_future_ends_its_request(make_server: Callable[..., Any]) -> None:
-    server = make_server()
-    stage = server.stage()
-    stage.hold = True
-    server.serve(stage)
+    server, _stage = holding(make_server)
     with here(server) as client:
         future = client.submit(x())
         until(lambda: under_way(server) == 1)
@@ -180,10 +186,7 @@ def test_a_patient_request_waits_where_the_dispatcher_is_overloaded(make_server:
 
 @pytest.mark.parametrize("ends", ["client", "dispatcher"])
 def test_whoever_waits_is_told_when_it_ends(make_server: Callable[..., Any], ends: str) -> None:
-    server = make_server()
-    stage = server.stage()
-    stage.hold = True
-    server.serve(stage)
+    server, _stage = holding(make_server)
     told: list[BaseException] = []
 
     def ask(client: Client) -> None:
@@ -232,10 +235,7 @@ def test_callbacks_run_in_no_thread_of_the_dispatchers(server: Any) -> None:
 
 
 def test_who_is_interrupted_gives_its_request_up(make_server: Callable[..., Any]) -> None:
-    server = make_server()
-    stage = server.stage()
-    stage.hold = True
-    server.serve(stage)
+    server, stage = holding(make_server)
 
     class Enough(Exception):
         pass
@@ -258,10 +258,7 @@ def test_who_is_interrupted_gives_its_request_up(make_server: Callable[..., Any]
 
 
 def test_two_that_wait_for_one_request_both_get_its_answer(make_server: Callable[..., Any]) -> None:
-    server = make_server()
-    stage = server.stage()
-    stage.hold = True
-    server.serve(stage)
+    server, stage = holding(make_server)
     name = os.urandom(16)
     with here(server) as client, here(server) as other:
         future = client.submit(x(5), request=name)
@@ -293,10 +290,7 @@ def test_a_child_of_the_process_is_told(server: Any) -> None:
 
 
 def test_whoever_asks_for_the_answer_elsewhere_takes_it_from_nobody(make_server: Callable[..., Any]) -> None:
-    server = make_server()
-    stage = server.stage()
-    stage.hold = True
-    server.serve(stage)
+    server, stage = holding(make_server)
     name = os.urandom(16)
     with here(server) as client, Client(server.address, timeout=10) as other:
         future = client.submit(x(5), request=name)
@@ -312,10 +306,7 @@ def test_whoever_asks_for_the_answer_elsewhere_takes_it_from_nobody(make_server:
 
 
 def test_waiting_for_an_answer_by_its_id_has_a_deadline_of_its_own(make_server: Callable[..., Any]) -> None:
-    server = make_server()
-    stage = server.stage()
-    stage.hold = True
-    server.serve(stage)
+    server, stage = holding(make_server)
     name = os.urandom(16)
     with here(server) as client:
         future = client.submit(x(5), request=name)
@@ -329,10 +320,7 @@ def test_waiting_for_an_answer_by_its_id_has_a_deadline_of_its_own(make_server: 
 
 
 def test_who_gives_up_ends_no_request_that_others_wait_for(make_server: Callable[..., Any]) -> None:
-    server = make_server()
-    stage = server.stage()
-    stage.hold = True
-    server.serve(stage)
+    server, stage = holding(make_server)
     name = os.urandom(16)
     with here(server) as client, here(server) as other:
         future = client.submit(x(5), request=name)
