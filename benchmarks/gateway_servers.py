@@ -15,7 +15,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import free_port, serving
+from benchmarks.ports import free_ports
+from benchmarks.processes import serving
 from defer.local_agents import local_agents
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +61,7 @@ def ours(models: Path, work: Path) -> Iterator[tuple[Server, ...]]:
             '[dispatcher]\nlisten = "127.0.0.1:0"\n[network]\nbandwidth = "10 Gbit/s"\ndelay = "0.05 ms"\n'
             f'[[device]]\nname = "box"\naddress = "{agent.address}"\nspeed = "10 GFLOP/s"\n'
         )
-        http, grpc = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        http, grpc = (f"127.0.0.1:{free_ports(1)}" for _ in range(2))
         ready = stack.enter_context(
             serving(cluster, "--state", str(work / "state"), "--http", http, "--grpc", grpc)
         )
@@ -91,7 +92,7 @@ def mlserver(workers: int, name: str) -> Start:
     def started(models: Path, work: Path) -> Iterator[tuple[Server, ...]]:
         check = "import mlserver, onnxruntime, uvloop; assert uvloop.__version__ < '0.22'"
         python = environment(MLSERVER, check, *MLSERVER_PACKAGES)
-        http, grpc, metrics = (free_port() for _ in range(3))
+        http, grpc, metrics = (free_ports(1) for _ in range(3))
         settings = {
             "debug": False,
             "host": "127.0.0.1",
@@ -125,7 +126,7 @@ def mlserver(workers: int, name: str) -> Start:
 def ray_serve(models: Path, work: Path) -> Iterator[tuple[Server, ...]]:
     """Ray Serve: its HTTP proxy and one replica."""
     python = environment(RAY, "import ray.serve, numpy, onnxruntime", "ray[serve]", "numpy", "onnxruntime")
-    port = free_port()
+    port = free_ports(1)
     more = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
     command = [str(python), str(HERE / "peer_ray.py"), str(port), str(models)]
     with _running(command, more, work / "ray.log"):

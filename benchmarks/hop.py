@@ -30,7 +30,8 @@ import numpy as np
 
 from benchmarks import bare, chain_model, nothing
 from benchmarks.burden import Burden, per_item
-from benchmarks.processes import ended, free_port, serving, start_bare
+from benchmarks.ports import free_ports
+from benchmarks.processes import ended, serving, start_bare
 from benchmarks.runner import Options, Outcome, Row, Target, main
 from defer.client import Client
 from defer.in_process import Dispatcher
@@ -276,7 +277,8 @@ def our_chain(
 @contextmanager
 def bare_chain(processes: dict[str, int] | None = None) -> Iterator[bare.Pipeline]:
     """Four stages of the bare pipeline as processes, whose ids are put into `processes`, and both ends of it."""
-    endpoints = [f"tcp://127.0.0.1:{free_port()}" for _ in range(STAGES + 1)]
+    first = free_ports(STAGES + 1)
+    endpoints = [f"tcp://127.0.0.1:{port}" for port in range(first, first + STAGES + 1)]
     with ended(stages := start_bare(endpoints)):
         if processes is not None:
             processes.update({f"stage {number + 1}": stage.pid for number, stage in enumerate(stages)})

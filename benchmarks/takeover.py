@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 import models
+from benchmarks.ports import free_ports
 from benchmarks.runner import Options, Outcome, Row, Target, main
 from defer.client import Client
 from defer.errors import DeferError, MissingExtra
@@ -59,7 +60,7 @@ class Dispatcher:
     def __init__(
         self, number: int, folder: Path, agents: Sequence[LocalAgent], words: Sequence[object]
     ) -> None:
-        self.port = _free_ports()
+        self.port = free_ports(3)
         self.address = f"127.0.0.1:{self.port}"
         self._home = folder / f"dispatcher-{number}"
         self._home.mkdir()
@@ -272,9 +273,7 @@ def _loads(client: Client) -> dict[str, int]:
 
 @contextmanager
 def _nats(folder: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_ports(1)
     with (folder / "nats.log").open("wb") as log:
         command = ["nats-server", "-js", "-a", "127.0.0.1", "-p", str(port), "-sd", str(folder / "nats")]
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -289,21 +288,6 @@ def _nats(folder: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(WAIT_S)
-
-
-def _free_ports() -> int:
-    """The first of three ports in a row that nobody uses."""
-    while True:
-        with ExitStack() as held:
-            first = held.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            try:
-                for offset in (1, 2):
-                    held.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 if __name__ == "__main__":

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-
-
-def free_ports() -> int:
-    """The first of sixty ports that nobody listens on, below those that the system hands out."""
-    for base in np.random.default_rng().permutation(np.arange(20000, 30000, 100)):
-        taken = False
-        for port in range(int(base), int(base) + 60):
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError:
-                    taken = True
-                    break
-        if not taken:
-            return int(base)
-    raise AssertionError("no free ports")
 
 
 def small_models(folder: Path) -> None:

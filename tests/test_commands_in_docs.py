@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.doc_surroundings import free_ports, small_models, stand_ins
+from benchmarks.ports import free_ports
+from tests.doc_surroundings import small_models, stand_ins
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)]
@@ -197,7 +198,7 @@ class Walk:
     """One page's commands, one after the other, in a folder of its own."""
 
     def __init__(self, folder: Path, setting: Setting) -> None:
-        self.folder, self.setting, self.base = folder, setting, free_ports()
+        self.folder, self.setting, self.base = folder, setting, free_ports(60)
         self.long: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
         self.ports: dict[str, int] = {}
         home, self.remote = folder / "home", folder / "remote"

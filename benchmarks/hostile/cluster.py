@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import threading
 import time
@@ -15,7 +14,8 @@ import numpy as np
 import zmq
 
 from benchmarks import chain_model
-from benchmarks.processes import free_port, serving
+from benchmarks.ports import free_ports
+from benchmarks.processes import serving
 from benchmarks.watch import Taken, taken
 from defer.client import Client
 from defer.documents.cluster import Cluster
@@ -128,19 +128,6 @@ def running(work: Path) -> Iterator[Running]:
         finally:
             stop.set()
             thread.join(2 * TIMEOUT_S)
-
-
-def free_ports(count: int) -> int:
-    """The first of some ports in a row of loopback that nobody listens on now."""
-    while True:
-        with ExitStack() as stack:
-            first = free_port()
-            try:
-                for port in range(first, first + count):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first
 
 
 def _agent_ports(address: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import zmq
 
-from benchmarks.hostile.cluster import free_ports
+from benchmarks.ports import free_ports
 from benchmarks.processes import serving
 from defer import keys
 from defer.local_agents import local_agents

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import partitioner
-from benchmarks.hostile.cluster import free_ports
+from benchmarks.ports import free_ports
 from benchmarks.processes import ended
 from benchmarks.soak import model
 from defer import api

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ports import free_ports
+from benchmarks.ports import free_ports
 
 needs_nats = pytest.mark.skipif(
     shutil.which("nats-server") is None or find_spec("nats") is None,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
 
 import models
+from benchmarks.ports import free_ports
 from defer import keys
 from defer.cli import init
 from defer.documents.cluster import Cluster
@@ -19,15 +19,9 @@ from tests.defer.cli_fixtures import failed, run
 pytestmark = pytest.mark.integration
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_file_from_what_answers_can_be_planned_with_at_once(tmp_path: Path) -> None:
     model = models.save("tiny_residual", tmp_path / "m.onnx")
-    written, silent = tmp_path / "cluster.toml", f"127.0.0.1:{free_port()}"
+    written, silent = tmp_path / "cluster.toml", f"127.0.0.1:{free_ports(1)}"
     with local_agents(["left", "right"], tmp_path) as (left, right):
         result = run(
             "init", left.address, f"right={right.address}", silent, "--wait", 3, "-o", written, "--json"
@@ -62,7 +56,7 @@ def test_a_file_from_what_answers_can_be_planned_with_at_once(tmp_path: Path) ->
 def test_nobody_there_is_an_error_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = tmp_path / "cluster.toml"
     written.write_text("# mine\n")
-    nobody = f"127.0.0.1:{free_port()}"
+    nobody = f"127.0.0.1:{free_ports(1)}"
     said = failed(run("init", nobody, "--wait", 0.3, "-o", written, "--force"), 69)
     assert nobody in said
     assert written.read_text() == "# mine\n"

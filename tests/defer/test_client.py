@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 
 import defer
+from benchmarks.ports import free_ports
 from defer import api, errors
 from defer.client import AsyncClient, Client
 from defer.client_encoding import plain
 from defer.dispatcher import events as e
 from defer.dispatcher.neighbours import link_of
 from node_agent.messages import Credit, TensorSpec
-from tests.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -278,9 +278,7 @@ def test_the_device_is_lost(server: Any) -> None:
 
 
 def test_nobody_there() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_ports(1)
     with (
         Client(f"127.0.0.1:{port}", connect_timeout=0.2) as client,
         pytest.raises(errors.DispatcherUnreachable, match="no dispatcher answers") as caught,
@@ -290,9 +288,7 @@ def test_nobody_there() -> None:
 
 
 def test_connecting_takes_no_longer_than_a_request_may() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_ports(1)
     with (
         Client(f"127.0.0.1:{port}", timeout=0.6) as client,
         pytest.raises(errors.DispatcherUnreachable, match=r"within 0\.6 s"),

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.ports import free_ports
 from defer import errors
 from defer.client import Client
 from defer.client_session import Session
 from defer.socket_loop import SocketLoop
-from tests.ports import free_ports
 
 pytestmark = pytest.mark.integration
 

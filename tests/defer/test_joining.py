@@ -11,6 +11,7 @@ import pytest
 
 import models
 import partitioner
+from benchmarks.ports import free_ports
 from defer.client import Client
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
@@ -20,7 +21,6 @@ from defer.errors import InvalidCluster, UnknownDevice
 from defer.local_agents import local_agents
 from defer.planning import make_plan, parse_placement
 from node_agent.messages import EngineInfo, Offer
-from tests.ports import free_ports
 
 MODEL = "tiny_residual"
 
@@ -126,7 +126,7 @@ def test_agents_that_register_serve_the_next_plan_and_a_restarted_dispatcher(tmp
                     client.infer(inputs, timeout=30)[output.name], value, rtol=1e-3, atol=1e-5
                 )
 
-    port, reached = free_ports(), free_ports()
+    port, reached = free_ports(3), free_ports(3)
     dial = ["--dial", f"tcp://127.0.0.1:{port}"]
     arguments = {
         "dials": dial,
@@ -159,7 +159,7 @@ def test_agents_that_register_serve_the_next_plan_and_a_restarted_dispatcher(tmp
 
 @pytest.mark.integration
 def test_where_joining_is_not_allowed_an_agent_is_told_of_and_not_used(tmp_path: Path) -> None:
-    port = free_ports()
+    port = free_ports(3)
     arguments = {"new": ["--dial", f"tcp://127.0.0.1:{port}"]}
     with local_agents(["old", "new"], tmp_path, arguments=arguments) as agents:
         described = loads_cluster(FILE.format(port=port, join="false", address=agents[0].address))

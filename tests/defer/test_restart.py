@@ -21,13 +21,13 @@ import pytest
 
 import models
 import partitioner
+from benchmarks.ports import free_ports
 from defer import api, errors
 from defer.admin import Admin
 from defer.client import Client
 from defer.documents.cluster import Cluster
 from defer.local_agents import LocalAgent, local_agents, read_line
 from defer.planning import make_plan, parse_placement
-from tests.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -154,7 +154,7 @@ def same(outputs: Any, wanted: dict[str, np.ndarray]) -> None:
 def test_killed_under_load_it_comes_back_with_everything(
     agents: tuple[LocalAgent, ...], model: Path, expected: Any, tmp_path: Path
 ) -> None:
-    port = free_ports()
+    port = free_ports(3)
     cluster = write_cluster(agents, tmp_path / "cluster.toml", port)
     sent: dict[int, tuple[bytes, Future[Any]]] = {}
     plain: list[Any] = []
@@ -214,7 +214,7 @@ def test_killed_under_load_it_comes_back_with_everything(
 def test_whoever_only_asks_again_gets_the_answer(
     agents: tuple[LocalAgent, ...], model: Path, expected: Any, tmp_path: Path
 ) -> None:
-    port = free_ports()
+    port = free_ports(3)
     cluster = write_cluster(agents, tmp_path / "cluster.toml", port)
     with dispatchers(cluster, port, tmp_path, "--model", model) as serving:
         for agent in agents:  # so that the request cannot be answered before the kill
@@ -239,7 +239,7 @@ def test_whoever_only_asks_again_gets_the_answer(
 def test_a_stop_in_order_keeps_what_was_deployed_and_not_what_the_command_line_asked_for(
     agents: tuple[LocalAgent, ...], model: Path, expected: Any, tmp_path: Path
 ) -> None:
-    port = free_ports()
+    port = free_ports(3)
     cluster = write_cluster(agents, tmp_path / "cluster.toml", port)
     with dispatchers(cluster, port, tmp_path, "--model", model, "--name", "first") as serving:
         deploy = [
@@ -266,7 +266,7 @@ def test_a_stop_in_order_keeps_what_was_deployed_and_not_what_the_command_line_a
 
 @pytest.mark.slow
 def test_a_model_waits_for_its_own_agents_only(model: Path, expected: Any, tmp_path: Path) -> None:
-    port = free_ports()
+    port = free_ports(3)
     with local_agents(["a"], tmp_path) as (a,), local_agents(["b"], tmp_path) as (b,):
         cluster = write_cluster((a, b), tmp_path / "cluster.toml", port)
         chain, described = partitioner.analyze(model), Cluster.load(cluster)
@@ -334,7 +334,7 @@ def test_a_model_waits_for_its_own_agents_only(model: Path, expected: Any, tmp_p
 def test_a_plan_that_helps_out_does_not_take_the_place_of_the_one_that_was_asked_for(
     model: Path, expected: Any, tmp_path: Path
 ) -> None:
-    port = free_ports()
+    port = free_ports(3)
     with local_agents(["a"], tmp_path) as (a,), local_agents(["b"], tmp_path) as (b,):
         cluster = write_cluster((a, b), tmp_path / "cluster.toml", port)
         plan = two_stages(model, cluster, tmp_path / "plan.json")
@@ -370,7 +370,7 @@ def ask(address: str, *words: object) -> None:
 def test_what_was_promoted_or_deployed_last_stays_with_the_same_command(
     model: Path, expected: Any, tmp_path: Path
 ) -> None:
-    port, inputs = free_ports(), models.example_inputs(MODEL, seed=3)
+    port, inputs = free_ports(3), models.example_inputs(MODEL, seed=3)
     other = models.save(MODEL, tmp_path / "other.onnx", seed=9)
     session = onnxruntime.InferenceSession(str(other), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

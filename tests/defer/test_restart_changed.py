@@ -15,6 +15,7 @@ import pytest
 
 import models
 import partitioner
+from benchmarks.ports import free_ports
 from defer import api
 from defer.cli.state_options import state_place
 from defer.client import Client
@@ -29,7 +30,6 @@ from defer.model_files import model_files
 from defer.planning import make_plan, parse_placement
 from node_agent.messages import Chunk, Want
 from tests.defer.test_restart import agent_again
-from tests.ports import free_ports
 
 MODEL = "tiny_residual"
 
@@ -88,7 +88,7 @@ def test_a_device_that_the_cluster_has_no_more_is_planned_around_at_once(tmp_pat
     expected = dict(
         zip([each.name for each in session.get_outputs()], session.run(None, inputs), strict=True)
     )
-    port = free_ports()
+    port = free_ports(3)
     with local_agents(["a", "b"], tmp_path) as agents:
         a, b = ((agent.name, agent.address) for agent in agents)
         both, one = a_cluster(port, a, b), a_cluster(port, a)
@@ -129,7 +129,7 @@ def test_a_device_that_the_cluster_has_no_more_is_planned_around_at_once(tmp_pat
 @pytest.mark.integration
 def test_a_device_that_had_joined_and_may_not_any_more_is_planned_around(tmp_path: Path) -> None:
     model = models.save(MODEL, tmp_path / f"{MODEL}.onnx")
-    port = free_ports()
+    port = free_ports(3)
     arguments = {"b": ["--dial", f"tcp://127.0.0.1:{port}"]}
     with local_agents(["a"], tmp_path) as (agent,):
         alone = a_cluster(port, (agent.name, agent.address))
@@ -173,7 +173,7 @@ def test_what_was_given_up_leaves_nothing_behind(tmp_path: Path) -> None:
         return {path for name in ("parts", "files", "models") for path in (state / name).rglob("*")}
 
     with local_agents(["a"], tmp_path) as (agent,):
-        cluster = a_cluster(free_ports(), (agent.name, agent.address))
+        cluster = a_cluster(free_ports(3), (agent.name, agent.address))
         with Daemon(cluster, state) as daemon:
             daemon.connect(10.0)
             deploy(daemon, "m", model)
@@ -202,7 +202,7 @@ def test_models_of_a_relative_state_survive_and_those_whose_files_are_gone_say_s
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = models.save(MODEL, tmp_path / f"{MODEL}.onnx")
-    port, state = free_ports(), Path("state")
+    port, state = free_ports(3), Path("state")
     with local_agents(["a"], tmp_path) as (agent,):
         cluster = a_cluster(port, (agent.name, agent.address))
         with Daemon(cluster, state) as daemon:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.ports import free_ports
 from defer.agents_core import SILENCE_S, Adopt, AgentsCore, Notify, Reply, Send
 from defer.dispatcher.daemon import Daemon
 from defer.documents.cluster import loads_cluster
@@ -14,7 +15,6 @@ from defer.local_agents import local_agents
 from defer.rivals import ABSENT_S, LIVES_S
 from node_agent import messages as m
 from tests.defer.test_agents_core import OFFER
-from tests.ports import free_ports
 
 AT = "tcp://127.0.0.1:7700"
 
@@ -127,7 +127,7 @@ dials = true
 def test_who_is_not_taken_hears_it_and_the_dispatcher_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port = free_ports()
+    port = free_ports(3)
     dial = ["--dial", f"tcp://127.0.0.1:{port}"]
     with local_agents(["here", "nat"], tmp_path / "first", arguments={"nat": dial}) as agents:
         described = loads_cluster(FILE.format(port=port, address=agents[0].address))

@@ -11,6 +11,7 @@ import pytest
 
 import models
 import partitioner
+from benchmarks.ports import free_ports
 from defer import keys
 from defer.agents import AgentPool
 from defer.client import Client
@@ -26,7 +27,6 @@ from defer.planning import make_plan, parse_placement
 from defer.profiling import _measure_links
 from node_agent.keys import Role
 from node_agent.security import choose
-from tests.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -80,14 +80,14 @@ def infer(daemon: Daemon, root: Path) -> bool:
 
 
 def test_an_agent_behind_nat_is_let_in_when_it_is_authorised(root: Path, model: Path) -> None:
-    port = free_ports()
+    port = free_ports(3)
     cluster = loads_cluster(
         f"""
         [dispatcher]
         listen = "127.0.0.1:{port}"
         [[device]]
         name = "a"
-        address = "127.0.0.1:{(other := free_ports())}"
+        address = "127.0.0.1:{(other := free_ports(3))}"
         [[device]]
         name = "n"
         dials = true
@@ -113,7 +113,7 @@ def test_an_agent_behind_nat_is_let_in_when_it_is_authorised(root: Path, model: 
 def test_agents_that_are_revoked_or_rotated_while_they_run(root: Path, model: Path) -> None:
     for name in ("main", "a"):
         keys.authorise(root / name, public(root, "n"))
-    ports = {"a": free_ports(), "n": free_ports()}
+    ports = {"a": free_ports(3), "n": free_ports(3)}
     listens = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
     text = '[dispatcher]\nlisten = "127.0.0.1:0"\n'
     text += "".join(f'[[device]]\nname = "{name}"\naddress = "{at}"\n' for name, at in listens.items())

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 
 import models
 import partitioner
+from benchmarks.ports import free_ports
 from defer import api, errors
 from defer.admin import Admin
 from defer.cli import group
@@ -33,7 +34,6 @@ from defer.documents.plan import Plan
 from defer.local_agents import LocalAgent, local_agents, read_line, stop
 from defer.planning import make_plan, parse_placement
 from node_agent.messages import Done
-from tests.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -272,7 +272,7 @@ def test_what_a_crashed_dispatcher_served_is_served_by_the_next_under_a_higher_n
 
 
 def test_a_second_dispatcher_of_the_same_address_and_one_that_is_starting(tmp_path: Path) -> None:
-    port = free_ports()
+    port = free_ports(3)
     cluster = loads_cluster(
         f'[dispatcher]\nlisten = "127.0.0.1:{port}"\n[[device]]\nname = "a"\naddress = "127.0.0.1:1"'
     )

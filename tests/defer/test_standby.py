@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import pytest
 
 import models
+from benchmarks.ports import free_ports
 from defer import api, errors
 from defer.admin import Admin
 from defer.client import Client
@@ -31,7 +32,6 @@ from defer.local_agents import LocalAgent, local_agents
 from tests.defer import test_restart as restart
 from tests.defer.nats_fixtures import NatsServer, nats_server, needs_nats
 from tests.defer.test_restart import MODEL, loads, same, two_stages, until, write_cluster
-from tests.ports import free_ports
 
 agents, expected, model = restart.agents, restart.expected, restart.model
 
@@ -91,7 +91,7 @@ def dispatcher(
 ) -> Iterator[Dispatcher]:
     home = folder / f"d{number}"
     home.mkdir(exist_ok=True)
-    port = free_ports()
+    port = free_ports(3)
     cluster = write_cluster(agents, home / "cluster.toml", port)
     # A lease that outlives the pauses of a machine that runs other tests beside.
     state = f"{url}?lease=6s"
@@ -206,7 +206,7 @@ def test_a_leader_that_stood_still_stands_by_and_a_stop_in_order_hands_over(
     nats: NatsServer,
 ) -> None:
     words: list[object] = ["--model", model]
-    web = free_ports()
+    web = free_ports(3)
     with ExitStack() as stack:
         first = stack.enter_context(dispatcher(1, tmp_path, agents, nats.url, *words))
         first.says("ready")
@@ -330,7 +330,7 @@ def test_a_shared_state_that_cannot_be_used(
     nats: NatsServer,
 ) -> None:
     def told(url: str, *words: str) -> tuple[int, str]:
-        cluster = write_cluster(agents, tmp_path / "cluster.toml", free_ports())
+        cluster = write_cluster(agents, tmp_path / "cluster.toml", free_ports(3))
         command = [sys.executable, "-m", "defer", "serve", "--cluster", str(cluster), "--state", url, *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         return done.returncode, done.stderr

@@ -17,6 +17,7 @@ import pytest
 
 import models
 import partitioner
+from benchmarks.ports import free_ports
 from defer.client import Client
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
@@ -25,7 +26,6 @@ from defer.documents.plan import Plan
 from defer.errors import AgentUnreachable
 from defer.local_agents import local_agents, stop
 from defer.planning import make_plan, parse_placement
-from tests.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -106,7 +106,7 @@ def test_relays_forward_where_there_is_no_direct_link(model: Path, tmp_path: Pat
 
 def test_device_behind_nat_dials_out(model: Path, tmp_path: Path) -> None:
     """The middle stage can only dial: it fetches from the one before and hands over to the one after."""
-    base = free_ports()
+    base = free_ports(3)
     command = [sys.executable, "-m", "node_agent", "--name", "nat", "--listen", "127.0.0.1:0"]
     command += ["--dial", f"tcp://127.0.0.1:{base}", "--store", str(tmp_path / "nat"), "--threads", "1"]
     nat = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -165,7 +165,7 @@ def test_codec_between_stages(model: Path, tmp_path: Path, codec: str) -> None:
 def test_a_lost_agent_is_done_without_and_a_restarted_one_is_loaded_again(
     model: Path, tmp_path: Path
 ) -> None:
-    base = free_ports()
+    base = free_ports(3)
     command = [sys.executable, "-m", "node_agent", "--name", "b", "--listen", f"127.0.0.1:{base}"]
     command += ["--store", str(tmp_path / "b"), "--threads", "1"]
 
@@ -223,7 +223,7 @@ def test_unreachable_agent_is_named(tmp_path: Path) -> None:
         listen = "127.0.0.1:0"
         [[device]]
         name = "ghost"
-        address = "127.0.0.1:{free_ports()}"
+        address = "127.0.0.1:{free_ports(3)}"
         """,
     )
     with (

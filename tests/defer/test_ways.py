@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import models
 import partitioner
+from benchmarks.ports import free_ports
 from defer.client import Client
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
@@ -28,7 +29,6 @@ from defer.local_agents import local_agents
 from defer.planning import make_plan, parse_placement
 from defer.ways import ALIKE, Way, at, best, with_fastest
 from node_agent.security import OPEN
-from tests.ports import free_ports
 
 MODEL = "tiny_residual"
 
@@ -92,7 +92,7 @@ class Cable:
 
 @pytest.fixture
 def port() -> int:
-    return free_ports()
+    return free_ports(3)
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_what_does_not_answer_is_not_used_and_what_is_stated_is_believed(
 
 
 def test_nobody_there_changes_nothing() -> None:
-    free = free_ports()
+    free = free_ports(3)
     assert with_fastest(file(free), security=OPEN) == file(free)
 
 

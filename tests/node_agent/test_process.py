@@ -19,6 +19,7 @@ import pytest
 import zmq
 from onnx import helper
 
+from benchmarks.ports import free_ports
 from node_agent import messages as m
 from tests.node_agent.harness import (
     ENCODER,
@@ -31,7 +32,6 @@ from tests.node_agent.harness import (
     spec,
     value,
 )
-from tests.ports import free_ports
 
 pytestmark = pytest.mark.integration
 
@@ -65,7 +65,7 @@ def test_listening_beyond_this_machine_must_be_asked_for(tmp_path: Path) -> None
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
-    port = free_ports() + 1
+    port = free_ports(3) + 1
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
