@@ -166,7 +166,24 @@ def layout_of(
     """
     devices = sorted({device for transfer in plan.transfers for device in transfer.path} & _agents(plan))
     places = {device: place_of(pool, cluster, device) for device in devices}
-    return lay_out(plan, parts, places, dispatcher)
+    return lay_out(plan, parts, places, dispatcher, common_block(pool, cluster))
+
+
+def common_block(pool: AgentPool, cluster: Cluster) -> int:
+    """Channels per block in which every device's engine computes convolutions, as far as devices are known; 0: none.
+
+    Of all devices, whatever a plan takes: then what runs now and what is prepared for a loss share partitions.
+    """
+    found = set()
+    for device in cluster.agents:
+        known = pool.liveness(device.name)
+        offer = known.offer if known is not None else None
+        if offer is None or not device.computes:
+            continue
+        engine = next((each.name for each in offer.engines if not each.missing), "")
+        asked = device.engine in (m.AUTO_ENGINE, engine) and not device.engine_options
+        found.add(offer.block if asked else 0)
+    return found.pop() if len(found) == 1 else 0
 
 
 def in_parallel(action: Callable[[str], T], names: Sequence[str], *, most: int | None = None) -> dict[str, T]:

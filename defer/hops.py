@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+
+import msgspec
 
 from defer.documents.plan import Plan
 from defer.errors import NoRoute
+from node_agent.layouts import fits
 from node_agent.messages import FileRef, HopSpec, PeerRef, TensorSpec
 
 DISPATCHER = "@dispatcher"
@@ -38,13 +41,18 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One stage's partition as files and tensors; `warm_up` has every dimension bound."""
+    """One stage's partition as files and tensors; `warm_up` has every dimension bound.
+
+    `convolved` has those of its inputs that reach convolutions in it, and of its outputs that come from one, through
+    nothing but what leaves a layout as it is.
+    """
 
     graph: FileRef
     weights: tuple[FileRef, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     warm_up: tuple[TensorSpec, ...]
+    convolved: tuple[str, ...] = ()
 
 
 Signature = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
@@ -68,7 +76,9 @@ class Layout:
     last: PeerRef
 
 
-def lay_out(plan: Plan, parts: Sequence[Part], places: Mapping[str, Place], dispatcher: Place) -> Layout:
+def lay_out(
+    plan: Plan, parts: Sequence[Part], places: Mapping[str, Place], dispatcher: Place, block: int = 0
+) -> Layout:
     """Number the hops of a plan and decide who dials whom.
 
     Args:
@@ -76,6 +86,7 @@ def lay_out(plan: Plan, parts: Sequence[Part], places: Mapping[str, Place], disp
         parts: One per stage.
         places: Every device on the route, by name.
         dispatcher: Where the dispatcher is reached; its name is `DISPATCHER`.
+        block: Channels per block in which every device's engine computes convolutions; 0 leaves tensors as `parts` say.
 
     Raises:
         NoRoute: Two neighbours both can only dial.
@@ -95,6 +106,7 @@ def lay_out(plan: Plan, parts: Sequence[Part], places: Mapping[str, Place], disp
                 f"{left.name!r} and {right.name!r} cannot exchange data: both can only dial",
                 hint="put a device that can be dialled between them, or remove `dials` from one",
             )
+    parts = in_blocks(plan, parts, block) if block else parts
     hops: dict[str, list[HopSpec]] = {}
     for index, (place, stage, _) in enumerate(sequence):
         previous, following = chain[index], chain[index + 2]
@@ -108,6 +120,27 @@ def lay_out(plan: Plan, parts: Sequence[Part], places: Mapping[str, Place], disp
         first=_downstream(chain[1]),
         last=_upstream(dispatcher, chain[-2]),
     )
+
+
+def in_blocks(plan: Plan, parts: Sequence[Part], block: int) -> list[Part]:
+    """The same partitions, their tensors between convolutions handed over in blocks of channels.
+
+    Those are tensors that every partition which makes or reads them does so by convolutions, that no transfer encodes
+    (codecs know plain tensors), and that the dispatcher neither gives nor gets.
+    """
+    coded = {name for transfer in plan.transfers if transfer.codec != "raw" for name in transfer.tensors}
+    left = coded.union(plan.transfers[-1].tensors)
+    made = {spec.name for part in parts for spec in part.outputs if fits(spec, block)}
+    for part in parts:
+        left.update({spec.name for spec in (*part.inputs, *part.outputs)}.difference(part.convolved))
+    turned = made - left
+
+    def so(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            msgspec.structs.replace(spec, block=block) if spec.name in turned else spec for spec in specs
+        )
+
+    return [replace(part, inputs=so(part.inputs), outputs=so(part.outputs)) for part in parts]
 
 
 def _compute(common: HopSpec, plan: Plan, stage: int, part: Part) -> HopSpec:

@@ -84,6 +84,7 @@ def _write(free: partitioner.Partition, frozen: partitioner.Partition, directory
         outputs=tuple(map(wire_spec, free.outputs)),
         # The shapes are bound, the types are those that cross.
         warm_up=tuple(TensorSpec(spec.name, types[spec.name], tuple(spec.shape)) for spec in frozen.inputs),
+        convolved=partitioner.convolved(free),
     )
 
 

@@ -10,6 +10,9 @@ from node_agent.messages import FileRef
 PART = ".part"
 """Suffix of a file that is still arriving."""
 
+SCRATCH = "scratch-"
+"""What the names of files begin with that lie in a store for as long as a partition is being loaded."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SUFFIX = re.compile(r"\.[a-z0-9_]{1,16}")
 

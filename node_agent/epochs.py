@@ -20,6 +20,7 @@ from node_agent.content import check_ref
 from node_agent.engines.fallback import may_fall_back
 from node_agent.errors import RequestError
 from node_agent.events import Ticket
+from node_agent.layouts import fits
 from node_agent.messages import AUTO_ENGINE, EngineInfo, FileRef, HopSpec, Load, PeerRef
 
 _ENDPOINT = re.compile(
@@ -130,6 +131,12 @@ def _check_hop(hop: HopSpec) -> None:
         check_ref(ref)
     if not hop.outputs:
         raise RequestError("bad-load", f"Hop {hop.hop} has a partition without outputs.")
+    for spec in (*hop.inputs, *hop.outputs):
+        if spec.block and not fits(spec, spec.block):
+            raise RequestError(
+                "bad-load",
+                f"Hop {hop.hop} has {spec.name!r}, which cannot lie in blocks of {spec.block} channels.",
+            )
     if len(set(hop.send)) != len(hop.send):
         raise RequestError("bad-load", f"Hop {hop.hop} is to send a tensor twice: {', '.join(hop.send)}.")
 

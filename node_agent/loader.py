@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from node_agent.batching import Batching, prove
-from node_agent.engines import engine_named, options_of
+from node_agent.engines import engine_named, in_blocks, options_of
 from node_agent.engines.base import Partition, Session, overlapping
-from node_agent.engines.choice import ChosenSession
 from node_agent.epochs import files_of
 from node_agent.errors import EngineError, LoadFailedError
 from node_agent.machine import resident_bytes
@@ -24,7 +23,7 @@ from node_agent.store import FileStore
 
 log = logging.getLogger(__name__)
 
-Key = tuple[str, str, tuple[tuple[str, str], ...], tuple[str, ...]]
+Key = tuple[str, str, tuple[tuple[str, str], ...], tuple[str, ...], tuple[tuple[str, int], ...]]
 Report = Callable[[str, float], None]
 
 
@@ -122,6 +121,7 @@ class Loader:
             hop.graph.sha256,
             tuple(sorted(load.options.items())),
             tuple(spec.name for spec in hop.outputs),
+            tuple(in_blocks.blocks_of((*hop.inputs, *hop.outputs)).items()),
         )
         shared = self._shared.get(key)
         if shared is None:
@@ -134,8 +134,7 @@ class Loader:
                 {spec.name: spec.shape for spec in bound(hop.warm_up)},
                 lambda what, fraction: report(f"hop {hop.hop}: {what}", fraction),
             )
-            session = engine_named(name).load(partition)
-            shared = _Shared(session if hasattr(session, "engine") else ChosenSession(session, name))
+            shared = _Shared(in_blocks.load(engine_named(name), name, partition))
             try:
                 warm_up(shared.session, hop)
             except EngineError as error:

@@ -14,6 +14,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from node_agent.content import PART, check_ref
+from node_agent.content import PART, SCRATCH, check_ref
 from node_agent.errors import (
     CorruptFileError,
     DiskFullError,
@@ -118,8 +119,10 @@ class FileStore:
             self._unlock = weakref.finalize(self, os.close, lock(marker))
         self.root.chmod(0o700)
         for path in self.root.iterdir():
+            if path.name.startswith(SCRATCH):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             # An empty file is what a crash between creating and writing leaves.
-            if _NAME.fullmatch(path.name) and path.stat().st_size == 0 and path.name.endswith(PART):
+            elif _NAME.fullmatch(path.name) and path.stat().st_size == 0 and path.name.endswith(PART):
                 path.unlink()
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from partitioner.analysis import analyze
 from partitioner.balancing import balance
 from partitioner.chain import Block, BlockChain, Boundary, TensorSpec
 from partitioner.coarsening import coarsen
+from partitioner.convolutions import convolved
 from partitioner.directory import write_directory
 from partitioner.errors import PartitionerError
 from partitioner.flow import Flow, flow
@@ -28,6 +29,7 @@ __all__ = [
     "analyze",
     "balance",
     "coarsen",
+    "convolved",
     "flow",
     "split",
     "write_directory",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from typing import Any
 
 from node_agent.engines.base import Engine, Partition
 from node_agent.engines.fallback import FALLBACK
@@ -66,6 +67,12 @@ def engine_named(name: str) -> Engine:
     from node_agent.engines.choice import WithFallback
 
     return WithFallback(name, engine, REFERENCE, _make(REFERENCE))
+
+
+def block_of(name: str) -> int:
+    """Channels per block in which an engine computes convolutions, and so may hand their tensors over; 0: plain only."""
+    engine: Any = _make(name)
+    return int(engine.block()) if getattr(engine, "takes_blocks", False) else 0
 
 
 def options_of(name: str, options: Mapping[str, str]) -> dict[str, str]:

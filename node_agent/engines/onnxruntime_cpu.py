@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +16,13 @@ import numpy.typing as npt
 
 from node_agent.dtypes import RAW_BITS, storage
 from node_agent.engines.base import Arrays, Partition, Session
+from node_agent.engines.in_blocks import Turned, blocks_of, in_plain
+from node_agent.engines.onnxruntime_blocks import NotInBlocks, native_block, optimised
 from node_agent.errors import EngineMissingError, LoadFailedError, RunFailedError
 from node_agent.machine import trim
 from node_agent.messages import EngineInfo, TensorSpec
+
+log = logging.getLogger(__name__)
 
 NAME = "onnxruntime-cpu"
 _INSTALL = 'Install ONNX Runtime: pip install "defer-edge[cpu]".'
@@ -70,8 +77,14 @@ def import_runtime() -> Any:
     return onnxruntime
 
 
+LAYOUTS = ("blocks", "plain")
+"""What option `layout` may be: whether tensors that cross a cut between convolutions may do so in blocks of channels."""
+
+
 class OnnxRuntimeCpu:
     """ONNX Runtime's CPU provider."""
+
+    takes_blocks = True
 
     def info(self) -> EngineInfo:
         """See `Engine.info`."""
@@ -81,35 +94,78 @@ class OnnxRuntimeCpu:
             return EngineInfo(NAME, missing=f"{error} {error.hint}")
         return EngineInfo(NAME, runtime.__version__, "CPUExecutionProvider")
 
-    def load(self, partition: Partition) -> Session:
-        """See `Engine.load`. Option `optimization`: all (default), extended, basic or none."""
-        runtime = import_runtime()
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = partition.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        # Several agents may share these cores; a thread that spins while it waits takes them from the others.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        for name, value in partition.options.items():
-            if name != "optimization" or value not in LEVELS:
-                raise LoadFailedError(
-                    f"Engine {NAME} has no option {name}={value}.",
-                    hint=f"It has: optimization={'|'.join(LEVELS)}.",
-                )
-            options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[value])
+    def block(self) -> int:
+        """Channels per block in which its convolutions compute here; 0 where they do so on plain tensors."""
         try:
-            # By path: from bytes ONNX Runtime keeps the GIL while it builds the session.
-            inner = runtime.InferenceSession(
-                str(partition.graph), sess_options=options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
+            return native_block(import_runtime())
+        except EngineMissingError:
+            return 0
+
+    def load(self, partition: Partition) -> Session:
+        """See `Engine.load`. Options: `optimization`: all (default), extended, basic, none; `layout`: see `LAYOUTS`."""
+        runtime = import_runtime()
+        inputs, outputs = blocks_of(partition.inputs), blocks_of(partition.outputs)
+        if inputs or outputs:
+            session = _in_blocks(runtime, partition, {*inputs.values(), *outputs.values()})
+            if session is not None:
+                return session
+            partition = in_plain(partition)
+        session = _open(runtime, partition.graph, _options(runtime, partition), partition)
+        return Turned(session, inputs, outputs) if inputs or outputs else session
+
+
+def _options(runtime: Any, partition: Partition) -> Any:
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = partition.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # Several agents may share these cores; a thread that spins while it waits takes them from the others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    for name, value in partition.options.items():
+        if name == "optimization" and value in LEVELS:
+            options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[value])
+        elif name != "layout" or value not in LAYOUTS:
             raise LoadFailedError(
-                f"ONNX Runtime {runtime.__version__} on this device cannot run an op of the model: {sentence(error)}",
-                hint="Load the model with onnxruntime by itself; another version, or opset, may help.",
-            ) from None
-        trim()
-        return bind(runtime, inner, partition)
+                f"Engine {NAME} has no option {name}={value}.",
+                hint=f"It has: optimization={'|'.join(LEVELS)}, layout={'|'.join(LAYOUTS)}.",
+            )
+    return options
+
+
+def _in_blocks(runtime: Any, partition: Partition, sizes: set[int]) -> Session | None:
+    """A session that computes on what comes and goes in blocks; None where there is none to be had."""
+    if sizes != {native_block(runtime)}:
+        return None
+    inputs, outputs = (
+        {spec.name: int(spec.shape[1]) for spec in specs if spec.block}
+        for specs in (partition.inputs, partition.outputs)
+    )
+    options = partial(_options, runtime, partition)
+    try:
+        with optimised(runtime, partition.graph, options, inputs, outputs) as graph:
+            ready = options()
+            ready.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            return _open(runtime, graph, ready, partition)
+    except NotInBlocks as reason:
+        log.info("%s: tensors are turned into blocks and back: %s", partition.graph.name, reason)
+        return None
+    except Exception:
+        log.warning("%s cannot be prepared for tensors in blocks", partition.graph.name, exc_info=True)
+        return None
+
+
+def _open(runtime: Any, graph: Path, options: Any, partition: Partition) -> Session:
+    try:
+        # By path: from bytes ONNX Runtime keeps the GIL while it builds the session.
+        inner = runtime.InferenceSession(str(graph), sess_options=options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise LoadFailedError(
+            f"ONNX Runtime {runtime.__version__} on this device cannot run an op of the model: {sentence(error)}",
+            hint="Load the model with onnxruntime by itself; another version, or opset, may help.",
+        ) from None
+    trim()
+    return bind(runtime, inner, partition)
 
 
 def bind(runtime: Any, inner: Any, partition: Partition) -> Session:

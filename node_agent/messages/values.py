@@ -17,12 +17,20 @@ class FileRef(msgspec.Struct, frozen=True):
     """`.onnx` for a graph, `.bin` for weights; the agent stores it as `<sha256><suffix>`."""
 
 
-class TensorSpec(msgspec.Struct, frozen=True):
-    """A tensor before it exists: a dimension that is free until run time is a string."""
+class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A tensor before it exists: a dimension that is free until run time is a string.
+
+    Attributes:
+        name: As in the model.
+        dtype: Its type on the wire.
+        shape: Its dimensions.
+        block: Channels per block where it is handed over in blocks, see `node_agent.layouts`; 0: plain.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    block: int = 0
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
@@ -50,6 +58,8 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
         software: Versions by distribution name.
         encryption_byte_s: Seconds to encrypt or decrypt a byte, where this agent's connections have keys.
         address: `host:port` where an agent that registers by itself can be dialled all the same; empty where nobody can.
+        block: Channels per block in which its engine computes convolutions and may be handed their tensors, see
+            `TensorSpec.block`; 0 where it takes them plain.
     """
 
     engines: tuple[EngineInfo, ...]
@@ -62,6 +72,7 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     software: dict[str, str] = {}
     encryption_byte_s: float = 0.0
     address: str = ""
+    block: int = 0
 
 
 class PeerRef(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ GOLDEN = Path(__file__).with_name("wire_golden.json")
 
 TENSOR = m.TensorHeader("x", "float32", (1, 3), "lz4", 9)
 SPEC = m.TensorSpec("x", "float32", ("n", 3))
+IN_BLOCKS = m.TensorSpec("x", "float32", ("n", 32, 7, 7), 16)
 FILE = m.FileRef("ab" * 32, 10, ".onnx")
 OFFER = m.Offer((m.EngineInfo("e", "1", "p", "no"),), 4096, 1.5, 2, "f", 7701, 7702, {"numpy": "2"})
 HOP = m.HopSpec(
@@ -63,6 +64,8 @@ MESSAGES: list[Any] = [
     m.Cancel(1, 2, 3),
     m.GiveUp(b"0123456789abcdef"),
     m.Item(1, 2, 3, 4, (m.TensorHeader("x", "uint8", (2,), "raw", 2),), inline=(b"\x07\x08",)),
+    m.Hello(1, 1, 1, "edge", "agent", msgspec.structs.replace(OFFER, block=16), "boot"),
+    m.Load(1, 2, "model", (msgspec.structs.replace(HOP, inputs=(IN_BLOCKS,)),), "auto"),
 ]
 
 
