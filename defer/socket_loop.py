@@ -267,6 +267,7 @@ class SocketLoop:
             self.watch(self._wake_read.fileno(), self._woken)
             self._take()
             self._opened()
+            self._run_commands()  # what was put there before the start comes before all that now arrives
             started.set_result(None)
             while not self._closing:
                 self._turn()
