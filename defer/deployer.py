@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -13,20 +14,23 @@ from typing import TypeVar
 
 from defer.agents import AgentPool
 from defer.documents.address import Address, parse_address
-from defer.documents.cluster import Cluster
+from defer.documents.cluster import Cluster, Device
 from defer.documents.plan import Plan
 from defer.errors import AgentFault, Cancelled, UnknownDevice
-from defer.hops import Layout, Part, Place, lay_out
+from defer.hops import Layout, Part, Place, channel_blocks, handed_over, lay_out, parts_of
 from defer.parts import WrittenPart
 from defer.shipping import ship
 from defer.turns import Turns
 from node_agent import messages as m
+from node_agent.engines import options_of
 
 LOAD_TIMEOUT_S = 600.0
 """Compiling an engine takes minutes; loading for ONNX Runtime takes seconds."""
 
 Step = Callable[[str, str, float], None]
 """Called with (agent, what is being done, fraction 0–1), from several threads."""
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -92,6 +96,7 @@ def deploy(
     stagger_s: float = 0.0,
     noted: Callable[[], None] = lambda: None,
     wanted: Callable[[], None] = lambda: None,
+    beside: Deployment | None = None,
 ) -> Deployment:
     """Ship and load a plan's partitions; when this returns every agent is warm.
 
@@ -109,13 +114,19 @@ def deploy(
             seconds: so what serves is disturbed little, at one place at a time. 0 has all do so at once.
         noted: Waits until it is safe that agents hold this deployment, before they hear of it; from several threads.
         wanted: Called between two steps, from several threads; what it raises ends the deployment.
+        beside: One of the same cuts that is loaded already: tensors are handed over as there, so that agents hold their
+            partitions once.
 
     Raises:
         AgentFault: An agent could not store or load its part. Whatever is raised, the caller tells them to unload.
         AgentUnreachable: An agent stopped answering.
         UnknownDevice: The plan names a device without an agent.
     """
-    layout = layout_of(pool, cluster, plan, [part.part for part in parts], dispatcher)
+    layout = layout_of(pool, cluster, plan, [part.part for part in parts], dispatcher, beside)
+    in_blocks = channel_blocks(parts_of(layout.hops))
+    if in_blocks:
+        channels = max(in_blocks.values())
+        logger.info("%s: %d tensors cross in blocks of %d channels", name, len(in_blocks), channels)
     engines = {device.name: (device.engine, device.engine_options) for device in cluster.devices}
     files: dict[str, dict[m.FileRef, Path]] = {device: {} for device in layout.hops}
     for stage, part in zip(plan.stages, parts, strict=True):
@@ -157,19 +168,27 @@ def deploy(
 
 
 def layout_of(
-    pool: AgentPool, cluster: Cluster, plan: Plan, parts: Sequence[Part], dispatcher: Place
+    pool: AgentPool,
+    cluster: Cluster,
+    plan: Plan,
+    parts: Sequence[Part],
+    dispatcher: Place,
+    beside: Deployment | None = None,
 ) -> Layout:
-    """The hops of a plan on agents that are connected.
+    """The hops of a plan on agents that are connected; arguments as in `deploy`.
 
     Raises:
         UnknownDevice: The plan names a device without an agent.
     """
     devices = sorted({device for transfer in plan.transfers for device in transfer.path} & _agents(plan))
     places = {device: place_of(pool, cluster, device) for device in devices}
-    return lay_out(plan, parts, places, dispatcher, common_block(pool, cluster))
+    if beside is None:
+        return lay_out(plan, parts, places, dispatcher, common_channel_block(pool, cluster))
+    shared = handed_over(parts, channel_blocks(parts_of(beside.layout.hops)))
+    return lay_out(plan, shared, places, dispatcher)
 
 
-def common_block(pool: AgentPool, cluster: Cluster) -> int:
+def common_channel_block(pool: AgentPool, cluster: Cluster) -> int:
     """Channels per block in which every device's engine computes convolutions, as far as devices are known; 0: none.
 
     Of all devices, whatever a plan takes: then what runs now and what is prepared for a loss share partitions.
@@ -178,12 +197,17 @@ def common_block(pool: AgentPool, cluster: Cluster) -> int:
     for device in cluster.agents:
         known = pool.liveness(device.name)
         offer = known.offer if known is not None else None
-        if offer is None or not device.computes:
-            continue
-        engine = next((each.name for each in offer.engines if not each.missing), "")
-        asked = device.engine in (m.AUTO_ENGINE, engine) and not device.engine_options
-        found.add(offer.block if asked else 0)
+        if offer is not None and device.computes:
+            found.add(0 if _in_plain(device, offer) else offer.channel_block)
     return found.pop() if len(found) == 1 else 0
+
+
+def _in_plain(device: Device, offer: m.Offer) -> bool:
+    """Whether the cluster file has a device compute otherwise than it offers to."""
+    own = next((each.name for each in offer.engines if not each.missing), "")
+    options = options_of(own, device.engine_options)
+    plain = options.get("layout") == "plain" or options.get("optimization", "all") != "all"
+    return plain or device.engine not in (m.AUTO_ENGINE, own)
 
 
 def in_parallel(action: Callable[[str], T], names: Sequence[str], *, most: int | None = None) -> dict[str, T]:

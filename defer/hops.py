@@ -15,7 +15,7 @@ import msgspec
 
 from defer.documents.plan import Plan
 from defer.errors import NoRoute
-from node_agent.layouts import fits
+from node_agent.layouts import channel_blocks_of, fits
 from node_agent.messages import FileRef, HopSpec, PeerRef, TensorSpec
 
 DISPATCHER = "@dispatcher"
@@ -77,7 +77,7 @@ class Layout:
 
 
 def lay_out(
-    plan: Plan, parts: Sequence[Part], places: Mapping[str, Place], dispatcher: Place, block: int = 0
+    plan: Plan, parts: Sequence[Part], places: Mapping[str, Place], dispatcher: Place, channel_block: int = 0
 ) -> Layout:
     """Number the hops of a plan and decide who dials whom.
 
@@ -86,7 +86,8 @@ def lay_out(
         parts: One per stage.
         places: Every device on the route, by name.
         dispatcher: Where the dispatcher is reached; its name is `DISPATCHER`.
-        block: Channels per block in which every device's engine computes convolutions; 0 leaves tensors as `parts` say.
+        channel_block: Channels per block in which every device's engine computes convolutions; 0 leaves tensors as
+            `parts` say.
 
     Raises:
         NoRoute: Two neighbours both can only dial.
@@ -106,7 +107,7 @@ def lay_out(
                 f"{left.name!r} and {right.name!r} cannot exchange data: both can only dial",
                 hint="put a device that can be dialled between them, or remove `dials` from one",
             )
-    parts = in_blocks(plan, parts, block) if block else parts
+    parts = in_channel_blocks(plan, parts, channel_block) if channel_block else parts
     hops: dict[str, list[HopSpec]] = {}
     for index, (place, stage, _) in enumerate(sequence):
         previous, following = chain[index], chain[index + 2]
@@ -122,7 +123,7 @@ def lay_out(
     )
 
 
-def in_blocks(plan: Plan, parts: Sequence[Part], block: int) -> list[Part]:
+def in_channel_blocks(plan: Plan, parts: Sequence[Part], channel_block: int) -> tuple[Part, ...]:
     """The same partitions, their tensors between convolutions handed over in blocks of channels.
 
     Those are tensors that every partition which makes or reads them does so by convolutions, that no transfer encodes
@@ -130,17 +131,39 @@ def in_blocks(plan: Plan, parts: Sequence[Part], block: int) -> list[Part]:
     """
     coded = {name for transfer in plan.transfers if transfer.codec != "raw" for name in transfer.tensors}
     left = coded.union(plan.transfers[-1].tensors)
-    made = {spec.name for part in parts for spec in part.outputs if fits(spec, block)}
+    made = {spec.name for part in parts for spec in part.outputs if fits(spec, channel_block)}
     for part in parts:
         left.update({spec.name for spec in (*part.inputs, *part.outputs)}.difference(part.convolved))
-    turned = made - left
+    return handed_over(parts, dict.fromkeys(made - left, channel_block))
 
-    def so(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+
+def handed_over(parts: Sequence[Part], in_blocks: Mapping[str, int]) -> tuple[Part, ...]:
+    """The same partitions, these tensors in blocks of so many channels and all others plain."""
+
+    def marked(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
         return tuple(
-            msgspec.structs.replace(spec, block=block) if spec.name in turned else spec for spec in specs
+            msgspec.structs.replace(spec, channel_block=in_blocks.get(spec.name, 0)) for spec in specs
         )
 
-    return [replace(part, inputs=so(part.inputs), outputs=so(part.outputs)) for part in parts]
+    return tuple(replace(part, inputs=marked(part.inputs), outputs=marked(part.outputs)) for part in parts)
+
+
+def channel_blocks(parts: Sequence[Part]) -> dict[str, int]:
+    """Which tensors are handed over in blocks, and of how many channels."""
+    return channel_blocks_of(spec for part in parts for spec in (*part.inputs, *part.outputs))
+
+
+def parts_of(hops: Mapping[str, Sequence[HopSpec]]) -> tuple[Part, ...]:
+    """The stages' partitions, in order, from what agents were told of a route."""
+    computing = sorted(
+        (spec for specs in hops.values() for spec in specs if spec.graph is not None),
+        key=lambda spec: spec.hop,
+    )
+    return tuple(
+        Part(spec.graph, spec.weights, spec.inputs, spec.outputs, spec.warm_up)
+        for spec in computing
+        if spec.graph is not None
+    )
 
 
 def _compute(common: HopSpec, plan: Plan, stage: int, part: Part) -> HopSpec:

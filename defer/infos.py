@@ -141,6 +141,8 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     """Engines that cannot run there, and why."""
     loads: int = 0
     """Partitions that its agent has loaded since it started."""
+    channel_block: int = 0
+    """Channels per block in which its engine offers to take tensors of convolutions; 0: plain."""
 
 
 class ModelTotals(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from node_agent.announcing import AGENT, Announcement
 from node_agent.control import Control, dialled
 from node_agent.core import AgentCore
 from node_agent.encryption import measure_encryption
-from node_agent.engines import block_of, engine_named, inventory
+from node_agent.engines import channel_block_of, engine_named, inventory
 from node_agent.engines.device_memory import device_memory
 from node_agent.errors import AddressInUseError, AddressInvalidError, AgentError, EngineMissingError
 from node_agent.events import Gauge, StopAsked
@@ -94,7 +94,7 @@ def make_offer(config: AgentConfig, engines: tuple[EngineInfo, ...], ports: tupl
         encryption_byte_s=measure_encryption() if config.security.curve else 0.0,
         address=_address(config),
         # Of several nobody knows beforehand which one runs.
-        block=block_of(usable[0].name) if len(usable) == 1 else 0,
+        channel_block=channel_block_of(usable[0].name) if len(usable) == 1 else 0,
     )
 
 

@@ -20,7 +20,7 @@ from node_agent.content import check_ref
 from node_agent.engines.fallback import may_fall_back
 from node_agent.errors import RequestError
 from node_agent.events import Ticket
-from node_agent.layouts import fits
+from node_agent.layouts import channel_blocks_of, fits
 from node_agent.messages import AUTO_ENGINE, EngineInfo, FileRef, HopSpec, Load, PeerRef
 
 _ENDPOINT = re.compile(
@@ -132,10 +132,10 @@ def _check_hop(hop: HopSpec) -> None:
     if not hop.outputs:
         raise RequestError("bad-load", f"Hop {hop.hop} has a partition without outputs.")
     for spec in (*hop.inputs, *hop.outputs):
-        if spec.block and not fits(spec, spec.block):
+        if spec.channel_block and not fits(spec, spec.channel_block):
             raise RequestError(
                 "bad-load",
-                f"Hop {hop.hop} has {spec.name!r}, which cannot lie in blocks of {spec.block} channels.",
+                f"Hop {hop.hop} has {spec.name!r}, which cannot lie in blocks of {spec.channel_block} channels.",
             )
     if len(set(hop.send)) != len(hop.send):
         raise RequestError("bad-load", f"Hop {hop.hop} is to send a tensor twice: {', '.join(hop.send)}.")
@@ -168,16 +168,21 @@ def files_of(hops: Iterable[HopSpec]) -> tuple[FileRef, ...]:
     return tuple(found.values())
 
 
+def blocks_of(hop: HopSpec) -> tuple[tuple[str, int], ...]:
+    """Channels per block of those of a partition's tensors that are in blocks: one loaded so is another one."""
+    return tuple(channel_blocks_of((*hop.inputs, *hop.outputs)).items())
+
+
 def partition_bytes(loads: Iterable[Load]) -> int:
     """Memory that the partitions of these loads need at least: graph and weights of each, once.
 
     A partition that several epochs hold is loaded once (see `node_agent.loader`), so it counts once.
     """
-    sizes: dict[tuple[str, str], int] = {}
+    sizes: dict[object, int] = {}
     for load in loads:
         for hop in load.hops:
             if hop.graph is not None:
-                sizes[(load.engine, hop.graph.sha256)] = hop.graph.nbytes + sum(
+                sizes[load.engine, hop.graph.sha256, blocks_of(hop)] = hop.graph.nbytes + sum(
                     ref.nbytes for ref in hop.weights
                 )
     return sum(sizes.values())

@@ -6,6 +6,7 @@ Where both neighbours compute on it so, it is handed over so, and neither turns 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,11 @@ def fits(spec: TensorSpec, block: int) -> bool:
         return False
     channels = spec.shape[1]
     return isinstance(channels, int) and channels > 0 and channels % block == 0
+
+
+def channel_blocks_of(specs: Iterable[TensorSpec]) -> dict[str, int]:
+    """Channels per block of those tensors that are in blocks."""
+    return {spec.name: spec.channel_block for spec in specs if spec.channel_block}
 
 
 def to_blocks(array: Array, block: int) -> Array:

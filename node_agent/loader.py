@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from node_agent.batching import Batching, prove
 from node_agent.engines import engine_named, in_blocks, options_of
 from node_agent.engines.base import Partition, Session, overlapping
-from node_agent.epochs import files_of
+from node_agent.epochs import blocks_of, files_of
 from node_agent.errors import EngineError, LoadFailedError
 from node_agent.machine import resident_bytes
 from node_agent.messages import AUTO_ENGINE, HopSpec, Load, TensorSpec
@@ -121,7 +121,7 @@ class Loader:
             hop.graph.sha256,
             tuple(sorted(load.options.items())),
             tuple(spec.name for spec in hop.outputs),
-            tuple(in_blocks.blocks_of((*hop.inputs, *hop.outputs)).items()),
+            blocks_of(hop),
         )
         shared = self._shared.get(key)
         if shared is None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
 
+from partitioner.needs import bodies
 from partitioner.splitting import Partition
 
 _ELEMENTWISE = "Add BatchNormalization Clip HardSigmoid HardSwish LeakyRelu Mul Relu Sigmoid Sum Tanh"
@@ -19,10 +20,11 @@ _QUANTISED = frozenset(("QuantizeLinear", "DequantizeLinear", "QLinearConv", "Co
 def convolved(partition: Partition) -> tuple[str, ...]:
     """Inputs that reach a convolution through nothing but `KEEPING` ops, and outputs that come from one so.
 
-    None in a quantised partition: its convolutions compute on integers, which engines lay out otherwise.
+    None in a quantised partition, whose convolutions compute on integers, which engines lay out otherwise; none where
+    bodies of loops and branches may read what nobody sees.
     """
     graph = partition.model.graph
-    if any(node.op_type in _QUANTISED for node in graph):
+    if any(node.op_type in _QUANTISED or any(bodies(node)) for node in graph):
         return ()
     values = {value.name: value for value in (*graph.inputs, *graph.outputs)}
     inputs = (spec.name for spec in partition.inputs if _reaches(values[spec.name], _readers))

@@ -190,6 +190,7 @@ class Raising:
         devices: tuple[str, ...],
         on_progress: OnProgress,
         stagger_s: float,
+        beside: Deployment | None = None,
     ) -> Deployment:
         """Have agents load partitions under a new epoch; where that fails they are told to forget it."""
         from defer.deployer import deploy
@@ -210,6 +211,7 @@ class Raising:
                 stagger_s=stagger_s,
                 noted=noted,
                 wanted=order.withdrawal.check,
+                beside=beside,
             )
             order.withdrawal.check()
             return made
@@ -233,7 +235,7 @@ class Raising:
     ) -> None:
         """Load a deployment's lossless reference, which samples are compared with; serving goes on without it."""
         try:
-            made = self._load(order, exact, made_of, devices_of(of), on_progress, STAGGER_S)
+            made = self._load(order, exact, made_of, devices_of(of), on_progress, STAGGER_S, beside=of)
         except DeferError as error:
             logger.warning("model %s is served without sampling: %s", order.name, error)
             return

@@ -310,4 +310,5 @@ def _device(pool: AgentPool, name: str, heard: _Heard | None) -> api.DeviceInfo:
         sensors=heard.status.sensors if heard else {},
         loads=heard.status.loads if heard else 0,
         missing={engine.name: engine.missing for engine in offer.engines if engine.missing} if offer else {},
+        channel_block=offer.channel_block if offer else 0,
     )

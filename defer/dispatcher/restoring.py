@@ -28,8 +28,8 @@ from defer.documents.plan import Objective, Plan
 from defer.documents.profile import CostProfile
 from defer.errors import AgentFault, DeferError, InvalidDocument
 from defer.event_log import EventLog
-from defer.hops import Part, Place, lay_out
-from node_agent.messages import HopSpec, Load, Loaded
+from defer.hops import Place, channel_blocks, handed_over, lay_out, parts_of
+from node_agent.messages import Load, Loaded
 
 if TYPE_CHECKING:
     from defer.deployer import Deployment
@@ -201,19 +201,6 @@ def kept_request(kept: KeptRequest) -> InferArrived:
     return InferArrived(b"", infer, kept.split(), kept=True)
 
 
-def parts_of(hops: Mapping[str, Sequence[HopSpec]]) -> tuple[Part, ...]:
-    """The stages' partitions, in order, from what agents were told of a route."""
-    computing = sorted(
-        (spec for specs in hops.values() for spec in specs if spec.graph is not None),
-        key=lambda spec: spec.hop,
-    )
-    return tuple(
-        Part(spec.graph, spec.weights, spec.inputs, spec.outputs, spec.warm_up)
-        for spec in computing
-        if spec.graph is not None
-    )
-
-
 def load_kept(
     pool: AgentPool,
     cluster: Cluster,
@@ -239,12 +226,15 @@ def load_kept(
         AgentUnreachable: An agent did not answer.
         UnknownDevice: An agent is not connected.
     """
-    from defer.deployer import Deployment, in_parallel, place_of
+    from defer.deployer import Deployment, common_channel_block, in_parallel, place_of
 
     parts = parts_of(route.hops)
     if len(parts) != len(leg.stages):
         raise InvalidDocument(f"what is kept of model {kept.name!r} does not fit its plan")
     places = {device: place_of(pool, cluster, device) for device in sorted(route.hops)}
+    if set(channel_blocks(parts).values()) - {common_channel_block(pool, cluster)}:
+        # An agent is another one now, or was told otherwise: all take tensors in plain.
+        parts = handed_over(parts, {})
     layout = lay_out(leg, parts, places, dispatcher)
     engines = {device.name: (device.engine, device.engine_options) for device in cluster.devices}
 

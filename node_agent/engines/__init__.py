@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
 
-from node_agent.engines.base import Engine, Partition
+from node_agent.engines.base import Engine, Partition, takes_blocks
 from node_agent.engines.fallback import FALLBACK
 from node_agent.errors import EngineMissingError
 from node_agent.messages import AUTO_ENGINE, EngineInfo
@@ -69,10 +68,10 @@ def engine_named(name: str) -> Engine:
     return WithFallback(name, engine, REFERENCE, _make(REFERENCE))
 
 
-def block_of(name: str) -> int:
+def channel_block_of(name: str) -> int:
     """Channels per block in which an engine computes convolutions, and so may hand their tensors over; 0: plain only."""
-    engine: Any = _make(name)
-    return int(engine.block()) if getattr(engine, "takes_blocks", False) else 0
+    able = takes_blocks(_make(name))
+    return able.channel_block() if able is not None else 0
 
 
 def options_of(name: str, options: Mapping[str, str]) -> dict[str, str]:

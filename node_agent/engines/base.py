@@ -110,3 +110,27 @@ class Engine(Protocol):
             EngineMissingError: The engine is not installed.
             LoadFailedError: It refuses the partition.
         """
+
+
+class NotInBlocks(Exception):  # noqa: N818 a finding, not a failure
+    """Why an engine does not take a partition's tensors in blocks of channels."""
+
+
+class BlockEngine(Engine, Protocol):
+    """An engine that computes on blocks of channels, and may be handed tensors so; see `node_agent.layouts`."""
+
+    def channel_block(self) -> int:
+        """Channels per block on this device; 0 where it computes on plain tensors alone."""
+
+    def load_in_blocks(self, partition: Partition) -> Session:
+        """Loads a partition some of whose tensors are in blocks, as their specs say.
+
+        Raises:
+            NotInBlocks: It does not take this partition so; `load` may take it in plain.
+        """
+
+
+def takes_blocks(engine: Engine) -> BlockEngine | None:
+    """The engine itself where it can be handed tensors in blocks."""
+    able: Any = engine
+    return able if hasattr(engine, "load_in_blocks") else None

@@ -5,49 +5,46 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from node_agent.engines.base import Arrays, Engine, Partition, Session
+import msgspec
+
+from node_agent.engines.base import Arrays, Engine, NotInBlocks, Partition, Session, takes_blocks
 from node_agent.engines.choice import ChosenSession, chosen
-from node_agent.layouts import Array, to_blocks, to_plain
+from node_agent.errors import LoadFailedError
+from node_agent.layouts import Array, channel_blocks_of, fits, to_blocks, to_plain
 from node_agent.messages import TensorSpec
-
-Blocks = Mapping[str, int]
-"""Channels per block by tensor."""
-
-
-def blocks_of(specs: Sequence[TensorSpec]) -> dict[str, int]:
-    """Those of some tensors that are in blocks."""
-    return {spec.name: spec.block for spec in specs if spec.block}
 
 
 def load(engine: Engine, name: str, partition: Partition) -> ChosenSession:
     """Loads a partition on an engine, whatever the engine makes of blocks.
 
     Args:
-        engine: The engine; with an attribute `takes_blocks` that is true, it is handed the partition as it is.
+        engine: The engine.
         name: What it is called.
         partition: The partition.
 
     Raises:
-        EngineError: As of `Engine.load`.
+        EngineError: As of `Engine.load`, or a tensor cannot be in blocks as its spec says.
     """
-    inputs, outputs = blocks_of(partition.inputs), blocks_of(partition.outputs)
-    if getattr(engine, "takes_blocks", False) or not (inputs or outputs):
+    specs = (*partition.inputs, *partition.outputs)
+    if not channel_blocks_of(specs):
         return chosen(engine.load(partition), name)
-    session = chosen(engine.load(in_plain(partition)), name)
-    return ChosenSession(Turned(session, inputs, outputs), session.engine, session.notes)
+    for spec in specs:
+        if spec.channel_block and not fits(spec, spec.channel_block):
+            raise LoadFailedError(f"{spec.name!r} cannot lie in blocks of {spec.channel_block} channels.")
+    reason = "it computes on plain tensors"
+    if (able := takes_blocks(engine)) is not None:
+        try:
+            return chosen(able.load_in_blocks(partition), name)
+        except NotInBlocks as finding:
+            reason = str(finding)
+    plain = replace(partition, inputs=_plain(partition.inputs), outputs=_plain(partition.outputs))
+    session = chosen(engine.load(plain), name)
+    note = f"{session.engine} has tensors turned that come in blocks of channels: {reason}"
+    return ChosenSession(Turned(session, partition), session.engine, (*session.notes, note))
 
 
-def in_plain(partition: Partition) -> Partition:
-    """The same partition, its tensors plain."""
-    inputs, outputs = (
-        [replace_block(spec) for spec in each] for each in (partition.inputs, partition.outputs)
-    )
-    return replace(partition, inputs=inputs, outputs=outputs)
-
-
-def replace_block(spec: TensorSpec, block: int = 0) -> TensorSpec:
-    """The same tensor in other blocks."""
-    return TensorSpec(spec.name, spec.dtype, spec.shape, block)
+def _plain(specs: Sequence[TensorSpec]) -> list[TensorSpec]:
+    return [msgspec.structs.replace(spec, channel_block=0) for spec in specs]
 
 
 class Turned:
@@ -55,14 +52,15 @@ class Turned:
 
     Args:
         inner: The session.
-        inputs: Which it is handed.
-        outputs: Which it hands on.
+        partition: Its specs say which.
     """
 
-    def __init__(self, inner: Session, inputs: Blocks, outputs: Blocks) -> None:
-        self._inner, self._inputs, self._outputs = inner, inputs, outputs
+    def __init__(self, inner: Session, partition: Partition) -> None:
+        self._inner = inner
+        self._inputs, self._outputs = map(channel_blocks_of, (partition.inputs, partition.outputs))
         self.outputs: Sequence[TensorSpec] = [
-            replace_block(spec, outputs.get(spec.name, spec.block)) for spec in inner.outputs
+            msgspec.structs.replace(spec, channel_block=self._outputs.get(spec.name, 0))
+            for spec in inner.outputs
         ]
 
     def run(self, inputs: Mapping[str, Array]) -> Arrays:

@@ -44,6 +44,14 @@ class Node:
             for number, _, content in self.rest
         )
 
+    def integers(self, name: str) -> list[int]:
+        """An attribute that is a list of integers; empty where it is not there."""
+        for number, _, content in self.rest:
+            held = fields(content) if number == _ATTRIBUTE else []
+            if text(1, name) in held:
+                return [at for inner in held if inner[0] == 8 for at in _integers(inner)]
+        return []
+
 
 class OnnxFile:
     """A model whose graph's nodes may be changed.
@@ -159,6 +167,16 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
         shift += 7
     raise UnreadableGraphError(f"a number without end at byte {at}")
+
+
+def _integers(values: Field) -> list[int]:
+    """The numbers of a field of numbers, each by itself or packed."""
+    _, _, data = values
+    found, at = [], 0
+    while at < len(data):
+        number, at = _varint(data, at)
+        found.append(number)
+    return found
 
 
 def _name(content: bytes) -> str:

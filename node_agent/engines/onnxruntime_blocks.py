@@ -23,24 +23,24 @@ from typing import Any
 import numpy as np
 
 from node_agent.content import SCRATCH
+from node_agent.engines.base import NotInBlocks
 from node_agent.engines.onnx_file import LENGTH, VARINT, Node, OnnxFile, attribute, message, text, varint
 from node_agent.layouts import MOST_BLOCK, to_blocks
 
 _DOMAIN = "com.microsoft.nchwc"
 _IN, _OUT = "ReorderInput", "ReorderOutput"
-_IDLE = "AveragePool"
+_IDLE, _ONE_PIXEL = "AveragePool", [1, 1]
 _INLINE_BYTES = 1024
 """Weights above this lie beside the optimised graph, where they are mapped into memory and not read into it."""
+
+_MOST_BYTES = 4 << 20
+"""Of a graph that is rewired here, in Python; one of a real network has less than one MiB, its weights lie beside it."""
 
 Options = Callable[[], Any]
 """Makes session options as for the partition itself."""
 
 Channels = Mapping[str, int]
 """How many channels tensors have, by name."""
-
-
-class NotInBlocks(Exception):  # noqa: N818 a finding, not a failure
-    """A graph cannot be rewired so."""
 
 
 @lru_cache(1)
@@ -77,17 +77,19 @@ def optimised(
     Raises:
         NotInBlocks: It is not to be had.
     """
-    model = OnnxFile.read(graph)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=graph.parent) as folder:
+    model = _read(graph)
+    _refuse_bodies(model)
+    put_idle(model, inputs)
+    # Some file systems do not let go of what is mapped: a later start of the agent removes it.
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=graph.parent, ignore_cleanup_errors=True) as folder:
         # Weights are found beside the graph: it must lie where they do.
         idle, found = Path(f"{folder}.onnx"), Path(folder, "optimised.onnx")
-        put_idle(model, inputs)
-        model.write(idle)
         try:
+            model.write(idle)
             _optimise(runtime, idle, options(), found)
         finally:
-            idle.unlink()
-        model = OnnxFile.read(found)
+            idle.unlink(missing_ok=True)
+        model = _read(found)
         take_blocks(model, inputs, outputs)
         model.write(found)
         yield found
@@ -100,7 +102,7 @@ def put_idle(model: OnnxFile, inputs: Iterable[str]) -> None:
         behind = _fresh(f"{name}/blocks", taken)
         for node in model.nodes:
             node.reads = [behind if read == name else read for read in node.reads]
-        model.nodes.insert(0, Node(_IDLE, [name], [behind], rest=[attribute("kernel_shape", [1, 1])]))
+        model.nodes.insert(0, Node(_IDLE, [name], [behind], rest=[attribute("kernel_shape", _ONE_PIXEL)]))
 
 
 def take_blocks(model: OnnxFile, inputs: Channels, outputs: Channels) -> None:
@@ -114,8 +116,7 @@ def take_blocks(model: OnnxFile, inputs: Channels, outputs: Channels) -> None:
     Raises:
         NotInBlocks: It has loops or branches.
     """
-    if any(node.has_body for node in model.nodes):
-        raise NotInBlocks("what is inside a loop or a branch may read any value")
+    _refuse_bodies(model)
     taken = _names(model)
     for name, channels in inputs.items():
         _enter(model, name, channels, taken)
@@ -124,13 +125,13 @@ def take_blocks(model: OnnxFile, inputs: Channels, outputs: Channels) -> None:
 
 
 def _enter(model: OnnxFile, name: str, channels: int, taken: set[str]) -> None:
-    readers = [node for node in model.nodes if name in node.reads]
-    turned = readers[0].makes[0] if len(readers) == 1 and _is(readers[0], _IN) else ""
-    idle = [node for node in model.nodes if turned in node.reads and _is(node, _IDLE)]
-    if idle:
-        model.nodes = [node for node in model.nodes if node is not readers[0] and node is not idle[0]]
-        _rename(model, {turned: name, idle[0].makes[0]: name})
-        return
+    turn = _only_reader(model, name)
+    if turn is not None and _is(turn, _IN):
+        idle = _only_reader(model, turn.makes[0])
+        if idle is not None and _is(idle, _IDLE) and idle.integers("kernel_shape") == _ONE_PIXEL:
+            model.nodes = [node for node in model.nodes if node is not turn and node is not idle]
+            _rename(model, {idle.makes[0]: name})
+            return
     plain = _fresh(f"{name}/plain", taken)
     _rename(model, {name: plain})
     model.nodes.insert(0, Node(_OUT, [name], [plain], _DOMAIN, [attribute("channels", channels)]))
@@ -147,6 +148,22 @@ def _leave(model: OnnxFile, name: str, taken: set[str]) -> None:
     _rename(model, {inner: name})
     if not any(plain in node.reads for node in model.nodes):
         model.nodes.remove(maker)
+
+
+def _only_reader(model: OnnxFile, name: str) -> Node | None:
+    readers = [node for node in model.nodes if name in node.reads]
+    return readers[0] if len(readers) == 1 else None
+
+
+def _read(path: Path) -> OnnxFile:
+    if path.stat().st_size > _MOST_BYTES:
+        raise NotInBlocks(f"its graph has more than {_MOST_BYTES >> 20} MiB")
+    return OnnxFile.read(path)
+
+
+def _refuse_bodies(model: OnnxFile) -> None:
+    if any(node.has_body for node in model.nodes):
+        raise NotInBlocks("what is inside its loops or branches may read any value")
 
 
 def _is(node: Node, op: str) -> bool:

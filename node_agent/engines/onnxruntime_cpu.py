@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from node_agent.dtypes import RAW_BITS, storage
-from node_agent.engines.base import Arrays, Partition, Session
-from node_agent.engines.in_blocks import Turned, blocks_of, in_plain
-from node_agent.engines.onnxruntime_blocks import NotInBlocks, native_block, optimised
+from node_agent.engines.base import Arrays, NotInBlocks, Partition, Session
+from node_agent.engines.onnxruntime_blocks import native_block, optimised
 from node_agent.errors import EngineMissingError, LoadFailedError, RunFailedError
+from node_agent.layouts import channel_blocks_of
 from node_agent.machine import trim
 from node_agent.messages import EngineInfo, TensorSpec
 
@@ -84,8 +84,6 @@ LAYOUTS = ("blocks", "plain")
 class OnnxRuntimeCpu:
     """ONNX Runtime's CPU provider."""
 
-    takes_blocks = True
-
     def info(self) -> EngineInfo:
         """See `Engine.info`."""
         try:
@@ -94,8 +92,8 @@ class OnnxRuntimeCpu:
             return EngineInfo(NAME, missing=f"{error} {error.hint}")
         return EngineInfo(NAME, runtime.__version__, "CPUExecutionProvider")
 
-    def block(self) -> int:
-        """Channels per block in which its convolutions compute here; 0 where they do so on plain tensors."""
+    def channel_block(self) -> int:
+        """See `BlockEngine.channel_block`."""
         try:
             return native_block(import_runtime())
         except EngineMissingError:
@@ -104,14 +102,32 @@ class OnnxRuntimeCpu:
     def load(self, partition: Partition) -> Session:
         """See `Engine.load`. Options: `optimization`: all (default), extended, basic, none; `layout`: see `LAYOUTS`."""
         runtime = import_runtime()
-        inputs, outputs = blocks_of(partition.inputs), blocks_of(partition.outputs)
-        if inputs or outputs:
-            session = _in_blocks(runtime, partition, {*inputs.values(), *outputs.values()})
-            if session is not None:
-                return session
-            partition = in_plain(partition)
-        session = _open(runtime, partition.graph, _options(runtime, partition), partition)
-        return Turned(session, inputs, outputs) if inputs or outputs else session
+        return _open(runtime, partition.graph, _options(runtime, partition), partition)
+
+    def load_in_blocks(self, partition: Partition) -> Session:
+        """See `BlockEngine.load_in_blocks`."""
+        runtime = import_runtime()
+        own = native_block(runtime)
+        asked = {*channel_blocks_of((*partition.inputs, *partition.outputs)).values()}
+        if partition.options.get("layout") == "plain":
+            raise NotInBlocks("layout=plain is asked for")
+        if asked != {own}:
+            raise NotInBlocks(f"it computes on blocks of {own}, not of {', '.join(map(str, sorted(asked)))}")
+        inputs, outputs = (
+            {spec.name: int(spec.shape[1]) for spec in specs if spec.channel_block}
+            for specs in (partition.inputs, partition.outputs)
+        )
+        options = partial(_options, runtime, partition)
+        try:
+            with optimised(runtime, partition.graph, options, inputs, outputs) as graph:
+                ready = options()
+                ready.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+                return _open(runtime, graph, ready, partition)
+        except NotInBlocks:
+            raise
+        except Exception as error:  # whatever it is, in plain it may run
+            log.warning("%s cannot be prepared for tensors in blocks", partition.graph.name, exc_info=True)
+            raise NotInBlocks(sentence(error)) from None
 
 
 def _options(runtime: Any, partition: Partition) -> Any:
@@ -131,28 +147,6 @@ def _options(runtime: Any, partition: Partition) -> Any:
                 hint=f"It has: optimization={'|'.join(LEVELS)}, layout={'|'.join(LAYOUTS)}.",
             )
     return options
-
-
-def _in_blocks(runtime: Any, partition: Partition, sizes: set[int]) -> Session | None:
-    """A session that computes on what comes and goes in blocks; None where there is none to be had."""
-    if sizes != {native_block(runtime)}:
-        return None
-    inputs, outputs = (
-        {spec.name: int(spec.shape[1]) for spec in specs if spec.block}
-        for specs in (partition.inputs, partition.outputs)
-    )
-    options = partial(_options, runtime, partition)
-    try:
-        with optimised(runtime, partition.graph, options, inputs, outputs) as graph:
-            ready = options()
-            ready.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            return _open(runtime, graph, ready, partition)
-    except NotInBlocks as reason:
-        log.info("%s: tensors are turned into blocks and back: %s", partition.graph.name, reason)
-        return None
-    except Exception:
-        log.warning("%s cannot be prepared for tensors in blocks", partition.graph.name, exc_info=True)
-        return None
 
 
 def _open(runtime: Any, graph: Path, options: Any, partition: Partition) -> Session:

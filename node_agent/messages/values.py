@@ -24,13 +24,13 @@ class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         name: As in the model.
         dtype: Its type on the wire.
         shape: Its dimensions.
-        block: Channels per block where it is handed over in blocks, see `node_agent.layouts`; 0: plain.
+        channel_block: Channels per block where it is handed over in blocks, see `node_agent.layouts`; 0: plain.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
-    block: int = 0
+    channel_block: int = 0
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
@@ -58,8 +58,8 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
         software: Versions by distribution name.
         encryption_byte_s: Seconds to encrypt or decrypt a byte, where this agent's connections have keys.
         address: `host:port` where an agent that registers by itself can be dialled all the same; empty where nobody can.
-        block: Channels per block in which its engine computes convolutions and may be handed their tensors, see
-            `TensorSpec.block`; 0 where it takes them plain.
+        channel_block: Channels per block in which its engine computes convolutions and may be handed their tensors, see
+            `TensorSpec.channel_block`; 0 where it takes them plain.
     """
 
     engines: tuple[EngineInfo, ...]
@@ -72,7 +72,7 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
     software: dict[str, str] = {}
     encryption_byte_s: float = 0.0
     address: str = ""
-    block: int = 0
+    channel_block: int = 0
 
 
 class PeerRef(msgspec.Struct, frozen=True):

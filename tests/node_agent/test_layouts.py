@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node_agent.layouts import MOST_BLOCK, fits, to_blocks, to_plain
-from node_agent.messages import TensorSpec
+from node_agent.epochs import partition_bytes
+from node_agent.messages import FileRef, HopSpec, Load, PeerRef, TensorSpec
 
 SIZES = st.integers(1, 4)
 
@@ -44,3 +45,15 @@ def test_every_element_goes_where_the_layout_says_and_comes_back(n, groups, h, w
 )
 def test_what_can_lie_in_blocks(dtype, shape, block, so) -> None:
     assert fits(TensorSpec("x", dtype, shape), block) is so
+
+
+def test_a_partition_in_other_blocks_takes_memory_of_its_own() -> None:
+    """An agent holds it once for all that load it alike, and a session for each layout."""
+    graph, weights = FileRef("a" * 64, 10, ".onnx"), (FileRef("b" * 64, 1000, ".bin"),)
+
+    def load(block: int) -> Load:
+        specs = (TensorSpec("x", "float32", (1, 32, 3, 3), block),)
+        return Load(1, 1, "m", (HopSpec(0, PeerRef("a"), PeerRef("b"), graph, weights, specs, specs),))
+
+    assert partition_bytes([load(0), load(0)]) == partition_bytes([load(16), load(16)]) == 1010
+    assert partition_bytes([load(0), load(16)]) == 2020

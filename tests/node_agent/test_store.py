@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node_agent import store as store_module
+from node_agent.content import SCRATCH
 from node_agent.errors import (
     CorruptFileError,
     DiskFullError,
@@ -292,3 +293,12 @@ def test_questions_about_files_that_are_not_here_leave_nothing(root: Path) -> No
     for number in range(100):
         assert store.offset(FileRef(f"{number:064x}", 10)) == 0
     assert not store._arriving
+
+
+def test_what_an_agent_left_that_died_while_it_loaded_is_removed(root: Path) -> None:
+    store = FileStore.open(root)
+    kept = fill(store, DATA)
+    (root / f"{SCRATCH}a").mkdir()
+    (root / f"{SCRATCH}a" / "optimised.onnx.data").write_bytes(DATA)
+    (root / f"{SCRATCH}a.onnx").write_bytes(DATA)
+    assert names(restarted(store).root) == {kept.sha256 + kept.suffix}

@@ -64,7 +64,7 @@ MESSAGES: list[Any] = [
     m.Cancel(1, 2, 3),
     m.GiveUp(b"0123456789abcdef"),
     m.Item(1, 2, 3, 4, (m.TensorHeader("x", "uint8", (2,), "raw", 2),), inline=(b"\x07\x08",)),
-    m.Hello(1, 1, 1, "edge", "agent", msgspec.structs.replace(OFFER, block=16), "boot"),
+    m.Hello(1, 1, 1, "edge", "agent", msgspec.structs.replace(OFFER, channel_block=16), "boot"),
     m.Load(1, 2, "model", (msgspec.structs.replace(HOP, inputs=(IN_BLOCKS,)),), "auto"),
 ]
 

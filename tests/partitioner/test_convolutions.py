@@ -109,3 +109,21 @@ def test_a_weight_that_is_computed_is_no_picture() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     _, second = partitioner.split(model, (1,))
     assert partitioner.convolved(second) == ("x", "y")
+
+
+def test_a_body_may_read_any_value() -> None:
+    """Of a partition with a branch nothing is told, though its convolutions are plain to see."""
+    made = value("out", TensorProto.FLOAT, [1, 32, 3, 3])
+    bodies = [
+        helper.make_graph([helper.make_node(kind, ["Conv0"], ["out"])], kind, [], [made])
+        for kind in ("Neg", "Abs")
+    ]
+    model = network(CONV, CONV)
+    graph = model.graph
+    graph.input.append(value("so", TensorProto.BOOL, []))
+    graph.node.append(helper.make_node("If", ["so"], ["c"], then_branch=bodies[0], else_branch=bodies[1]))
+    graph.node.append(helper.make_node("Add", ["Conv1", "c"], ["sum"]))
+    graph.output[0].name = "sum"
+    (whole,) = partitioner.split(model, ())
+    assert partitioner.convolved(whole) == ()
+    assert partitioner.convolved(*partitioner.split(network(CONV, CONV), ())) == ("x", "Conv1")

@@ -15,15 +15,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from node_agent.content import SCRATCH
 from node_agent.engines import engine_named
-from node_agent.engines.base import Partition
+from node_agent.engines.base import NotInBlocks, Partition
 from node_agent.engines.in_blocks import Turned, load
-from node_agent.engines.onnxruntime_blocks import NotInBlocks, optimised
+from node_agent.engines.onnxruntime_blocks import optimised
 from node_agent.engines.onnxruntime_cpu import NAME, import_runtime
+from node_agent.errors import LoadFailedError
 from node_agent.layouts import to_blocks, to_plain
 from node_agent.messages import TensorSpec
 from tests.node_agent.engines.conftest import save
 
-BLOCK = engine_named(NAME).block()
+BLOCK = engine_named(NAME).channel_block()
 native = pytest.mark.skipif(not BLOCK, reason="ONNX Runtime computes on plain tensors here")
 
 SHAPE = ("batch", 32, 10, 10)
@@ -79,13 +80,13 @@ def check(part: Partition) -> Turned | object:
     right = load(engine_named(NAME), NAME, plain)
     session = load(engine_named(NAME), NAME, part)
     given = {
-        spec.name: to_blocks(feeds[spec.name], spec.block) if spec.block else feeds[spec.name]
+        spec.name: to_blocks(feeds[spec.name], spec.channel_block) if spec.channel_block else feeds[spec.name]
         for spec in part.inputs
     }
     wanted, found = right.run(feeds), session.run(given)
     assert list(found) == [spec.name for spec in part.outputs]
     for spec in part.outputs:
-        array = to_plain(found[spec.name], spec.block) if spec.block else found[spec.name]
+        array = to_plain(found[spec.name], spec.channel_block) if spec.channel_block else found[spec.name]
         np.testing.assert_allclose(array, wanted[spec.name], rtol=1e-5, atol=1e-5)
     assert tuple(session.outputs) == tuple(part.outputs)
     assert not list(part.graph.parent.glob(f"{SCRATCH}*"))
@@ -122,10 +123,53 @@ def test_blocks_of_another_size_are_turned(tmp_path: Path, block: int) -> None:
     assert isinstance(inner, Turned) is (block != BLOCK)
 
 
+def test_a_partition_that_is_turned_says_why(tmp_path: Path) -> None:
+    part = residual(tmp_path, {"x": 2})
+    (note,) = load(engine_named(NAME), NAME, part).notes
+    assert f"blocks of {BLOCK}, not of 2" in note
+    if BLOCK:
+        part = replace(residual(tmp_path, {"x": BLOCK}), options={"layout": "plain"})
+        (note,) = load(engine_named(NAME), NAME, part).notes
+        assert "layout=plain" in note
+
+
+@pytest.mark.parametrize(("shape", "block"), [(("n", "c"), 16), ((), 16), (SHAPE, 3), (SHAPE, -16)])
+def test_a_tensor_that_cannot_be_in_blocks(tmp_path: Path, shape, block: int) -> None:
+    part = residual(tmp_path, {})
+    with pytest.raises(LoadFailedError, match="cannot lie in blocks"):
+        load(engine_named(NAME), NAME, replace(part, inputs=(TensorSpec("x", "float32", shape, block),)))
+
+
+@native
+def test_a_graph_that_is_too_large_to_rewire(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("node_agent.engines.onnxruntime_blocks._MOST_BYTES", 100)
+    assert isinstance(check(residual(tmp_path, {"x": BLOCK})), Turned)
+
+
+@native
+def test_a_pool_of_the_networks_own_at_an_input(tmp_path: Path) -> None:
+    pool = helper.make_node("AveragePool", ["x"], ["p"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    part = partition(tmp_path, [pool, *convolution("p", "y")], blocks={"x": BLOCK, "y": BLOCK})
+    assert ops(part) == ["AveragePool", "Conv"]
+    check(part)
+
+
+def test_a_file_system_that_lets_nothing_go(tmp_path: Path, monkeypatch, caplog) -> None:
+    def busy(*_: object, **__: object) -> None:
+        raise OSError("directory not empty")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.rmdir", busy)
+        session = load(engine_named(NAME), NAME, residual(tmp_path, {"x": BLOCK or 16}))
+    assert bool(session.notes) is not bool(BLOCK)
+    for left in tmp_path.glob(f"{SCRATCH}*"):
+        left.rmdir()
+
+
 def test_an_engine_that_knows_plain_tensors_only(tmp_path: Path) -> None:
     class Plain:
         def load(self, part: Partition):
-            assert not any(spec.block for spec in (*part.inputs, *part.outputs))
+            assert not any(spec.channel_block for spec in (*part.inputs, *part.outputs))
             return engine_named(NAME).load(part)
 
     part = residual(tmp_path, {"x": 16, "y": 8})
@@ -133,7 +177,7 @@ def test_an_engine_that_knows_plain_tensors_only(tmp_path: Path) -> None:
     session = load(Plain(), "plain", part)
     (right,) = engine_named(NAME).load(residual(tmp_path, {})).run({"x": x}).values()
     np.testing.assert_allclose(to_plain(session.run({"x": to_blocks(x, 16)})["y"], 8), right, atol=1e-5)
-    assert (session.engine, [spec.block for spec in session.outputs]) == ("plain", [8])
+    assert (session.engine, [spec.channel_block for spec in session.outputs]) == ("plain", [8])
 
 
 @native
@@ -200,12 +244,14 @@ def test_a_branch_may_read_any_value(tmp_path: Path) -> None:
     assert isinstance(check(part), Turned)
 
 
-def test_what_cannot_be_prepared_is_run_in_plain(tmp_path: Path, monkeypatch, caplog) -> None:
-    def full(*_: object) -> None:
+@pytest.mark.parametrize("where", ["onnxruntime_blocks._optimise", "onnx_file.OnnxFile.write"])
+def test_what_cannot_be_prepared_is_run_in_plain(tmp_path: Path, monkeypatch, caplog, where: str) -> None:
+    def full(_: object, path: Path, *__: object) -> None:
+        path.touch()
         raise OSError("no space left on device")
 
     part = residual(tmp_path, {"x": BLOCK or 16, "y": BLOCK or 16})
-    monkeypatch.setattr("node_agent.engines.onnxruntime_blocks._optimise", full)
+    monkeypatch.setattr(f"node_agent.engines.{where}", full)
     assert isinstance(check(part), Turned)
     assert not BLOCK or "cannot be prepared" in caplog.text
 

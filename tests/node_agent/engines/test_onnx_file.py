@@ -33,6 +33,11 @@ def test_a_model_is_read_as_onnx_reads_it_and_comes_back_the_same(name: str) -> 
     assert [(node.op, node.reads, node.makes, node.domain) for node in file.nodes] == [
         (node.op_type, list(node.input), list(node.output), node.domain) for node in model.graph.node
     ]
+    for node, right in zip(file.nodes, model.graph.node, strict=True):
+        for each in right.attribute:
+            wanted = list(each.ints) if each.type == onnx.AttributeProto.INTS and min(each.ints) >= 0 else []
+            assert wanted in ([], node.integers(each.name))
+        assert node.integers("nothing") == []
     assert file.inputs == [value.name for value in model.graph.input]
     assert file.outputs == [value.name for value in model.graph.output]
     bodies = [any(a.HasField("g") or a.graphs for a in node.attribute) for node in model.graph.node]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -17,13 +19,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 import models
 import partitioner
+from defer.agents import AgentPool
 from defer.client import Client
+from defer.deployer import Deployment, common_channel_block, layout_of
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.daemon import Daemon
-from defer.dispatcher.restoring import parts_of
-from defer.documents.cluster import loads_cluster
+from defer.dispatcher.sampling import reference_of
+from defer.documents.cluster import Cluster, loads_cluster
 from defer.documents.plan import Plan, PlanStage, PlanTransfer
-from defer.hops import DISPATCHER, Layout, Part, Place, in_blocks, lay_out
+from defer.hops import DISPATCHER, Layout, Part, Place, in_channel_blocks, lay_out, parts_of
 from defer.local_agents import LocalAgent, local_agents
 from defer.parts import bound_inputs, write_parts
 from defer.planning import make_plan, parse_placement
@@ -31,10 +35,10 @@ from node_agent.engines import engine_named
 from node_agent.engines.base import Partition
 from node_agent.engines.in_blocks import Turned, load
 from node_agent.engines.onnxruntime_cpu import NAME
-from node_agent.messages import FileRef, HopSpec, TensorSpec
+from node_agent.messages import EngineInfo, FileRef, HopSpec, Offer, TensorSpec
 from node_agent.samples import samples
 
-BLOCK = engine_named(NAME).block()
+BLOCK = engine_named(NAME).channel_block()
 native = pytest.mark.skipif(not BLOCK, reason="ONNX Runtime computes on plain tensors here")
 
 EMPTY = Plan(
@@ -93,8 +97,8 @@ def plan(chain: partitioner.BlockChain, ends: list[int], coded: Collection[int] 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "densenet121", "inception_v3"])
 def test_networks_in_parts_give_what_they_give_in_plain(name: str, tmp_path: Path) -> None:
     chain, written, made = pieces(name, tmp_path, 5)
-    parts = in_blocks(made, [each.part for each in written], BLOCK)
-    assert sum(bool(spec.block) for part in parts for spec in part.outputs) >= 3
+    parts = in_channel_blocks(made, [each.part for each in written], BLOCK)
+    assert sum(bool(spec.channel_block) for part in parts for spec in part.outputs) >= 3
     feeds = samples(bound_inputs(chain))
     plain, blocks = dict(feeds), dict(feeds)
     for each, part in zip(written, parts, strict=True):
@@ -134,14 +138,14 @@ def chosen(
         )
         for number, names in enumerate(tensors)
     )
-    made = in_blocks(msgspec.structs.replace(EMPTY, transfers=transfers), parts, block)
-    written = {spec.name for each in made for spec in each.outputs if spec.block}
-    assert written == {spec.name for each in made for spec in each.inputs if spec.block}
-    assert {s.block for each in made for s in (*each.inputs, *each.outputs)} <= {0, block}
+    made = in_channel_blocks(msgspec.structs.replace(EMPTY, transfers=transfers), parts, block)
+    written = {spec.name for each in made for spec in each.outputs if spec.channel_block}
+    assert written == {spec.name for each in made for spec in each.inputs if spec.channel_block}
+    assert {s.channel_block for each in made for s in (*each.inputs, *each.outputs)} <= {0, block}
     return written
 
 
-def test_what_is_handed_over_in_blocks() -> None:
+def test_what_is_handed_over_in_channel_blocks() -> None:
     first = part("a", ["x"], ["t", "u"], ["x", "t", "u"])
     second = part("b", ["t"], ["v"], ["t", "v"])
     third = part("c", ["u", "v"], ["y"], ["u", "v", "y"])
@@ -166,26 +170,83 @@ def test_what_is_handed_over_in_blocks() -> None:
 
 
 def test_kept_hops_say_what_they_said() -> None:
-    """A dispatcher that starts again lays the same hops out, whatever it knows of the engines."""
+    """A dispatcher that starts again lays the same hops out."""
     parts = [part("a", ["x"], ["t"], ["t"]), part("b", ["t"], ["y"], ["t", "y"])]
     made = plan_of_two()
     places = {name: Place(name, f"tcp://{name}:1", f"tcp://{name}:2") for name in ("d0", "d1")}
     home = Place(DISPATCHER, "tcp://home:1", "tcp://home:2")
     layout = lay_out(made, parts, places, home, 16)
-    assert [spec.block for spec in layout.hops["d1"][0].inputs] == [16]
+    assert [spec.channel_block for spec in layout.hops["d1"][0].inputs] == [16]
     kept = msgspec.msgpack.decode(msgspec.msgpack.encode(layout.hops), type=dict[str, tuple[HopSpec, ...]])
     assert lay_out(made, parts_of(kept), places, home) == layout
 
 
-def plan_of_two() -> Plan:
+def test_a_reference_is_handed_what_the_pipeline_is_handed_beside_which_it_runs() -> None:
+    """A lossy cut is plain; without loss it could be in blocks, and would be another partition on each side of it."""
+    lossy = plan_of_two("raw", "float16", "raw")
+    exact = reference_of(lossy)
+    assert exact is not None
+    parts = [part("a", ["x"], ["t"], ["t"]), part("b", ["t"], ["y"], ["t", "y"])]
+    pool, cluster = devices({"d0": {}, "d1": {}})
+    home = Place(DISPATCHER, "tcp://home:1", "tcp://home:2")
+    layout = layout_of(pool, cluster, lossy, parts, home)
+    beside = cast(Deployment, SimpleNamespace(layout=layout))
+
+    def hops(of: Layout) -> list[tuple[Any, ...]]:
+        return [(spec.inputs, spec.outputs) for specs in of.hops.values() for spec in specs]
+
+    assert hops(layout_of(pool, cluster, exact, parts, home, beside)) == hops(layout)
+    assert hops(layout_of(pool, cluster, exact, parts, home)) != hops(layout)
+
+
+@pytest.mark.parametrize(
+    ("described", "common"),
+    [
+        ({"a": {}, "b": {}}, 16),
+        ({"a": {}, "b": {"channel_block": 8}}, 0),
+        ({"a": {}, "b": {"channel_block": 0}}, 0),
+        ({"a": {}, "b": {"channel_block": 0, "computes": False}}, 16),
+        ({"a": {}, "b": {"away": True}}, 16),
+        ({"a": {"away": True}}, 0),
+        ({"a": {}, "b": {"options": {"layout": "plain"}}}, 0),
+        ({"a": {}, "b": {"options": {"layout": "blocks", "optimization": "all"}}}, 16),
+        ({"a": {}, "b": {"options": {"optimization": "basic"}}}, 0),
+        ({"a": {}, "b": {"options": {"onnxruntime-cpu.layout": "plain"}}}, 0),
+        ({"a": {}, "b": {"options": {"tensorrt.parts": "no"}}}, 16),
+        ({"a": {}, "b": {"engine": NAME}}, 16),
+        ({"a": {}, "b": {"engine": "tensorrt"}}, 0),
+    ],
+)
+def test_in_blocks_of_how_many_channels(described: dict[str, dict[str, Any]], common: int) -> None:
+    assert common_channel_block(*devices(described)) == common
+
+
+def devices(described: dict[str, dict[str, Any]]) -> tuple[AgentPool, Cluster]:
+    """A cluster, and a pool to which its devices are connected, as far as they are not away."""
+    known, text = {}, ['[dispatcher]\nlisten = "127.0.0.1:0"']
+    for number, (name, more) in enumerate(described.items()):
+        options = "".join(f'"{key}" = "{value}"\n' for key, value in more.get("options", {}).items())
+        computes = str(more.get("computes", True)).lower()
+        text.append(
+            f'[[device]]\nname = "{name}"\naddress = "127.0.0.1:{7700 + 3 * number}"\ncomputes = {computes}\n'
+            f'engine = "{more.get("engine", "auto")}"\n[device.engine_options]\n{options}'
+        )
+        if not more.get("away"):
+            engines = (EngineInfo("tensorrt", missing="No."), EngineInfo(NAME))
+            offer = Offer(engines, 1, 1.0, 1, "f", 7701, 7702, channel_block=more.get("channel_block", 16))
+            known[name] = SimpleNamespace(offer=offer, state="alive")
+    return cast(AgentPool, SimpleNamespace(liveness=known.get)), loads_cluster("\n".join(text))
+
+
+def plan_of_two(*codecs: str) -> Plan:
     stages = tuple(
         PlanStage(device=f"d{n}", start=n, stop=n + 1, ops=(n, n + 1), weight_bytes=1, flops=1, seconds=1.0)
         for n in range(2)
     )
     paths = [("home", "d0"), ("d0", "d1"), ("d1", "home")]
     transfers = tuple(
-        PlanTransfer(boundary=n, path=path, codec="raw", nbytes=1, seconds=0.0, tensors=(name,))
-        for n, (path, name) in enumerate(zip(paths, "xty", strict=True))
+        PlanTransfer(boundary=n, path=path, codec=codec, nbytes=1, seconds=0.0, tensors=(name,))
+        for n, (path, name, codec) in enumerate(zip(paths, "xty", codecs or ("raw",) * 3, strict=True))
     )
     return msgspec.structs.replace(EMPTY, stages=stages, transfers=transfers)
 
@@ -221,9 +282,16 @@ def network(path: Path) -> Path:
 
 @contextmanager
 def served(
-    folder: Path, names: Sequence[str], more: str = "", stages: Sequence[str] = ("a", "b", "c")
+    folder: Path,
+    names: Sequence[str],
+    more: str = "",
+    stages: Sequence[str] = ("a", "b", "c"),
+    again: Callable[[list[str]], None] | None = None,
 ) -> Iterator[tuple[Daemon, dict[str, LocalAgent]]]:
-    """The network on the first devices, with agents on all; `more` stands with the last device in the cluster file."""
+    """The network on the first devices, with agents on all; `more` stands with the last device in the cluster file.
+
+    When the block ends, the dispatcher is closed, and `again` is called with the cluster file's lines.
+    """
     model = network(folder / "m.onnx")
     chain = partitioner.analyze(model, {"x": (1, 3, 16, 16)})
     with local_agents(names, folder) as agents:
@@ -239,9 +307,12 @@ def served(
         made = make_plan(chain, cluster, placement=parse_placement(words, cluster, len(chain.blocks)))
         with Daemon(cluster, folder / "state") as daemon:
             daemon.connect(30)
-            order = Order("m", model, made, shapes={"x": (1, 3, 16, 16)})
+            order = Order("m", model, made, shapes={"x": (1, 3, 16, 16)}, standby="none")
             daemon.deployments.bring_up(order, lambda _what, _fraction: None)
             yield daemon, {agent.name: agent for agent in agents}
+            daemon.close()
+        if again is not None:
+            again(lines)
 
 
 def same_as_whole(daemon: Daemon, folder: Path, seed: int) -> None:
@@ -259,10 +330,11 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
     def note(*arguments: Any) -> Layout:
         layout = lay_out(*arguments)
         hops = [hop for specs in layout.hops.values() for hop in specs if hop.hop]
-        found.append({spec.block for hop in hops for spec in hop.inputs})
+        found.append({spec.channel_block for hop in hops for spec in hop.inputs})
         return layout
 
     monkeypatch.setattr("defer.deployer.lay_out", note)
+    monkeypatch.setattr("defer.dispatcher.restoring.lay_out", note)
     return found
 
 
@@ -292,7 +364,29 @@ def test_an_engine_of_another_kind_turns_them(
     tmp_path: Path, handed: list[set[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of a device that joins later: what was laid out before stays as it is."""
-    monkeypatch.setattr("defer.deployer.common_block", lambda *_: BLOCK // 2)
+    monkeypatch.setattr("defer.deployer.common_channel_block", lambda *_: BLOCK // 2)
     with served(tmp_path, "abc") as (daemon, _):
         assert handed == [{BLOCK // 2}]
+        same_as_whole(daemon, tmp_path, 1)
+
+
+@native
+@pytest.mark.integration
+def test_a_dispatcher_that_starts_again_says_what_holds_then(tmp_path: Path, handed: list[set[int]]) -> None:
+    def restored(cluster: Cluster) -> None:
+        with Daemon(cluster, tmp_path / "state") as daemon:
+            daemon.connect(30)
+            deadline = time.monotonic() + 30
+            while not any(each.state == "ready" for each in daemon.verbs.status().deployments):
+                assert time.monotonic() < deadline, daemon.log.since(0)
+                time.sleep(0.02)
+            same_as_whole(daemon, tmp_path, 3)
+
+    def again(lines: list[str]) -> None:
+        restored(loads_cluster("\n".join(lines)))
+        assert handed == [{BLOCK}, {BLOCK}]
+        restored(loads_cluster("\n".join([*lines, 'engine_options = { layout = "plain" }'])))
+        assert handed == [{BLOCK}, {BLOCK}, {0}]
+
+    with served(tmp_path, "abc", again=again) as (daemon, _):
         same_as_whole(daemon, tmp_path, 1)
