@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node_agent.layouts import MOST_BLOCK, fits, to_blocks, to_plain
 from node_agent.epochs import partition_bytes
+from node_agent.layouts import MOST_BLOCK, fits, to_blocks, to_plain
 from node_agent.messages import FileRef, HopSpec, Load, PeerRef, TensorSpec
 
 SIZES = st.integers(1, 4)
