@@ -192,6 +192,8 @@ def _plain(
         more += ["--save-plan", str(work / "plan.json"), "--save-profile", str(work / "profile.json")]
         # The bare chain keeps to the plan, too; while it has its turn, the devices are busy with what is not ours.
         more += ["--blocks", str(arguments.blocks), "--wait", "60", "--replan", "never"]
+        # It would be loaded while stages are measured alone; what it is worth is `benchmarks.gap`'s subject.
+        more += ["--standby", "none"]
         ready = stack.enter_context(
             serving(bed.cluster_file, *more, start=lambda command: start_on(None, command), timeout=1200.0)
         )
