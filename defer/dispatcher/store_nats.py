@@ -220,7 +220,12 @@ class NatsStore:
                     self._drop(f"requests.{key}")
                 case s.AnswersDropped(requests):
                     for old in requests:
-                        self._drop(f"answers.{old.hex()}")
+                        key = f"answers.{old.hex()}"
+                        held = self._held.get(key)
+                        if held is not None and held.number >= self._link.last:
+                            await self._remove(key)  # the last message stays until there is another one
+                        else:
+                            self._drop(key)
         if self._garbage and (self._sweeping is None or self._sweeping.done()):
             self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
 
@@ -230,7 +235,7 @@ class NatsStore:
 
     async def _answer(self, request: bytes) -> s.KeptAnswer | None:
         entry = await self._link.get(f"{RECORDS}.answers.{request.hex()}")
-        if entry is None:
+        if entry is None or _GONE in entry.headers:
             return None
         kept = _decode(entry.data, _Answer)
         pieces = _pieces(entry)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from defer import errors
@@ -57,6 +57,8 @@ def fresh() -> str:
 
 
 @given(st.lists(st.lists(changes, max_size=4), max_size=6))
+@example([[s.AnswerKept(answer(1)), s.AnswersDropped(((1).to_bytes(16),))]])
+@example([[s.AnswerKept(answer(1))], [s.AnswersDropped(((2).to_bytes(16), (1).to_bytes(16)))]])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_next_leader_reads_what_the_one_before_wrote(
     server: NatsServer, batches: list[list[s.Change]]
