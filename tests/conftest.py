@@ -17,8 +17,14 @@ from hypothesis import HealthCheck, settings
 
 from node_agent.engines.onnxruntime_cpu import QUIET
 
-# An example's milliseconds say how busy the machine is, nothing else.
-settings.register_profile("defer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# An example's milliseconds say how busy the machine is, nothing else. The same examples in every run: a change is not
+# refused over what another one brought; new ones are looked for on purpose.
+settings.register_profile(
+    "defer",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=not os.environ.get("DEFER_EXPLORE"),
+)
 settings.load_profile("defer")
 
 os.environ.pop("COLUMNS", None)  # of the processes that share the tests: a narrow table shortens words
