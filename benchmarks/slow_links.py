@@ -129,11 +129,7 @@ def _run(name: str, bandwidth: float, arguments: argparse.Namespace, *, quick: b
         bed = stack.enter_context(Testbed(spec, BedOptions()))
 
         def start_on(device: str | None, command: Sequence[str]) -> subprocess.Popen[str]:
-            # What was measured in another hour, on a machine that others share, is not what this run is compared with.
-            env = {"XDG_CACHE_HOME": str(work / "cache")}
-            return bed.start(
-                command, device, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
+            return bed.start(command, device, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
         documents = (arguments.keep or work).absolute()
         documents.mkdir(parents=True, exist_ok=True)
