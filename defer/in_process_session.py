@@ -27,9 +27,10 @@ from defer.client_served import Served
 from defer.client_session import decoded
 from defer.errors import Cancelled, DeadlineExceeded, DeferError, from_code
 from defer.translating import translate
-from node_agent.messages import Rejection, Result
+from node_agent.messages import Infer, Rejection, Result
 
 if TYPE_CHECKING:
+    from defer.dispatcher.callers import Driven
     from defer.dispatcher.daemon import Daemon
     from defer.dispatcher.shell import DataShell
 
@@ -94,8 +95,8 @@ class InProcessSession:
         way = _Way(submit, lambda _: gate.release())
         left = submit.deadline - time.monotonic() + STALL_S
         try:
-            self._send(way)
-            if not gate.acquire(timeout=max(0.0, min(left, threading.TIMEOUT_MAX))):
+            self._send(way, waits=True)
+            if way.told is None and not gate.acquire(timeout=max(0.0, min(left, threading.TIMEOUT_MAX))):
                 raise _overdue()
             return way.outcome()
         finally:
@@ -145,17 +146,24 @@ class InProcessSession:
 
     # --------------------------------------------------------------------------------------------------- inside
 
-    def _send(self, way: _Way) -> None:
+    def _send(self, way: _Way, *, waits: bool = False) -> None:
         self._open[way] = None  # first: whoever closes meanwhile finds it
         if self._closed:
             raise Cancelled("the client is closed")
-        self._again(way)
+        self._again(way, waits=waits)
 
-    def _again(self, way: _Way) -> None:
-        submit = way.submit
-        way.give_up = self._shell.request(
-            asked(submit, time.monotonic()), submit.frames, partial(self._answered, way), way.kept
-        )
+    def _again(self, way: _Way, *, waits: bool = False) -> None:
+        """Send it; where the calling thread `waits` for it, it may have its answer then."""
+        submit, shell = way.submit, self._shell
+        infer, answered = asked(submit, time.monotonic()), partial(self._answered, way)
+        driven: Driven | None = None
+        if waits and isinstance(infer, Infer):
+            driven = shell.driven(infer, submit.frames, answered, submit.deadline + STALL_S)
+        if driven is not None:
+            way.give_up = driven.give_up
+            if way in self._open and shell.drive(driven):
+                return
+        way.give_up = shell.request(infer, submit.frames, answered, way.kept, waits=driven is not None)
         if way not in self._open:  # it was forgotten meanwhile, or has its answer
             way.give_up()
             way.give_up = _nothing

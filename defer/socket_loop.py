@@ -5,7 +5,7 @@ less. Whoever leads, the loop's own thread or a driving one, is the only one tha
 
     the thread leads ──idle, and somebody wanted to drive──▶ nobody leads ◀──────────── done, or others come in ────┐
           ▲                                                     │      └──drive──▶ a caller leads ──────────────────┘
-          └──── a command, the end, or `REST_S` without a driver ┘
+          └──── a command, the end, or `rest_s` without a driver ┘
 
 A driver sees no command of others run: it leaves when one comes. So whatever interrupts it, such as Ctrl-C in the middle
 of a message, spoils nothing but its own request; the sockets are then opened anew.
@@ -91,7 +91,9 @@ class SocketLoop:
         security: How its sockets are protected.
         idle: Whether nothing is under way that others wait for, so that a caller may drive for an errand (None: for
             any); nobody may where it is not given.
-        renew: Called where a driver was interrupted: opens all sockets anew, and trusts nothing that it left.
+        renew: Called where a driver was interrupted: opens all sockets anew, and trusts nothing that it left. Without
+            it, the thread ends by an error.
+        rest_s: How long the thread leaves the sockets alone after somebody has driven them.
     """
 
     def __init__(
@@ -105,13 +107,15 @@ class SocketLoop:
         on_crash: Callable[[BaseException], None] | None = None,
         security: Security = OPEN,
         idle: Callable[[Errand | None], bool] = lambda _: False,
-        renew: Callable[[], None] = lambda: None,
+        renew: Callable[[], None] | None = None,
+        rest_s: float = REST_S,
     ) -> None:
         self._name = name
         self.security = security
         self._opened, self._next_wake, self._turned, self._closed = opened, next_wake, turned, closed
         self._on_crash = on_crash
         self._idle, self._renew = idle, renew
+        self._rest_s = rest_s
         self._commands: deque[Callable[[], None]] = deque()
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -312,9 +316,9 @@ class SocketLoop:
                 return
             self._lead, self._wanted, self._driven = None, 0, time.monotonic()
         while True:
-            if (self._needed() or time.monotonic() >= self._driven + REST_S) and self._take():
+            if (self._needed() or time.monotonic() >= self._driven + self._rest_s) and self._take():
                 break
-            self._bell.wait(REST_S)
+            self._bell.wait(self._rest_s)
         if self._broken is not None:
             raise self._broken
         if self._torn:
@@ -324,6 +328,8 @@ class SocketLoop:
 
     def _begin_anew(self) -> None:
         """A driver was interrupted anywhere: in the middle of a message, of waking, of noting what was read."""
+        if self._renew is None:
+            raise RuntimeError(f"a thread was ended from outside while it drove the sockets of {self._name}")
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(4096)
         self._signalled = False

@@ -102,6 +102,8 @@ class Neighbours:
         self._users: dict[str, set[int]] = {}
         self.again: dict[str, float] = {}
         """When to dial links again whose peers refused."""
+        self.visited = -math.inf
+        """When last something came to the fetch ROUTER that is not credit."""
         self._fetchers = Fetchers()
         loop.watch(fetch, partial(drain, fetch, self._on_fetch, routed=True))
 
@@ -242,6 +244,8 @@ class Neighbours:
 
     def _on_fetch(self, identity: bytes, header: DataHeader | FrameError, _: list[Any]) -> None:
         """A message from a first stage that dialled us."""
+        if type(header) is not Credit:
+            self.visited = time.monotonic()
         match header:
             case Greeting():
                 handshake = Handshake(self._name, dialled=False, state="greeting")

@@ -8,7 +8,9 @@ post events and callables. The thread never blocks but in `poll`.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -19,6 +21,7 @@ import zmq
 
 from defer.client_core import CLIENT
 from defer.dispatcher import events as e
+from defer.dispatcher.callers import Answered, Callers, Driven
 from defer.dispatcher.chronicle import QUIET, Chronicle
 from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.events import HERE
@@ -29,7 +32,7 @@ from defer.dispatcher.noted import RequestTraces
 from defer.dispatcher.store import KeptAnswer, Spent
 from defer.doors import DATA, FETCH
 from defer.errors import DeferError, from_code
-from defer.socket_loop import SocketLoop
+from defer.socket_loop import Errand, SocketLoop
 from defer.translating import translate
 from node_agent.connection import Handshake
 from node_agent.errors import AgentError, FrameError, WireError
@@ -62,18 +65,20 @@ T = TypeVar("T")
 STALL_S = 0.005
 """How often a client that does not read is tried again."""
 
+_ENDS = "the dispatcher is shutting down"
+
 Answer = tuple[tuple[TensorHeader, ...], Sequence[Any], float]
 """Headers and frames of a canary's result, and the seconds that it took."""
 
 
-Answered = Callable[[Result | Rejection, Sequence[Any]], None]
-"""Takes the answer to a request of this process, in the data thread."""
-
-Caller = tuple[Answered, Callable[[], object] | None, bool]
-"""Who waits here: what takes the answer, what is told when the store has the request, and if it is theirs to end."""
-
 FAREWELL_S = 0.25
 """How long connections stay open after the refusals with which a stopping dispatcher ends what it had accepted."""
+
+REST_S = 0.02
+"""How long the thread leaves the sockets alone after a caller has driven them: so late may be what others send then."""
+
+COMPANY_S = 10.0
+"""So long after somebody else sent something no caller drives: more may come, and it would be late."""
 
 
 class DataShell:
@@ -126,8 +131,9 @@ class DataShell:
         bounds = self._core.limits
         self._outbox = Outbox(bounds.unread, bounds.client_bytes, bounds.unread_bytes)
         self._canaries: dict[bytes, Future[Answer]] = {}
-        self._callers: dict[bytes, list[Caller]] = {}
-        self._answers: list[tuple[Answered, Result | Rejection, Sequence[Any]]] = []
+        self._callers = Callers(self._feed, self.traces)
+        self._company = -math.inf
+        """When last something came that is neither a result nor credit."""
         self._keeper: Keeper | None = None
         self._neighbours: Neighbours | None = None
         self._last_words = False
@@ -139,6 +145,8 @@ class DataShell:
             closed=self._close,
             on_crash=on_crash,
             security=security,
+            idle=self._is_idle,
+            rest_s=REST_S,
         )
 
     # ------------------------------------------------------------------------------------------- any thread's
@@ -236,6 +244,8 @@ class DataShell:
         frames: Sequence[Any],
         answered: Answered,
         kept: Callable[[], object] | None = None,
+        *,
+        waits: bool = False,
     ) -> Callable[[], object]:
         """Take a request of this process as if a client had sent it; its frames pass no socket on the way here.
 
@@ -244,6 +254,7 @@ class DataShell:
             frames: Its tensor frames, to be left alone until it is answered.
             answered: Called once, in the data thread, unless the request is given up before; must not block.
             kept: Called when a durable request is in the store; likewise.
+            waits: Whether its caller would have driven the sockets.
 
         Returns:
             What gives the request up, from any thread, and cancels it on its way.
@@ -251,47 +262,42 @@ class DataShell:
         caller = answered, kept, type(infer) is Infer
 
         def run() -> None:
-            self._callers.setdefault(infer.request, []).append(caller)
-            if isinstance(infer, Recall):
-                self._feed(e.RecallArrived(HERE, infer.request))
-                return
-            if infer.trace:
-                self.traces.arrived(infer, time.monotonic_ns())
-            self._feed(e.InferArrived(HERE, infer, frames))
+            if waits:
+                self._loop.rests_soon(self._is_idle())
+            self._callers.take(infer, frames, caller)
 
         if not self._loop.enqueue(run):
-            answered(Rejection(infer.request, "not-ready", "the dispatcher is shutting down"), ())
-        return partial(self._loop.enqueue, lambda: self._give_up(infer.request, caller))
+            answered(Rejection(infer.request, "not-ready", _ENDS), ())
+        return partial(self._loop.enqueue, partial(self._callers.give_up, infer.request, caller))
+
+    def driven(self, infer: Infer, frames: Sequence[Any], answered: Answered, until: float) -> Driven | None:
+        """A request that the calling thread, which does nothing else until then, may `drive`; arguments as of `Driven`.
+
+        Returns:
+            None in the main thread: signals' handlers run there, and may raise between any two steps. What that left
+            of the dispatcher's tables would be nothing to go on with.
+        """
+        if threading.get_ident() == threading.main_thread().ident:
+            return None
+        return Driven(self._callers, infer, frames, answered, until, self._loop.enqueue)
+
+    def drive(self, errand: Driven) -> bool:
+        """Turn the sockets in the calling thread until a request is answered, where nothing else goes on.
+
+        Returns:
+            False where it cannot be, and nothing was done. Else the request is answered, is overdue, or the data thread
+            goes on with it.
+        """
+        return self._loop.drive(errand)
 
     # ------------------------------------------------------------------------------------------ data thread's
 
-    def _give_up(self, request: bytes, caller: Caller) -> None:
-        """One who waited for the answer does so no more."""
-        callers = self._callers.get(request, [])
-        if caller not in callers:
-            return
-        callers.remove(caller)
-        if callers:
-            return  # others wait for it
-        del self._callers[request]
-        if caller[-1]:  # whoever asked by its id alone only waits no longer
-            self._feed(e.CancelArrived(HERE, request))
-
-    def _answer_here(self, answer: Result | Rejection, frames: Sequence[Any]) -> None:
-        """An answer for those of this process who wait for it, also where a client has asked for it since."""
-        for number, (answered, _, _) in enumerate(self._callers.pop(answer.request, ())):
-            # Each may write to what it gets.
-            own = [bytes(memoryview(frame)) for frame in frames] if number else frames
-            self._answers.append((answered, answer, own))
-
-    def _hand_over(self) -> None:
-        """Whoever is woken wants the interpreter at once, so nobody is before this thread is done with its turn."""
-        answers, self._answers = self._answers, []
-        for answered, answer, frames in answers:
-            try:
-                answered(answer, frames)
-            except Exception:
-                logger.exception("an answer could not be handed over")
+    def _is_idle(self, _: Errand | None = None) -> bool:
+        """Whether a caller may drive: nobody waits for anything, and nobody sends anything but the agents."""
+        if self._callers or self._canaries or self._outbox.waiting:
+            return False
+        visited = self._neighbours.visited if self._neighbours is not None else -math.inf
+        return time.monotonic() >= max(self._company, visited) + COMPANY_S
 
     def _open(self) -> None:
         self._data: Socket = open_socket(self._loop.context, zmq.ROUTER, purpose="data")
@@ -315,9 +321,7 @@ class DataShell:
         for future in self._canaries.values():
             future.set_exception(_ended())
         self._canaries.clear()
-        for request in list(self._callers):
-            self._answer_here(Rejection(request, "not-ready", "the dispatcher is shutting down"), ())
-        self._hand_over()
+        self._callers.end("not-ready", _ENDS)
         if self._neighbours is not None:
             self._neighbours.close_all()
 
@@ -336,8 +340,8 @@ class DataShell:
             self._outbox.retry(self._data)
         if self._neighbours is not None and self._neighbours.again:
             self._neighbours.turned()
-        if self._answers:
-            self._hand_over()
+        if self._callers.answers:
+            self._callers.hand_over()
 
     def _feed(self, event: e.Event) -> None:
         neighbours = self._neighbours
@@ -362,7 +366,7 @@ class DataShell:
                 case e.Reject(client, rejection):
                     self._last_words |= isinstance(event, e.Stopped)
                     if rejection.request in self._callers:
-                        self._answer_here(rejection, ())
+                        self._callers.answered(rejection, ())
                     if client is HERE:
                         continue
                     if client:
@@ -387,9 +391,7 @@ class DataShell:
                 case e.Sampled() if self._on_sampled is not None:
                     self._on_sampled(instruction)
                 case e.Acknowledge(client, request) if client is HERE:
-                    for _, kept, _ in self._callers.get(request, ()):
-                        if kept is not None:
-                            kept()
+                    self._callers.kept(request)
                 case e.Acknowledge(client, request) if client:
                     self._outbox.send(self._data, client, encode_header(Accepted(request)), ())
                 case e.Keep() | e.Recall():
@@ -399,7 +401,7 @@ class DataShell:
         if self.traces.open:
             self.traces.answered(result.request, time.monotonic_ns())
         if result.request in self._callers:
-            self._answer_here(result, frames)
+            self._callers.answered(result, frames)
         if client is HERE:
             return
         if client:
@@ -429,6 +431,7 @@ class DataShell:
         if type(header) is Item:
             self._on_item(identity, header, frames)
             return
+        self._company = time.monotonic()
         match header:
             case Infer() if len(header.request) == ID_BYTES:
                 if header.trace:
@@ -481,4 +484,4 @@ class DataShell:
 
 
 def _ended() -> DeferError:
-    return from_code("not-ready", "the dispatcher is shutting down")
+    return from_code("not-ready", _ENDS)

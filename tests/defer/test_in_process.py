@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -171,6 +172,22 @@ def test_a_state_brings_models_and_durable_answers_back(
         assert all(np.array_equal(first[key], again[key]) for key in first)
         (found,) = client.infer(inputs(1)).values()
         np.testing.assert_allclose(found, expected(model, inputs(1)), rtol=1e-5, atol=1e-5)
+
+
+def test_durable_requests_of_a_thread_that_drives(
+    cluster: Cluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("defer.dispatcher.shell.COMPANY_S", 0.0)
+
+    def ask(client: defer.Client) -> None:
+        for seed in range(12):
+            (found,) = client.infer(inputs(seed), durable=seed % 2 == 0).values()
+            np.testing.assert_allclose(found, expected(model, inputs(seed)), rtol=1e-5, atol=1e-5)
+
+    with defer.Dispatcher(cluster, state=tmp_path / "state") as dispatcher, dispatcher.client() as client:
+        dispatcher.deploy(model)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(ask, client).result(60)
 
 
 def test_without_a_state_nothing_is_durable(cluster: Cluster, model: Path) -> None:

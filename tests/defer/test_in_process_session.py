@@ -264,7 +264,7 @@ def test_two_that_wait_for_one_request_both_get_its_answer(make_server: Callable
         future = client.submit(x(5), request=name)
         until(lambda: under_way(server) == 1)
         same = other._requests.launch(other._requests.recall(name, 10.0))
-        until(lambda: server.shell.call(lambda *_: len(server.shell._callers[name])).result(5) == 2)
+        until(lambda: server.shell.call(lambda *_: len(server.shell._callers._waiting[name])).result(5) == 2)
         stage.hold = False
         assert first(future.result(10)) == first(same.result(10)) == 10
 
@@ -325,9 +325,13 @@ def test_who_gives_up_ends_no_request_that_others_wait_for(make_server: Callable
     with here(server) as client, here(server) as other:
         future = client.submit(x(5), request=name)
         second = other.submit(x(5), request=name)
-        until(lambda: server.shell.call(lambda *_: len(server.shell._callers.get(name, ()))).result(5) == 2)
+        until(
+            lambda: (
+                server.shell.call(lambda *_: len(server.shell._callers._waiting.get(name, ()))).result(5) == 2
+            )
+        )
         assert second.cancel()
-        until(lambda: server.shell.call(lambda *_: len(server.shell._callers[name])).result(5) == 1)
+        until(lambda: server.shell.call(lambda *_: len(server.shell._callers._waiting[name])).result(5) == 1)
         stage.hold = False
         assert first(future.result(10)) == 10
 
