@@ -144,6 +144,7 @@ class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
         batch: Numbers of requests that stages may run together; none leaves it to the plan.
         batch_delay_s: How long the first of a batch waits for others.
         standby: What is prepared for the loss of a device, as `--standby` takes it; empty for the usual.
+        replicas: Whether several devices may share a stage's requests in a plan that is made.
     """
 
     id: int
@@ -159,6 +160,7 @@ class Deploy(msgspec.Struct, frozen=True, tag="deploy", tag_field="t"):
     batch: tuple[int, ...] = ()
     batch_delay_s: float = 0.0
     standby: str = ""
+    replicas: bool = False
 
 
 class GiveUp(msgspec.Struct, frozen=True, tag="give_up", tag_field="t"):
@@ -360,6 +362,24 @@ MOST_DIMENSION: Final = 2**31 - 1
 
 MOST_ELEMENTS: Final = 2**40
 """Elements of one such input at most: more are in the memory of no device, and sums of their bytes stay exact."""
+
+
+def check_replicas(objective: str, *, given: bool = False) -> None:
+    """Whether several devices may share a stage's requests.
+
+    Args:
+        objective: What is made least; empty where that is not known yet.
+        given: Whether the plan is there already.
+
+    Raises:
+        UsageError: They may not.
+    """
+    if given:
+        raise UsageError(
+            "the plan that is given says what has replicas", hint="leave --replicas out, or the plan"
+        )
+    if objective not in ("throughput", ""):
+        raise UsageError("replicas only raise the throughput", hint="add --objective throughput")
 
 
 def check_shapes(shapes: Mapping[str, Sequence[int]]) -> None:

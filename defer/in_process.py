@@ -182,6 +182,7 @@ class Dispatcher:
         *,
         name: str | None = None,
         objective: Objective | None = None,
+        replicas: bool = False,
         plan: str | Path | Plan | None = None,
         profile: str | Path | CostProfile | None = None,
         inputs: Mapping[str, Sequence[int]] | None = None,
@@ -201,6 +202,7 @@ class Dispatcher:
             model: The ONNX file; it must stay where it is while the model is served.
             name: Name to serve it under, or `NAME@VERSION`; the file's by default.
             objective: What a new plan makes least, `latency` by default.
+            replicas: Whether several devices may share a stage's requests in it; for `throughput`.
             plan: A plan to follow, or its file.
             profile: Costs to plan with, or their file; measured (or remembered) by default.
             inputs: Shapes by input name, which bind free dimensions.
@@ -240,6 +242,8 @@ class Dispatcher:
         check_share(sample)
         if objective not in (None, *OBJECTIVES):
             raise UsageError(f"objective is {objective!r:.80}", hint=f"say one of {', '.join(OBJECTIVES)}")
+        if replicas:
+            api.check_replicas(objective or "latency", given=plan is not None)
         samples = None if calibration is None else Path(calibration).expanduser().absolute()
         if samples is not None:
             if not max_error:
@@ -260,6 +264,7 @@ class Dispatcher:
             plan=follow,
             profile=CostProfile.load(profile) if isinstance(profile, str | Path) else profile,
             objective=objective or (follow.objective if follow is not None else "latency"),
+            replicas=replicas,
             shapes=shapes,
             budget=parse_budget(str(max_error)) if max_error else None,
             calibration=samples,

@@ -9,6 +9,7 @@ from typing import Final
 
 import router
 from defer import units
+from defer.api import check_replicas
 from defer.documents.cluster import Cluster
 from defer.errors import DeferError, NoRoute, UnknownDevice, UsageError
 
@@ -222,8 +223,8 @@ def check_wishes(objective: str, limits: Limits, rules: Rules, *, placed: bool =
         raise UsageError(
             "blocks are placed by hand and tied as well", hint="give --place, or --pin and --forbid"
         )
-    if rules.replicas and objective != "throughput":
-        raise UsageError("replicas only raise the throughput", hint="add --objective throughput")
+    if rules.replicas:
+        check_replicas(objective)
     if rules.replicas and placed:
         raise UsageError(
             "blocks are placed by hand, and replicas are for the planner to place",

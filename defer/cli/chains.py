@@ -88,6 +88,13 @@ def check_calibration(calibration: Path | None, max_error: Budget | None) -> Non
     check_requests(calibration, "check --calibration")
 
 
+def replicas_option(command: F) -> F:
+    """Adds `--replicas` (argument `replicas`)."""
+    return click.option("--replicas", is_flag=True, help="Several devices may share a stage's requests.")(
+        command
+    )
+
+
 def given_plan(file: str | None, objective: Objective | None) -> Plan | None:
     """The plan of `--plan`; None without.
 

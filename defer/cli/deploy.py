@@ -17,6 +17,7 @@ from defer.cli.chains import (
     check_calibration,
     given_plan,
     input_option,
+    replicas_option,
     sample_option,
     standby_option,
 )
@@ -42,6 +43,7 @@ GIVE_UP_S = 5.0
     epilog=examples(
         "defer deploy resnet50.onnx",
         "defer deploy bert.onnx --name text --input input_ids=1,128 --objective throughput",
+        "defer deploy resnet50.onnx --objective throughput --replicas",
         "defer deploy resnet50.onnx --plan plan.json --dispatcher 192.168.1.2:7600",
         "defer deploy resnet50-new.onnx --name resnet50 --version 2 --canary 10%",
     )
@@ -62,6 +64,7 @@ GIVE_UP_S = 5.0
     help="What planning makes least: seconds of one request, seconds between results, money or joules. By default "
     "latency, and with --version what the stable version was deployed with.",
 )
+@replicas_option
 @budget_options
 @sample_option
 @batch_options
@@ -77,6 +80,7 @@ def command(
     plan_file: str | None,
     profile_file: str | None,
     objective: Objective | None,
+    replicas: bool,
     max_error: Budget | None,
     calibration: Path | None,
     sample: float,
@@ -97,6 +101,8 @@ def command(
     from defer.model_files import calibration_file, model_files
 
     check_calibration(calibration, max_error)
+    if replicas:
+        api.check_replicas(objective or ("" if version else "latency"), given=bool(plan_file))
     given = given_plan(plan_file, objective)
     plan = encode(given).decode() if given is not None else ""
     profile = encode(CostProfile.load(profile_file)).decode() if profile_file else ""
@@ -125,6 +131,7 @@ def command(
             batching.sizes if batching is not None else (),
             batching.delay_s if batching is not None else 0.0,
             standby,
+            replicas,
         )
         number = admin.send(order)
         try:

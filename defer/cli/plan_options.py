@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from defer import units
+from defer.cli.chains import replicas_option
 from defer.documents.plan import Objective, Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -135,5 +136,5 @@ _OPTIONS: Final = (
     click.option(
         "--exclude", multiple=True, metavar="DEV", help="Do not use this device, not even to pass on."
     ),
-    click.option("--replicas", is_flag=True, help="Several devices may share a stage's requests."),
+    replicas_option,
 )

@@ -14,7 +14,7 @@ import click
 import msgspec
 from click.core import ParameterSource
 
-from defer import units
+from defer import api, units
 from defer.access import said
 from defer.accuracy import Budget
 from defer.cli.access import access_options, warn_insecure
@@ -25,6 +25,7 @@ from defer.cli.chains import (
     budget_options,
     given_plan,
     input_option,
+    replicas_option,
     sample_option,
     standby_option,
 )
@@ -70,6 +71,7 @@ FLUSH_S = 5.0
     epilog=examples(
         "defer serve --cluster cluster.toml --model resnet50.onnx",
         "defer serve --cluster cluster.toml --model resnet50.onnx --objective throughput --save-plan plan.json",
+        "defer serve --cluster cluster.toml --model resnet50.onnx --objective throughput --replicas",
         "defer serve --cluster cluster.toml --listen 127.0.0.1:7640",
         "defer serve --cluster cluster.toml --model resnet50.onnx --http 127.0.0.1:8000",
     )
@@ -84,6 +86,7 @@ FLUSH_S = 5.0
     type=click.Choice(["latency", "throughput", "cost", "energy"]),
     help="What planning makes least: seconds of one request (by default), seconds between results, money or joules.",
 )
+@replicas_option
 @click.option("--listen", metavar="HOST:PORT", help="First of three ports; the cluster file's by default.")
 @click.option(
     "--replan",
@@ -117,6 +120,7 @@ def command(
     plan_file: str | None,
     profile_file: str | None,
     objective: Objective | None,
+    replicas: bool,
     listen: str | None,
     replan: Replan | None,
     state: str | None,
@@ -157,12 +161,15 @@ def command(
     order = None
     if model is not None:
         check_file(model, "check --model")
+        if replicas:
+            api.check_replicas(objective or "latency", given=bool(plan_file))
         order = Order(
             name=deployment_name(name, None, model, may_have_version=True),
             model=model,
             plan=given_plan(plan_file, objective),
             profile=CostProfile.load(profile_file) if profile_file else None,
             objective=objective or "latency",
+            replicas=replicas,
             shapes=inputs,
             blocks=blocks,
             budget=max_error,
@@ -177,8 +184,8 @@ def command(
         raise UsageError(
             "--name, --plan, --profile, --max-error, --save-plan, --save-profile and --plot need --model"
         )
-    elif batching is not None:
-        raise UsageError("--batch needs --model")
+    elif batching is not None or replicas:
+        raise UsageError("--batch and --replicas need --model")
     elif click.get_current_context().get_parameter_source("standby") is ParameterSource.COMMANDLINE:
         raise UsageError("--standby needs --model")
     with stopping() as stop, ExitStack() as stack:

@@ -42,6 +42,7 @@ class Order:
         plan: A plan to follow, or None to make one.
         profile: Costs to plan with, or None to measure.
         objective: What a new plan makes least.
+        replicas: Whether several devices may share a stage's requests in it.
         shapes: Input shapes that bind free dimensions.
         blocks: Most blocks to measure and plan with.
         budget: How far lossy codecs may move the output; None uses none.
@@ -62,6 +63,7 @@ class Order:
     plan: Plan | None = None
     profile: CostProfile | None = None
     objective: Objective = "latency"
+    replicas: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     blocks: int = PLANNING_BLOCKS
     budget: Budget | None = None
@@ -142,7 +144,7 @@ def make_ready(
         measured = measure_all(pool, cluster, topic, places, planning, on_progress)
     on_progress("planning", 0.0)
     budget = str(order.budget) if order.budget is not None else ""
-    wanted = q.MakePlan(topic, cluster, measured, order.objective, budget)
+    wanted = q.MakePlan(topic, cluster, measured, order.objective, budget, order.replicas)
     plan = planning.ask(wanted, Plan, on_progress)
     return with_batching(plan, inputs, order.batching), measured
 

@@ -90,12 +90,14 @@ class Answers:
     def _plan(self, question: q.MakePlan) -> Plan:
         from defer.branches import branches_of
         from defer.planning import make_plan
+        from defer.wishes import Rules
 
         topic, cluster, profile = question.topic, question.cluster, question.profile
         blocks, model = self._blocks(topic, profile), Path(topic.model)
+        objective, rules = question.objective, Rules(replicas=question.replicas)
         if not question.budget:
             branches = branches_of(model, topic.shapes)
-            return make_plan(blocks, cluster, profile, objective=question.objective, branches=branches)
+            return make_plan(blocks, cluster, profile, objective=objective, rules=rules, branches=branches)
         from defer.guarded_planning import Wish, plan_on_calibration
 
         return plan_on_calibration(
@@ -104,7 +106,7 @@ class Answers:
             cluster,
             profile,
             parse_budget(question.budget),
-            Wish(question.objective),
+            Wish(objective, rules=rules),
             calibration=_calibration(topic),
             parts=Path(topic.parts),
             on_step=self._on_progress,

@@ -77,13 +77,14 @@ class Piece(msgspec.Struct, frozen=True, tag=True):
 
 
 class MakePlan(msgspec.Struct, frozen=True, tag=True):
-    """The best plan, under an error budget (as `str(Budget)`) if there is one; answered by a `Plan`."""
+    """The best plan, under an error budget (as `str(Budget)`) and with replicas, if so; answered by a `Plan`."""
 
     topic: Topic
     cluster: Cluster
     profile: CostProfile
     objective: Objective
     budget: str = ""
+    replicas: bool = False
 
 
 class Cut(msgspec.Struct, frozen=True, tag=True):

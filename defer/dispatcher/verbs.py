@@ -142,6 +142,9 @@ class DispatcherVerbs:
         api.check_shapes(order.shapes)
         check_share(order.sample)
         standby = check_standby(order.standby)
+        objective = order.objective or self._objective_beside(order.name)
+        if order.replicas:
+            api.check_replicas(objective, given=bool(order.plan))
         again = False
         try:
             outcome = self._deployments.bring_up(
@@ -152,7 +155,8 @@ class DispatcherVerbs:
                     profile=decode(CostProfile, order.profile.encode(), "the profile")
                     if order.profile
                     else None,
-                    objective=order.objective or self._objective_beside(order.name),
+                    objective=objective,
+                    replicas=order.replicas,
                     shapes=order.shapes,
                     budget=parse_budget(order.max_error) if order.max_error else None,
                     calibration=self._uploads.assemble(order.calibration) if order.calibration else None,
