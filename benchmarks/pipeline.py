@@ -5,7 +5,8 @@ partitions and devices take turns; a chain of DEFER's kind follows on the same d
 system with one stage. `alone` is each stage's partition run by itself on its device: the slowest one bounds any
 pipeline of these partitions. `each whole` is the whole model on every device at once, each by itself, nothing sent:
 what the devices can do together, since they share the caches and cores of one machine. `predicted` is the period in
-the plan.json that was written before the run. Needs root, see docs/testbed.md.
+the plan.json that was written before the run. `shared` is what the devices come to where several may share a stage's
+requests (--replicas) and none may hold the whole model. Needs root, see docs/testbed.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -32,6 +33,7 @@ from benchmarks.runner import Options, Outcome, Row, Target, main
 from benchmarks.testbed import Options as BedOptions
 from benchmarks.testbed import Testbed, uniform
 from benchmarks.with_keys import rates_with_keys
+from benchmarks.with_replicas import MEMORY, shared
 from defer.baseline import whole_model
 from defer.documents.plan import Plan
 from defer.parts import write_parts
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--blocks", type=int, default=64, help="blocks to measure and plan with (default 64)")
     parser.add_argument("--no-keys", action="store_true", help="leave out the same pipeline with keys")
+    parser.add_argument("--no-replicas", action="store_true", help="leave out stages that several share")
     parser.add_argument("--no-style", action="store_true", help="leave the chain of DEFER's kind out")
     parser.add_argument(
         "--links",
@@ -73,6 +76,7 @@ class Run:
         each_whole: Runs of the whole model per second, all devices together, each by itself.
         plan: What was planned before.
         difference: Largest difference from the whole model's outputs, relative to their largest.
+        shared: What was planned where several devices may share a stage's requests.
     """
 
     rates: dict[str, list[float]]
@@ -80,6 +84,7 @@ class Run:
     each_whole: float
     plan: Plan
     difference: float
+    shared: Plan | None = None
 
 
 def measure(options: Options) -> Outcome:
@@ -104,6 +109,7 @@ def measure(options: Options) -> Outcome:
     notes = [
         f"each device has {SHARE} of a core (CFS period 10 ms); rates are results/s, medians over turns",
         "with keys: the same plan, every connection encrypted (CURVE), afterwards",
+        f"shared: --replicas, where no agent takes more than {MEMORY} of the model's bytes, afterwards",
         f"DEFER-style: its cuts, {defer_style.CODEC} on squeezed shapes, one thread per node computes and sends",
     ]
     return Outcome(rows, targets, notes)
@@ -111,7 +117,7 @@ def measure(options: Options) -> Outcome:
 
 def _row(name: str, count: int, run: Run, single: float) -> Row:
     ours, bare = median(run.rates["defer"]), median(run.rates["bare"])
-    style, keyed = run.rates.get("style"), run.rates.get("keys")
+    style, keyed, parted = (run.rates.get(kind) for kind in ("style", "keys", "shared"))
     return {
         "network": name,
         "devices": count,
@@ -124,6 +130,9 @@ def _row(name: str, count: int, run: Run, single: float) -> Row:
         "of that": ours * max(run.alone),
         "each whole /s": run.each_whole,
         "of each whole": ours / run.each_whole,
+        "shared /s": median(parted) if parted else None,
+        "shared, × one": median(parted) / single if parted and single else None,
+        "shared, predicted /s": 1 / run.shared.period_s if run.shared else None,
         "with keys /s": median(keyed) if keyed else None,
         "DEFER-style /s": median(style) if style else None,
         "predicted /s": 1 / run.plan.period_s,
@@ -145,20 +154,36 @@ def _targets(name: str, count: int, run: Run, single: float) -> list[Target]:
         Target(f"{where}: difference from the whole model", run.difference, 1e-4, "most"),
     ]
     if name == "resnet50" and count == 8 and single:
-        targets.insert(0, Target("resnet50: 8 devices over one", ours / single, 6.2, "least"))
+        targets.insert(0, Target("resnet50: a chain of 8 devices over one", ours / single, 6.2, "least"))
+        if "shared" in run.rates:
+            times = median(run.rates["shared"]) / single
+            targets.insert(0, Target("resnet50: 8 devices that share stages over one", times, 6.2, "least"))
     return targets
 
 
 def _run(name: str, count: int, arguments: argparse.Namespace, *, quick: bool) -> Run:
     with tempfile.TemporaryDirectory(prefix="defer-pipeline-") as folder:
         run, load = _plain(name, count, arguments, Path(folder), quick=quick)
+        model, plan = Path(folder, f"{name}.onnx"), Path(folder, "plan.json")
+        if count > 1 and not arguments.no_replicas:
+            parted = Path(folder, "shared")
+            parted.mkdir()
+            turns = [*load, "--pairs", str(1 if quick else min(arguments.pairs, 5))]
+            profile = Path(folder, "profile.json")
+            rates, parted_plan = shared(count, SHARE, model, profile, turns, parted)
+            run = replace(run, rates={**run.rates, "shared": rates}, shared=parted_plan)
+            _check("shared", np.load(parted / "defer.npy"), np.load(Path(folder, "defer.npy")))
         if not arguments.no_keys:
-            model, plan = Path(folder, f"{name}.onnx"), Path(folder, "plan.json")
-            load = [*load, "--pairs", str(1 if quick else min(arguments.pairs, 3))]
+            turns = [*load, "--pairs", str(1 if quick else min(arguments.pairs, 3))]
             keyed = Path(folder, "keyed")
             keyed.mkdir()
-            run.rates["keys"] = rates_with_keys(uniform(count, cpu=SHARE), model, plan, load, keyed)
+            run.rates["keys"] = rates_with_keys(uniform(count, cpu=SHARE), model, plan, turns, keyed)
         return run
+
+
+def _check(kind: str, found: np.ndarray, expected: np.ndarray) -> None:
+    if not np.allclose(found, expected, rtol=1e-2, atol=1e-3):
+        raise SystemExit(f"the results of {kind} are not the whole model's")
 
 
 def _plain(
@@ -239,8 +264,7 @@ def _plain(
         found = {kind: np.load(work / f"{kind}.npy") for kind in rates}
         expected = next(iter(whole_model(model, [inputs], threads=1).outputs[0].values()))
         for kind, array in found.items():
-            if not np.allclose(array, expected, rtol=1e-2, atol=1e-3):
-                raise SystemExit(f"the results of {kind} are not the whole model's")
+            _check(kind, array, expected)
         difference = float(np.max(np.abs(found["defer"] - expected)) / np.max(np.abs(expected)))
         return Run(rates, by_itself, sum(1 / seconds for seconds in each), plan, difference), load
 

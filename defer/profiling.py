@@ -184,6 +184,16 @@ def measure(
     )
 
 
+def as_offered(profile: CostProfile, pool: AgentPool) -> CostProfile:
+    """A profile of another hour, with the memory that agents offer now: they refuse a plan that takes more."""
+    devices = dict(profile.devices)
+    for name, device in profile.devices.items():
+        offer = offer_of(pool, name)
+        if offer is not None:
+            devices[name] = msgspec.structs.replace(device, memory_bytes=offer.memory_bytes)
+    return msgspec.structs.replace(profile, devices=devices)
+
+
 def _device_profile(pool: AgentPool, name: str, costs: BlockCosts) -> DeviceProfile:
     offer = offer_of(pool, name)
     return DeviceProfile(

@@ -139,9 +139,12 @@ def make_ready(
                 hint="make a plan for this model with `defer plan`",
             )
         return with_batching(order.plan, inputs, order.batching), order.profile
-    measured = order.profile
-    if measured is None:
+    if order.profile is None:
         measured = measure_all(pool, cluster, topic, places, planning, on_progress)
+    else:
+        from defer.profiling import as_offered
+
+        measured = as_offered(order.profile, pool)
     on_progress("planning", 0.0)
     budget = str(order.budget) if order.budget is not None else ""
     wanted = q.MakePlan(topic, cluster, measured, order.objective, budget, order.replicas)

@@ -119,6 +119,9 @@ def test_what_is_wrong_is_said_and_nothing_is_left(cluster: Cluster, model: Path
             dispatcher.deploy(model, plan=plan, objective="throughput")
         for wrong in (
             {"objective": "fast"},
+            {"replicas": True},
+            {"replicas": True, "objective": "cost"},
+            {"replicas": True, "objective": "latency", "plan": plan},
             {"batch": 4},
             {"batch": ("a",)},
             {"batch_delay_s": -1},
@@ -195,6 +198,37 @@ def test_without_a_state_nothing_is_durable(cluster: Cluster, model: Path) -> No
         dispatcher.deploy(model)
         with pytest.raises(errors.DeferError):
             client.infer(inputs(), durable=True)
+
+
+def test_what_agents_offer_now_counts_and_not_what_a_profile_says(cluster: Cluster, model: Path) -> None:
+    with defer.Dispatcher(cluster) as dispatcher:
+        dispatcher.deploy(model, name="before")
+        daemon = dispatcher._daemon
+        assert daemon is not None
+        profile = daemon.deployments.orders["before"].profile
+        assert profile is not None
+        small = {
+            name: msgspec.structs.replace(each, memory_bytes=1) for name, each in profile.devices.items()
+        }
+        # A plan for one byte each would be refused: nothing fits.
+        plan = dispatcher.deploy(model, profile=msgspec.structs.replace(profile, devices=small))
+        assert plan.stages
+        again = daemon.deployments.orders[MODEL].profile
+        assert again is not None
+        assert again.devices == profile.devices
+
+
+def test_devices_may_share_the_requests(cluster: Cluster, model: Path) -> None:
+    with defer.Dispatcher(cluster) as dispatcher, dispatcher.client() as client:
+        plan = dispatcher.deploy(model, objective="throughput", replicas=True)
+        assert {stage.device for _, leg in plan.legs for stage in leg.stages} == {"a", "b"}
+        assert len(plan.shares) == 2
+        found = client.map((inputs(seed) for seed in range(40)), window=8)
+        for seed, each in enumerate(found):
+            np.testing.assert_allclose(
+                next(iter(each.values())), expected(model, inputs(seed)), rtol=1e-5, atol=1e-5
+            )
+        assert all(each.progress for each in client.status().devices)
 
 
 def test_requests_in_flight_end_before_it_does(cluster: Cluster, model: Path) -> None:
