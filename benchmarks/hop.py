@@ -4,8 +4,8 @@ Ours is all that a user has: dispatcher, four agents, deadlines, credits, replay
 asks (`defer.Dispatcher`), as the bare chain's driver is; once more it is a process of its own, which a client
 dials: two transfers more. A thread asks, as in a server that has the dispatcher in it; once more the main thread does,
 for which the dispatcher's own thread has to wake (docs/client.md). The bare chain is a driver and four processes that
-hand messages on (`benchmarks.bare`). All are measured in turns by one process. Ray Serve is a chain of four composed deployments in an
-environment of its own below .cache, installed by pip where it is not there (--no-ray leaves it out).
+hand messages on (`benchmarks.bare`). All are measured in turns by one process. Ray Serve is a chain of four composed
+deployments in an environment of its own below .cache, installed by pip where it is not there (--no-ray leaves it out).
 
 With --processor nothing is timed: it prints what an item costs each process in processor time, waits and page faults,
 which other work on the machine changes less.
