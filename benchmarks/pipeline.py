@@ -165,7 +165,7 @@ def _run(name: str, count: int, arguments: argparse.Namespace, *, quick: bool) -
     with tempfile.TemporaryDirectory(prefix="defer-pipeline-") as folder:
         run, load = _plain(name, count, arguments, Path(folder), quick=quick)
         model, plan = Path(folder, f"{name}.onnx"), Path(folder, "plan.json")
-        if count > 1 and not arguments.no_replicas:
+        if count > 2 and not arguments.no_replicas:  # two, of which none may hold it all, have nothing to share
             parted = Path(folder, "shared")
             parted.mkdir()
             turns = [*load, "--pairs", str(1 if quick else min(arguments.pairs, 5))]
