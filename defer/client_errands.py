@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
@@ -83,6 +84,7 @@ class Sending:
     """One of many requests is sent by the thread that will wait for it; see `socket_loop.Errand`."""
 
     __slots__ = ("done", "future", "owner", "session", "submit")
+    until = math.inf
 
     def __init__(self, session: Session, submit: Submit, future: Owned) -> None:
         self.session, self.submit, self.future = session, submit, future
@@ -103,6 +105,7 @@ class Waiting:
     """The thread with many requests under way waits for one of them."""
 
     __slots__ = ("ended", "owner")
+    until = math.inf
 
     def __init__(self, owner: Many, ended: Callable[[], bool]) -> None:
         self.owner, self.ended = owner, ended
@@ -123,6 +126,7 @@ class Alone:
     """A request whose caller drives the connection; see `socket_loop.Errand`."""
 
     __slots__ = ("done", "future", "outcome", "session", "submit")
+    until = math.inf
 
     def __init__(self, session: Session, submit: Submit) -> None:
         self.session, self.submit = session, submit

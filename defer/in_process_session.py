@@ -93,9 +93,9 @@ class InProcessSession:
         gate = threading.Lock()
         gate.acquire()
         way = _Way(submit, lambda _: gate.release())
-        left = submit.deadline - time.monotonic() + STALL_S
         try:
             self._send(way, waits=True)
+            left = submit.deadline + STALL_S - time.monotonic()
             if way.told is None and not gate.acquire(timeout=max(0.0, min(left, threading.TIMEOUT_MAX))):
                 raise _overdue()
             return way.outcome()

@@ -7,8 +7,9 @@ less. Whoever leads, the loop's own thread or a driving one, is the only one tha
           ▲                                                     │      └──drive──▶ a caller leads ──────────────────┘
           └──── a command, the end, or `rest_s` without a driver ┘
 
-A driver sees no command of others run: it leaves when one comes. So whatever interrupts it, such as Ctrl-C in the middle
-of a message, spoils nothing but its own request; the sockets are then opened anew.
+A driver sees no command of others run: it leaves when one comes. So whatever interrupts a client's, such as Ctrl-C in
+the middle of a message, spoils nothing but its own request; the sockets are then opened anew. A dispatcher has more to
+lose than sockets: its loop goes on where the driver was interrupted as it waited, and ends else (`renew`).
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ class Errand(Protocol):
     def leave(self) -> None:
         """Last, where it is not done: from now on the loop's thread goes on with it."""
 
+    @property
+    def until(self) -> float:
+        """When it is done at the latest, on the monotonic clock."""
+
 
 class _Lead:
     """Who touches the sockets; one for each time that somebody takes them."""
@@ -79,7 +84,7 @@ os.register_at_fork(after_in_child=_forked)
 class SocketLoop:
     """The thread, its ZeroMQ context, and what wakes it.
 
-    All callables run in the thread.
+    All callables run in the thread, or in that which drives in its place.
 
     Args:
         name: Of the thread.
@@ -219,10 +224,15 @@ class SocketLoop:
                 if self._commands or self._closing:
                     errand.leave()
                     break
-                self._wait()
+                self._wait(errand.until)
                 self._turned()
             self._torn = False
-        except Exception as error:
+        except BaseException as error:
+            if self._renew is None and self._readiness.waits:
+                self._torn = False  # nothing is half done
+                raise
+            if not isinstance(error, Exception):
+                raise
             self._torn, self._broken = False, error
             errand.leave()
         finally:
@@ -230,7 +240,8 @@ class SocketLoop:
             if self._lead is lead:
                 self._lead = None
                 self._driven = time.monotonic()
-                if self._needed():
+                if self._needed() or not self._idle(errand):
+                    self._driven = -math.inf
                     self._bell.ring()
         return True
 
@@ -316,9 +327,10 @@ class SocketLoop:
                 return
             self._lead, self._wanted, self._driven = None, 0, time.monotonic()
         while True:
-            if (self._needed() or time.monotonic() >= self._driven + self._rest_s) and self._take():
+            left = self._driven + self._rest_s - time.monotonic()
+            if (left <= 0 or self._needed()) and self._take():
                 break
-            self._bell.wait(self._rest_s)
+            self._bell.wait(left if left > 0 else self._rest_s)
         if self._broken is not None:
             raise self._broken
         if self._torn:
@@ -344,8 +356,8 @@ class SocketLoop:
             self._run_commands()
         self._turned()
 
-    def _wait(self) -> None:
-        wake = self._next_wake() - time.monotonic()
+    def _wait(self, until: float = math.inf) -> None:
+        wake = min(until, self._next_wake()) - time.monotonic()
         timeout = (
             min(_LONGEST_POLL_MS, max(0, math.ceil(wake * 1000))) if wake < math.inf else _LONGEST_POLL_MS
         )

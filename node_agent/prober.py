@@ -45,6 +45,7 @@ def measure_link(context: Context, request: MeasureLink) -> LinkMeasured:
         dial(socket, request.peer.endpoint, request.peer.name)
         _await_connection(monitor, request, request.patience_s or CONNECT_S)
         patience = request.patience_s or max(CONNECT_S, _PATIENCE * request.budget_s)
+        _round_trip(socket, 0, b"", request, patience)  # it may meet a thread that rests
         deadline = time.perf_counter() + request.budget_s / 4
         least = float("inf")
         for number in range(_SMALL_ROUNDS):

@@ -30,6 +30,8 @@ class Readiness:
         self._numbers: dict[Socket, int] = {}
         self._used: set[Asked] = set()
         self._passed = 0
+        self.waits = False
+        """Whether it waits: what is raised then, from outside, has come between two turns."""
 
     def watch(self, source: Socket | int, handler: Handler) -> None:
         """Calls `handler` whenever something waits on `source`, a ZeroMQ socket or a descriptor.
@@ -76,7 +78,10 @@ class Readiness:
                 if self._passed:
                     return
                 timeout_ms = 0
-        for number, _ in self._poll.poll(timeout_ms):
+        self.waits = True
+        found = self._poll.poll(timeout_ms)
+        self.waits = False
+        for number, _ in found:
             if number in handlers:  # not closed by a handler before it
                 handler, source = handlers[number]
                 if source is not None:

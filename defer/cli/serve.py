@@ -377,7 +377,7 @@ def _say_ready(
     click.echo(plan_text(made.plan))
     for line in engine_lines(engines):
         click.echo(line)
-    devices = len({stage.device for stage in made.plan.stages})
+    devices = len({stage.device for _, leg in made.plan.legs for stage in leg.stages})
     click.echo(
         f"ready: model {made.model} on {devices} device{'s' if devices > 1 else ''}, listening on {address}{also} "
         f"(first request {units.show_duration(outcome.canary_s)})"

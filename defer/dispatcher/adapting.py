@@ -363,6 +363,7 @@ class Adapting:
             rate=watched.demand.rate,
             horizon=self._horizon,
             threshold=self._settings.replan_gain,
+            replicas=order.replicas,
         )
         (found,) = self._deployments.planner.ask(question, tuple[Foreseen, ...], patient=True)
         return batching_as(order, found)

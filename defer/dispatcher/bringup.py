@@ -127,6 +127,9 @@ def make_ready(
         InvalidModel, InvalidDocument, NoRoute: What the order asks for cannot be.
         AgentFault, AgentUnreachable: A device did not let itself be measured.
     """
+    from defer.profiling import as_offered
+
+    brought = as_offered(order.profile, pool) if order.profile is not None else None
     topic = q.Topic.of(order, places.parts)
     on_progress("analysing the model", 0.0)
     analysed = planning.ask(q.Analyse(topic), q.Analysed, on_progress)
@@ -138,13 +141,8 @@ def make_ready(
                 f"not for {order.model.name} with digest {analysed.digest[:12]}",
                 hint="make a plan for this model with `defer plan`",
             )
-        return with_batching(order.plan, inputs, order.batching), order.profile
-    if order.profile is None:
-        measured = measure_all(pool, cluster, topic, places, planning, on_progress)
-    else:
-        from defer.profiling import as_offered
-
-        measured = as_offered(order.profile, pool)
+        return with_batching(order.plan, inputs, order.batching), brought
+    measured = brought or measure_all(pool, cluster, topic, places, planning, on_progress)
     on_progress("planning", 0.0)
     budget = str(order.budget) if order.budget is not None else ""
     wanted = q.MakePlan(topic, cluster, measured, order.objective, budget, order.replicas)

@@ -120,7 +120,7 @@ class Driven:
         enqueue: Callable[[Callable[[], None]], bool],
     ) -> None:
         self._callers, self._infer, self._frames = callers, infer, frames
-        self._answered, self._until, self._enqueue = answered, until, enqueue
+        self._answered, self.until, self._enqueue = answered, until, enqueue
         self._settled = False
 
     def _caller(self) -> Caller:
@@ -134,7 +134,7 @@ class Driven:
     @property
     def done(self) -> bool:
         """See `Errand`."""
-        return self._settled or time.monotonic() >= self._until
+        return self._settled or time.monotonic() >= self.until
 
     def begin(self) -> None:
         """See `Errand`."""

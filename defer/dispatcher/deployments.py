@@ -16,6 +16,7 @@ from defer.agents import AgentPool
 from defer.dispatcher import events as e
 from defer.dispatcher.bringup import OnProgress, Order, make_ready
 from defer.dispatcher.keeper import Keeper
+from defer.dispatcher.mending import devices_of_plan
 from defer.dispatcher.planner import Conversation
 from defer.dispatcher.proving import Canary, devices_of, files_of, prove, route_of, send_canary
 from defer.dispatcher.questions import Foreseen
@@ -185,7 +186,8 @@ class Deployments(Raising):
                     raise translate(error) from error
                 raise
             made = outcome.deployment
-            text = f"{order.name} is deployed as {made.epoch} on {', '.join(devices_of(made))}"
+            on = ", ".join(sorted(devices_of_plan(made.plan)))
+            text = f"{order.name} is deployed as {made.epoch} on {on}"
             self.log.note("deployed", text, model=order.name, epoch=made.epoch)
             self.rollouts.deployed(order.name, self.orders)
             served = dict(self.served)  # what it replaces drains, and is forgotten later
@@ -330,7 +332,7 @@ class Deployments(Raising):
         Args:
             order: What is served; where that is not so any more, nothing is done.
             plan: What it is to be served by.
-            foreseen: The plan's partitions where they are cut already; None has them cut.
+            foreseen: The plan's partitions where they are cut already; else, and with replicas, they are cut now.
             wanted: Asked before the switch, when all is loaded.
             for_good: The plan is what the model is to follow from now on, not what helps out while a device is lost.
             switched: Told the new deployment as soon as it serves.
@@ -345,7 +347,9 @@ class Deployments(Raising):
         """
         with self.tidying.spared():
             with self.planning(order.name) as planning:
-                made_of = (lambda _: foreseen) if foreseen else self.parts_of(order, planning, on_progress)
+                made_of = self.parts_of(order, planning, on_progress)
+                if foreseen and not plan.shares:  # else it is of the first route alone
+                    made_of = lambda _: foreseen  # noqa: E731
                 try:
                     opened = self._load_in_room(order, plan, made_of, on_progress, hurry=not for_good)
                 except OutOfMemory:

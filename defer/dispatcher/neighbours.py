@@ -91,19 +91,26 @@ class Neighbours:
         loop: The data thread.
         fetch: The fetch ROUTER.
         feed: Takes events to the core.
+        visited: Told what comes to the fetch ROUTER that is not credit.
     """
 
-    def __init__(self, name: str, loop: SocketLoop, fetch: Socket, feed: Feed) -> None:
+    def __init__(
+        self,
+        name: str,
+        loop: SocketLoop,
+        fetch: Socket,
+        feed: Feed,
+        visited: Callable[[DataHeader | FrameError], None],
+    ) -> None:
         self._name = name
         self._loop = loop
         self._fetch = fetch
         self._feed = feed
+        self._visited = visited
         self._dialled: dict[str, Dialled] = {}
         self._users: dict[str, set[int]] = {}
         self.again: dict[str, float] = {}
         """When to dial links again whose peers refused."""
-        self.visited = -math.inf
-        """When last something came to the fetch ROUTER that is not credit."""
         self._fetchers = Fetchers()
         loop.watch(fetch, partial(drain, fetch, self._on_fetch, routed=True))
 
@@ -245,7 +252,7 @@ class Neighbours:
     def _on_fetch(self, identity: bytes, header: DataHeader | FrameError, _: list[Any]) -> None:
         """A message from a first stage that dialled us."""
         if type(header) is not Credit:
-            self.visited = time.monotonic()
+            self._visited(header)
         match header:
             case Greeting():
                 handshake = Handshake(self._name, dialled=False, state="greeting")

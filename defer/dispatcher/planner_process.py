@@ -197,6 +197,7 @@ def _weigh(question: q.Foresee, running: Plan, blocks: BlockChain, left: Cluster
     """Whether the best plan for the devices that are left pays for loading it."""
     from defer.branches import branches_of
     from defer.replanning import Prospect, replan
+    from defer.wishes import Rules
 
     topic = question.topic
     return replan(
@@ -205,6 +206,7 @@ def _weigh(question: q.Foresee, running: Plan, blocks: BlockChain, left: Cluster
         left,
         question.profile,
         objective=question.objective,
+        rules=Rules(replicas=question.replicas),
         prospect=Prospect(question.horizon, question.rate, question.threshold),
         branches=branches_of(Path(topic.model), topic.shapes),
     )

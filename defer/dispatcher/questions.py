@@ -115,6 +115,7 @@ class Foresee(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         horizon: Seconds for which it would.
         threshold: Least relative gain.
         staying: The plan that serves, where one that moves little of it is wanted if it is nearly as good as the best.
+        replicas: Whether several devices may share a stage's requests in a plan that takes the place of `running`.
     """
 
     topic: Topic
@@ -127,6 +128,7 @@ class Foresee(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     horizon: float = 600.0
     threshold: float = 0.05
     staying: Plan | None = None
+    replicas: bool = False
 
 
 class WhatIf(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -51,7 +51,10 @@ def digest_of(order: Order) -> str:
     asked = [
         (each.name, _asked(getattr(order, each.name)))
         for each in fields(order)
-        if each.compare and each.name not in APART
+        if each.compare
+        and each.name not in APART
+        # Orders of before there were replicas are still the same.
+        and (each.name != "replicas" or order.replicas)
     ]
     return hashlib.sha256(repr(asked).encode()).hexdigest()
 
@@ -114,6 +117,7 @@ def kept_of(order: Order, plan: Plan, made: Sequence[Deployment]) -> KeptModel:
         ),
         profile=encode(order.profile).decode() if order.profile is not None else "",
         objective=order.objective,
+        replicas=order.replicas,
         shapes=dict(order.shapes),
         blocks=order.blocks,
         budget=str(order.budget) if order.budget is not None else "",
@@ -150,6 +154,7 @@ def order_of(kept: KeptModel) -> Order:
         if kept.profile
         else None,
         objective=cast(Objective, kept.objective),
+        replicas=kept.replicas,
         shapes=kept.shapes,
         blocks=kept.blocks,
         budget=parse_budget(kept.budget) if kept.budget else None,

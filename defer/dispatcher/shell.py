@@ -78,7 +78,10 @@ REST_S = 0.02
 """How long the thread leaves the sockets alone after a caller has driven them: so late may be what others send then."""
 
 COMPANY_S = 10.0
-"""So long after somebody else sent something no caller drives: more may come, and it would be late."""
+"""So long after a client or an agent said something no caller drives: more may come, and it would be late."""
+
+PROBED_S = 1.0
+"""So long after a link was probed: probes come every few seconds, a series at once."""
 
 
 class DataShell:
@@ -132,8 +135,8 @@ class DataShell:
         self._outbox = Outbox(bounds.unread, bounds.client_bytes, bounds.unread_bytes)
         self._canaries: dict[bytes, Future[Answer]] = {}
         self._callers = Callers(self._feed, self.traces)
-        self._company = -math.inf
-        """When last something came that is neither a result nor credit."""
+        self._alone_from = -math.inf
+        """From when on callers may drive, as nobody else has sent anything lately but results and credit."""
         self._keeper: Keeper | None = None
         self._neighbours: Neighbours | None = None
         self._last_words = False
@@ -275,9 +278,10 @@ class DataShell:
 
         Returns:
             None in the main thread: signals' handlers run there, and may raise between any two steps. What that left
-            of the dispatcher's tables would be nothing to go on with.
+            of the dispatcher's tables would be nothing to go on with. Nor for a durable request: the store's word has
+            the data thread go on in any case.
         """
-        if threading.get_ident() == threading.main_thread().ident:
+        if infer.durable or threading.get_ident() == threading.main_thread().ident:
             return None
         return Driven(self._callers, infer, frames, answered, until, self._loop.enqueue)
 
@@ -294,10 +298,14 @@ class DataShell:
 
     def _is_idle(self, _: Errand | None = None) -> bool:
         """Whether a caller may drive: nobody waits for anything, and nobody sends anything but the agents."""
-        if self._callers or self._canaries or self._outbox.waiting:
+        if self._core.requests or self._callers or self._canaries or self._outbox.waiting:
             return False
-        visited = self._neighbours.visited if self._neighbours is not None else -math.inf
-        return time.monotonic() >= max(self._company, visited) + COMPANY_S
+        return time.monotonic() >= self._alone_from
+
+    def _visited(self, header: DataHeader | FrameError) -> None:
+        """Somebody sent what is neither a result nor credit."""
+        company = PROBED_S if type(header) is Probe else COMPANY_S
+        self._alone_from = max(self._alone_from, time.monotonic() + company)
 
     def _open(self) -> None:
         self._data: Socket = open_socket(self._loop.context, zmq.ROUTER, purpose="data")
@@ -312,7 +320,7 @@ class DataShell:
         self._inbound = Inbound(self.name)
         borrow(self._data, self._loop.watch, self._loop.unwatch)
         self._loop.watch(self._data, partial(drain, self._data, self._on_data, routed=True))
-        self._neighbours = Neighbours(self.name, self._loop, fetch, self._feed)
+        self._neighbours = Neighbours(self.name, self._loop, fetch, self._feed, self._visited)
 
     def _close(self) -> None:
         if self._last_words:
@@ -431,7 +439,7 @@ class DataShell:
         if type(header) is Item:
             self._on_item(identity, header, frames)
             return
-        self._company = time.monotonic()
+        self._visited(header)
         match header:
             case Infer() if len(header.request) == ID_BYTES:
                 if header.trace:

@@ -49,6 +49,7 @@ class KeptModel(msgspec.Struct, frozen=True):
         asked: Digest of what the command line last asked for under this name; empty where it never did.
         at: When it was ordered, in seconds since 1970; 0 where that is not known.
         home: The plan that it is to follow, where `plan` only helps out while a device is lost; else empty.
+        replicas: Whether several devices may share a stage's requests in a plan that is made.
     """
 
     name: str
@@ -72,6 +73,7 @@ class KeptModel(msgspec.Struct, frozen=True):
     home: str = ""
     asked: str = ""
     at: float = 0.0
+    replicas: bool = False
 
 
 class KeptRequest(msgspec.Struct, frozen=True):

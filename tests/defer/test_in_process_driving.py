@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import random
 import threading
 import time
@@ -24,7 +25,7 @@ from defer.dispatcher import events as e
 from defer.dispatcher import shell as dispatcher_shell
 from defer.documents.address import parse_address
 from defer.in_process_session import InProcessSession
-from node_agent.messages import Rejection
+from node_agent.messages import Greeting, Probe, Rejection
 from node_agent.security import OPEN
 
 pytestmark = pytest.mark.integration
@@ -80,6 +81,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is waited for who sent something lately."""
     monkeypatch.setattr(dispatcher_shell, "COMPANY_S", 0.0)
+    monkeypatch.setattr(dispatcher_shell, "PROBED_S", 0.0)
 
 
 @contextmanager
@@ -100,6 +102,12 @@ def driving(server: Any, pool: ThreadPoolExecutor) -> Iterator[tuple[Client, Fut
             pytest.fail("nobody drives")
         yield client, asking
         server.stages[0].hold = False
+
+
+def throw(thread: int | None, kind: type[BaseException]) -> None:
+    """Has a thread raise something, wherever it is."""
+    raised = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread or 0), ctypes.py_object(kind))
+    assert raised == 1
 
 
 def under_way(server: Any) -> int:
@@ -138,10 +146,9 @@ def test_nor_does_any_thread_shortly_after_somebody_else_sent_something(
         for value in range(20):
             assert pool.submit(doubled, client, value).result(10)
             assert led_by(server) == server.shell._loop._thread.ident
-        monkeypatch.setattr(dispatcher_shell, "COMPANY_S", 0.0)
+        server.shell._alone_from = 0.0
         until(lambda: pool.submit(doubled, client, 1).result(10) and led_by(server) is None)
         assert doubled(other, 4)  # while the thread rests
-        monkeypatch.setattr(dispatcher_shell, "COMPANY_S", 10.0)
         assert pool.submit(doubled, client, 5).result(10)
         until(lambda: led_by(server) == server.shell._loop._thread.ident)
 
@@ -220,8 +227,11 @@ def test_a_driver_that_no_answer_comes_to_waits_no_longer_than_it_said(
         monkeypatch.setattr("defer.in_process_session.STALL_S", 0.1)
         # As where the dispatcher has lost its lead: it decides nothing any more.
         monkeypatch.setattr(server.shell._core, "handle", lambda *_: [])
+        monkeypatch.setattr(server.shell._core, "wake", math.inf)
+        began = time.monotonic()
         with pytest.raises(errors.DeadlineExceeded, match="stalled"):
-            pool.submit(doubled, client, 1, timeout=0.1).result(10)
+            pool.submit(doubled, client, 1, timeout=0.3).result(10)
+        assert time.monotonic() - began < 2  # not twice what it said, nor until something else happens
 
 
 @pytest.mark.usefixtures("alone")
@@ -301,11 +311,12 @@ def test_where_the_work_fails_in_a_driver_all_are_told(
             with pytest.raises(errors.NotReady):
                 asking.result(10)
         else:
-            left = ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(led_by(server) or 0), ctypes.py_object(SystemExit)
-            )
-            assert left == 1
+            # As it works: not as it waits, which spoils nothing.
+            monkeypatch.setattr(server.shell._core, "handle", lambda *_: time.sleep(1) or [])
+            driver = led_by(server)
             server.stages[0].hold = False  # the answer wakes it
+            time.sleep(0.2)
+            throw(driver, SystemExit)
             with pytest.raises(SystemExit):
                 asking.result(10)
         until(lambda: crashed)
@@ -332,3 +343,45 @@ def test_nothing_keeps_a_driven_requests_tensors_when_it_has_ended(
             assert pool.submit(ask, client).result(10)() is None
         finally:
             gc.enable()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("kind", [SystemExit, TimeoutError])
+def test_a_driver_that_is_ended_as_it_waits_ends_its_own_request_alone(
+    server: Any, pool: ThreadPoolExecutor, kind: type[BaseException]
+) -> None:
+    with driving(server, pool) as (client, asking), Client(server.address, timeout=10) as other:
+        throw(led_by(server), kind)
+        elsewhere = pool.submit(doubled, other, 3)  # it wakes the driver
+        with pytest.raises(kind):
+            asking.result(10)
+        server.stages[0].hold = False
+        assert elsewhere.result(10)
+        assert pool.submit(doubled, client, 5).result(10)
+        until(lambda: under_way(server) == 0)
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_thread_goes_on_at_once_where_others_wait(server: Any, pool: ThreadPoolExecutor) -> None:
+    """Also where what they asked came long before, or while somebody drove."""
+    with driving(server, pool) as (client, asking), Client(server.address, timeout=10) as other:
+        elsewhere = pool.submit(doubled, other, 3)
+        until(lambda: under_way(server) == 2)
+        assert led_by(server) != server.shell._loop._thread.ident
+        client.close()
+        with pytest.raises(errors.Cancelled):
+            asking.result(10)
+        until(lambda: led_by(server) == server.shell._loop._thread.ident)
+        server.stages[0].hold = False
+        assert elsewhere.result(10)
+
+
+def test_a_probe_keeps_the_thread_at_its_sockets_for_a_moment_and_a_client_longer(server: Any) -> None:
+    shell, begin = server.shell, time.monotonic()
+    shell._alone_from = 0.0
+    shell._visited(Probe(1, 0))
+    assert 0.5 < shell._alone_from - begin < 3
+    shell._visited(Greeting(1, 1, "client"))
+    assert 9 < shell._alone_from - begin < 12
+    shell._visited(Probe(1, 0))
+    assert 9 < shell._alone_from - begin < 12
