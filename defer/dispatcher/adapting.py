@@ -345,7 +345,8 @@ class Adapting:
         watched.restraint.changed(now)
         now_ordered = self._deployments.orders.get(order.name, order)
         watched.restraint.settled(self._question_of(now_ordered, watched, missing), now)
-        on = " → ".join(stage.device for stage in made.plan.stages)
+        devices = sorted(needs) if found.plan.shares else [stage.device for stage in found.plan.stages]
+        on = (", " if found.plan.shares else " → ").join(devices)
         text = f"{order.name} runs on {on} after {now - begin:.2f} s of loading; {found.reason}"
         self._log.note("replanned", text, model=order.name, epoch=made.epoch)
         logger.warning("%s", text)

@@ -164,6 +164,31 @@ def test_a_device_that_becomes_slow_is_left_without_losing_a_request(model: Path
             until(lambda: used not in {str(each.subject) for each in daemon.adapting.believed()}, load)
 
 
+def test_devices_that_share_the_requests_share_them_on_when_one_becomes_slow(
+    model: Path, tmp_path: Path
+) -> None:
+    order = Order(MODEL, model, objective="throughput", replicas=True)
+
+    def sharing() -> list[set[str]]:
+        plan = daemon.deployments.orders[MODEL].plan
+        assert plan is not None
+        return [{stage.device for stage in leg.stages} for _, leg in plan.legs]
+
+    with slow_agents("abc", tmp_path) as agents, dispatcher(agents, tmp_path) as daemon:
+        daemon.deployments.bring_up(order, lambda _what, _fraction: None)
+        before = set().union(*sharing())
+        assert len(before) >= 2
+        slow = min(before)
+        with Load(daemon, model) as load:
+            until(lambda: load.answers > 5, load)
+            (tmp_path / f"{slow}.slow").write_text("sleep 0.1")
+            until(lambda: slow not in set().union(*sharing()), load)
+            assert set().union(*sharing()) == {"a", "b", "c"} - {slow}
+            until(lambda: serving(daemon) == {"a", "b", "c"} - {slow}, load)
+        kinds = [event.kind for event in daemon.log.since(0)]
+        assert not {"replan-failed", "route-lost"} & set(kinds)
+
+
 def test_a_plan_that_was_given_is_kept_unless_the_file_says_otherwise(model: Path, tmp_path: Path) -> None:
     with slow_agents("ab", tmp_path) as agents:
         with dispatcher(agents, tmp_path / "measuring") as daemon:

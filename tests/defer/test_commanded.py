@@ -13,6 +13,7 @@ import pytest
 
 from defer.api import ModelInfo
 from defer.cli.state_options import still_asked
+from defer.dispatcher import restoring
 from defer.dispatcher.bringup import Order
 from defer.dispatcher.commanded import Commanded, commanded
 from defer.dispatcher.restoring import digest_of, received, with_its_objective
@@ -69,6 +70,14 @@ def test_when_and_by_whom_says_nothing_about_what_is_asked_for(tmp_path: Path) -
     assert digest_of(received(replace(order, source="serve", digest="x"), "")) == digest_of(order)
     os.utime(model, ns=(1, 1))
     assert digest_of(order) != digest_of(replace(order, objective="cost"))
+
+
+def test_an_option_that_came_later_leaves_orders_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dispatcher that is started with a newer version takes over what it served."""
+    monkeypatch.setattr(restoring, "_asked", lambda _: "x")
+    before = "881db3fd2a2ea7d77f10adeceab8abaa497cb872a0a3b017262e1bc4aef78ef0"
+    assert digest_of(Order("m", Path("m"))) == before
+    assert digest_of(Order("m", Path("m"), objective="throughput", replicas=True)) != before
 
 
 def test_an_order_that_brings_a_plan_takes_its_objective() -> None:
