@@ -184,8 +184,10 @@ def command(
         raise UsageError(
             "--name, --plan, --profile, --max-error, --save-plan, --save-profile and --plot need --model"
         )
-    elif batching is not None or replicas:
-        raise UsageError("--batch and --replicas need --model")
+    elif batching is not None:
+        raise UsageError("--batch needs --model")
+    elif replicas:
+        raise UsageError("--replicas needs --model")
     elif click.get_current_context().get_parameter_source("standby") is ParameterSource.COMMANDLINE:
         raise UsageError("--standby needs --model")
     with stopping() as stop, ExitStack() as stack:

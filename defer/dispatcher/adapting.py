@@ -25,7 +25,7 @@ from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.drift import BANDS, Drift, Subject
 from defer.dispatcher.drifted import drifted
 from defer.dispatcher.gauging import Found, Gauges
-from defer.dispatcher.mending import devices_of_plan
+from defer.dispatcher.mending import devices_of_plan, where_it_runs
 from defer.dispatcher.questions import Foresee, Foreseen, Topic
 from defer.dispatcher.recovery import Recovery
 from defer.dispatcher.restraint import Demand, Restraint
@@ -345,9 +345,7 @@ class Adapting:
         watched.restraint.changed(now)
         now_ordered = self._deployments.orders.get(order.name, order)
         watched.restraint.settled(self._question_of(now_ordered, watched, missing), now)
-        devices = sorted(needs) if found.plan.shares else [stage.device for stage in found.plan.stages]
-        on = (", " if found.plan.shares else " → ").join(devices)
-        text = f"{order.name} runs on {on} after {now - begin:.2f} s of loading; {found.reason}"
+        text = f"{order.name} runs on {where_it_runs(found.plan)} after {now - begin:.2f} s of loading; {found.reason}"
         self._log.note("replanned", text, model=order.name, epoch=made.epoch)
         logger.warning("%s", text)
         self._recovery.look()

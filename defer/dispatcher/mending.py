@@ -34,6 +34,13 @@ def devices_of_plan(plan: Plan) -> frozenset[str]:
     return frozenset(relays | {stage.device for leg in legs for stage in leg.stages})
 
 
+def where_it_runs(plan: Plan) -> str:
+    """In words: device after device, or all of them where routes share the requests."""
+    if plan.shares:
+        return ", ".join(sorted(devices_of_plan(plan)))
+    return " → ".join(stage.device for stage in plan.stages)
+
+
 def without_agent(plan: Plan, cluster: Cluster) -> frozenset[str]:
     """Devices of a plan that a cluster does not have, or has without an agent: nothing can run there, nor will."""
     return devices_of_plan(plan) - {device.name for device in cluster.agents}

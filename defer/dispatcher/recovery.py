@@ -25,7 +25,7 @@ from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.coverage import Prepared, coverage
 from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.link_watch import LinkWatch
-from defer.dispatcher.mending import Serving, devices_of_plan, remedy, without_agent
+from defer.dispatcher.mending import Serving, devices_of_plan, remedy, where_it_runs, without_agent
 from defer.dispatcher.questions import Foreseen
 from defer.dispatcher.severed import Pair, cover, links_of
 from defer.dispatcher.shell import DataShell
@@ -340,7 +340,7 @@ class Recovery:
 
         def switched(made: Deployment) -> None:
             took = time.monotonic() - begin
-            on = " → ".join(stage.device for stage in made.plan.stages)
+            on = where_it_runs(order.plan if home and order.plan is not None else made.plan)
             loaded = max(made.load_seconds.values(), default=0.0)
             told = f"{made.sent_bytes / 1e6:.2f} MB sent, loaded in {loaded:.2f} s"
             text = f"{name} runs on {on} after {took:.2f} s: {told}"

@@ -102,7 +102,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f"deploy {MODEL} --plan plan.json --replicas", 2, "the plan that is given says"),
         (f"deploy {MODEL} --replicas", 2, "replicas only raise the throughput"),
         (f"serve --cluster {CLUSTER} --model {MODEL} --replicas --insecure", 2, "only raise the throughput"),
-        (f"serve --cluster {CLUSTER} --replicas --insecure", 2, "need --model"),
+        (f"serve --cluster {CLUSTER} --replicas --insecure", 2, "--replicas needs --model"),
         (f"deploy {MODEL} --name ../x", 2, "a model cannot be called '../x'"),
         (f"deploy {MODEL} --name m@2", 2, "a version is said with --version"),
         (f"deploy {MODEL} --name '\x1b[31mvil\nx'", 2, r"a model cannot be called '\x1b[31mvil\nx'"),
