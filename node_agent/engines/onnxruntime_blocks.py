@@ -13,6 +13,7 @@ has levels and layouts; the operators are those of domain `com.microsoft.nchwc`)
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -35,6 +36,14 @@ _INLINE_BYTES = 1024
 
 _MOST_BYTES = 4 << 20
 """Of a graph that is rewired here, in Python; one of a real network has less than one MiB, its weights lie beside it."""
+
+_MOST_WEIGHTS = 128 << 20
+"""Beside a graph that is optimised twice. To free the first session's holds the interpreter's lock, for hundreds of MiB
+and on a fifth of a core so long that the agent is taken for lost; and where weights are that large, tensors are not.
+"""
+
+_LENGTH_OF_WEIGHTS = re.compile(rb"\x0a\x06length\x12(.)", re.DOTALL)
+"""In a graph whose weights lie beside it: an entry of TensorProto.external_data, and how many digits follow."""
 
 Options = Callable[[], Any]
 """Makes session options as for the partition itself."""
@@ -79,6 +88,8 @@ def optimised(
     """
     model = _read(graph)
     _refuse_bodies(model)
+    if weights_beside(graph.read_bytes()) > _MOST_WEIGHTS:
+        raise NotInBlocks(f"it has more than {_MOST_WEIGHTS >> 20} MiB of weights")
     put_idle(model, inputs)
     # Some file systems do not let go of what is mapped: a later start of the agent removes it.
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=graph.parent, ignore_cleanup_errors=True) as folder:
@@ -93,6 +104,15 @@ def optimised(
         take_blocks(model, inputs, outputs)
         model.write(found)
         yield found
+
+
+def weights_beside(graph: bytes) -> int:
+    """Bytes of the weights that lie beside a graph."""
+    found = 0
+    for entry in _LENGTH_OF_WEIGHTS.finditer(graph):
+        digits = graph[entry.end() : entry.end() + entry.group(1)[0]]
+        found += int(digits) if digits.isdigit() else 0
+    return found
 
 
 def put_idle(model: OnnxFile, inputs: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from node_agent.content import SCRATCH
 from node_agent.engines import engine_named
 from node_agent.engines.base import NotInBlocks, Partition
 from node_agent.engines.in_blocks import Turned, load
-from node_agent.engines.onnxruntime_blocks import optimised
+from node_agent.engines.onnxruntime_blocks import optimised, weights_beside
 from node_agent.engines.onnxruntime_cpu import NAME, import_runtime
 from node_agent.errors import LoadFailedError
 from node_agent.layouts import to_blocks, to_plain
@@ -144,6 +144,41 @@ def test_a_tensor_that_cannot_be_in_blocks(tmp_path: Path, shape, block: int) ->
 def test_a_graph_that_is_too_large_to_rewire(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("node_agent.engines.onnxruntime_blocks._MOST_BYTES", 100)
     assert isinstance(check(residual(tmp_path, {"x": BLOCK})), Turned)
+
+
+def test_weights_that_lie_beside_the_graph_are_counted(tmp_path: Path) -> None:
+    """Where they are large, a session that is made only to be freed again would hold the agent up."""
+    weights = {name: np.zeros(size, np.float32) for name, size in (("a", 3000), ("b", 70000), ("c", 5))}
+    nodes = [helper.make_node("Add", ["x", name], [f"y{name}"]) for name in weights]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, ["n"])],
+        [value("ya", TensorProto.FLOAT, ["n"])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    path = tmp_path / "g.onnx"
+    onnx.save(
+        helper.make_model(graph), path, save_as_external_data=True, size_threshold=1024, location="g.data"
+    )
+    assert weights_beside(path.read_bytes()) == 4 * 73000
+    assert weights_beside(b"") == weights_beside(b"\x0a\x06length\x12\x03ab") == 0
+
+
+@native
+def test_large_weights_have_tensors_turned(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("node_agent.engines.onnxruntime_blocks.weights_beside", lambda _: 200 << 20)
+    with (
+        pytest.raises(NotInBlocks, match="128 MiB of weights"),
+        optimised(
+            import_runtime(),
+            residual(tmp_path, {"x": BLOCK}).graph,
+            import_runtime().SessionOptions,
+            {"x": 32},
+            {},
+        ),
+    ):
+        pass
 
 
 @native
