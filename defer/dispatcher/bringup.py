@@ -127,9 +127,11 @@ def make_ready(
         InvalidModel, InvalidDocument, NoRoute: What the order asks for cannot be.
         AgentFault, AgentUnreachable: A device did not let itself be measured.
     """
-    from defer.profiling import as_offered
+    brought = order.profile
+    if brought is not None:
+        from defer.profiling import as_offered
 
-    brought = as_offered(order.profile, pool) if order.profile is not None else None
+        brought = as_offered(brought, pool)
     topic = q.Topic.of(order, places.parts)
     on_progress("analysing the model", 0.0)
     analysed = planning.ask(q.Analyse(topic), q.Analysed, on_progress)

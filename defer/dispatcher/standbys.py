@@ -14,6 +14,7 @@ from defer.agents import AgentPool
 from defer.deployer import layout_of
 from defer.dispatcher import events as e
 from defer.dispatcher.bringup import Order
+from defer.dispatcher.mending import where_it_runs
 from defer.dispatcher.questions import Foreseen
 from defer.dispatcher.severed import Pair, links_of
 from defer.dispatcher.shell import DataShell
@@ -143,7 +144,7 @@ class Standbys:
         if stood is None:
             return
         self._deployments.keep_served(stood.order, stood.plan, stood.opened)
-        on = " → ".join(stage.device for stage in stood.plan.stages)
+        on = where_it_runs(stood.plan)
         text = f"{model} runs on {on}, which stood by: nothing was loaded"
         self._deployments.log.note("took-over", text, level="warning", model=model, epoch=epoch)
         logger.warning("model %s runs on %s, as deployment %d, which stood by", model, on, epoch)
@@ -261,7 +262,7 @@ class Standbys:
         plan = foreseen.plan
         assert plan is not None
         begin = time.monotonic()
-        on = " → ".join(stage.device for stage in plan.stages)
+        on = where_it_runs(plan)
         try:
             opened = self._deployments.stand(order, foreseen, go_on, self._about_to_stand(order, plan))
         except (DeferError, OSError) as error:

@@ -16,7 +16,9 @@ Field = tuple[int, int, bytes]
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 _GRAPH = 7
-_NODE, _INPUT, _OUTPUT = 1, 11, 12
+_NODE, _WEIGHT, _INPUT, _OUTPUT = 1, 5, 11, 12
+_EXTERNAL = 13
+"""Where a weight lies beside the file: keys and values, as text."""
 _READS, _MAKES, _OP, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7
 _BODIES = {6, 11}
 """Graphs of an attribute: the bodies of `If`, `Loop` and `Scan`, whose nodes read the values around them."""
@@ -78,6 +80,18 @@ class OnnxFile:
         self.inputs = [_name(content) for number, _, content in held if number == _INPUT]
         self.outputs = [_name(content) for number, _, content in held if number == _OUTPUT]
         self._rest = [each for each in held if each[0] != _NODE]
+
+    @property
+    def bytes_beside(self) -> int:
+        """Of the weights that lie beside the file."""
+        entries = (
+            fields(entry)
+            for number, _, weight in self._rest
+            if number == _WEIGHT
+            for inner, _, entry in fields(weight)
+            if inner == _EXTERNAL
+        )
+        return sum(int(entry[1][2]) for entry in entries if entry[0] == text(1, "length"))
 
     @classmethod
     def read(cls, path: Path) -> OnnxFile:

@@ -13,7 +13,6 @@ has levels and layouts; the operators are those of domain `com.microsoft.nchwc`)
 from __future__ import annotations
 
 import contextlib
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -41,9 +40,6 @@ _MOST_WEIGHTS = 128 << 20
 """Beside a graph that is optimised twice. To free the first session's holds the interpreter's lock, for hundreds of MiB
 and on a fifth of a core so long that the agent is taken for lost; and where weights are that large, tensors are not.
 """
-
-_LENGTH_OF_WEIGHTS = re.compile(rb"\x0a\x06length\x12(.)", re.DOTALL)
-"""In a graph whose weights lie beside it: an entry of TensorProto.external_data, and how many digits follow."""
 
 Options = Callable[[], Any]
 """Makes session options as for the partition itself."""
@@ -88,7 +84,7 @@ def optimised(
     """
     model = _read(graph)
     _refuse_bodies(model)
-    if weights_beside(graph.read_bytes()) > _MOST_WEIGHTS:
+    if model.bytes_beside > _MOST_WEIGHTS:
         raise NotInBlocks(f"it has more than {_MOST_WEIGHTS >> 20} MiB of weights")
     put_idle(model, inputs)
     # Some file systems do not let go of what is mapped: a later start of the agent removes it.
@@ -104,15 +100,6 @@ def optimised(
         take_blocks(model, inputs, outputs)
         model.write(found)
         yield found
-
-
-def weights_beside(graph: bytes) -> int:
-    """Bytes of the weights that lie beside a graph."""
-    found = 0
-    for entry in _LENGTH_OF_WEIGHTS.finditer(graph):
-        digits = graph[entry.end() : entry.end() + entry.group(1)[0]]
-        found += int(digits) if digits.isdigit() else 0
-    return found
 
 
 def put_idle(model: OnnxFile, inputs: Iterable[str]) -> None:

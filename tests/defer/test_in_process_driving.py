@@ -17,53 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from defer import api, errors
+from defer import errors
 from defer.client import Client
-from defer.client_requests import Requests
-from defer.client_served import Served
 from defer.dispatcher import events as e
 from defer.dispatcher import shell as dispatcher_shell
-from defer.documents.address import parse_address
-from defer.in_process_session import InProcessSession
 from node_agent.messages import Greeting, Probe, Rejection
-from node_agent.security import OPEN
+from tests.defer.in_process_fixtures import here, until, x
 
 pytestmark = pytest.mark.integration
 
 
-def x(value: float = 1) -> np.ndarray:
-    return np.full((1, 4), value, np.float32)
-
-
 def doubled(client: Client, value: float, **more: Any) -> bool:
     return float(client.infer(x(value), **more)["y"][0, 0]) == 2 * value
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.001)
-
-
-class ServedHere(Served):
-    def __init__(self, server: Any) -> None:
-        super().__init__((parse_address(server.address),), 5.0, OPEN)
-        self._server = server
-
-    def refresh(self) -> tuple[api.ModelInfo, ...]:
-        answer = self._server.verbs.models()
-        self._note(answer, self.addresses[0])
-        return answer.models
-
-
-@contextmanager
-def here(server: Any) -> Iterator[Client]:
-    requests = Requests(
-        ServedHere(server), lambda: InProcessSession(server.shell), model="", timeout=10.0, codec="auto"
-    )
-    with Client._over(requests) as client:
-        yield client
 
 
 def led_by(server: Any) -> int | None:

@@ -17,7 +17,8 @@ from node_agent.content import SCRATCH
 from node_agent.engines import engine_named
 from node_agent.engines.base import NotInBlocks, Partition
 from node_agent.engines.in_blocks import Turned, load
-from node_agent.engines.onnxruntime_blocks import optimised, weights_beside
+from node_agent.engines.onnx_file import OnnxFile
+from node_agent.engines.onnxruntime_blocks import optimised
 from node_agent.engines.onnxruntime_cpu import NAME, import_runtime
 from node_agent.errors import LoadFailedError
 from node_agent.layouts import to_blocks, to_plain
@@ -161,13 +162,14 @@ def test_weights_that_lie_beside_the_graph_are_counted(tmp_path: Path) -> None:
     onnx.save(
         helper.make_model(graph), path, save_as_external_data=True, size_threshold=1024, location="g.data"
     )
-    assert weights_beside(path.read_bytes()) == 4 * 73000
-    assert weights_beside(b"") == weights_beside(b"\x0a\x06length\x12\x03ab") == 0
+    assert OnnxFile.read(path).bytes_beside == 4 * 73000
+    onnx.save(helper.make_model(graph), path)
+    assert OnnxFile.read(path).bytes_beside == 0
 
 
 @native
 def test_large_weights_have_tensors_turned(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("node_agent.engines.onnxruntime_blocks.weights_beside", lambda _: 200 << 20)
+    monkeypatch.setattr(OnnxFile, "bytes_beside", 200 << 20)
     with (
         pytest.raises(NotInBlocks, match="128 MiB of weights"),
         optimised(
