@@ -24,7 +24,9 @@ from defer.dispatcher.standbys import RETRY_S, Standbys, Stood
 from defer.dispatcher.tidying import Tidying
 from defer.errors import AgentUnreachable, UsageError
 
-PLAN = cast(Any, SimpleNamespace(order=(), batching=None, legs=(), stages=(), transfers=(), value=1.0))
+PLAN = cast(
+    Any, SimpleNamespace(order=(), batching=None, legs=(), shares=(), stages=(), transfers=(), value=1.0)
+)
 ORDER = Order("m", Path("m.onnx"))
 
 
