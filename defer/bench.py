@@ -88,7 +88,7 @@ class Load(msgspec.Struct, frozen=True):
         rate_per_s: Requests answered per second.
         p50_s, p90_s, p99_s: Latencies one at a time.
         coding_share: Share of the stages' work that is encoding and decoding.
-        stages: Each stage; none where the server does not tell.
+        stages: Each stage, in the order of the pipeline; none where the server does not tell.
         loaded: Latencies while the rate was measured; counted from when a request was due where a rate was asked for.
         asked_per_s: The rate that was asked for; 0 for as fast as the window allows.
         failed: Requests that ended with an error, by code.
@@ -145,8 +145,8 @@ def run_load(client: Client, info: ModelInfo, inputs: Inputs, plan: LoadPlan, po
         driven = drive(submit, count=plan.requests, window=plan.window, rate=plan.rate)
     # A name that has versions is no deployment: the stages are those of its stable version.
     stages = stage_loads(info.stable or model, before, client.status(), driven.seconds, power, seen)
-    busy = sum(stage.run_s + stage.decode_s + stage.encode_s for stage in stages)
-    codes = sum(stage.decode_s + stage.encode_s for stage in stages)
+    busy = sum((stage.run_s + stage.decode_s + stage.encode_s) * stage.share for stage in stages)
+    codes = sum((stage.decode_s + stage.encode_s) * stage.share for stage in stages)
     return msgspec.structs.replace(
         load_of(model, plan, alone, driven),
         coding_share=codes / busy if busy > 0 else 0.0,
@@ -207,8 +207,11 @@ def load_of(model: str, plan: LoadPlan, alone: Driven, driven: Driven) -> Load:
 def quantities_of(rate: float, stages: Sequence[StageLoad], overhead_s: float) -> Quantities:
     """DEFER's four, of stages in the order of the pipeline."""
     by = {stage.energy_by for stage in stages}
-    payload = sum(stage.bytes_in for stage in stages) + (stages[-1].bytes_out if stages else 0.0)
-    energy = sum(stage.energy_j for stage in stages)
+    last = max((stage.stop for stage in stages), default=0)
+    payload = sum(
+        (stage.bytes_in + (stage.bytes_out if stage.stop == last else 0.0)) * stage.share for stage in stages
+    )
+    energy = sum(stage.energy_j * stage.share for stage in stages)
     return Quantities(
         rate, energy, by.pop() if len(by) == 1 else "both" if by else "model", payload, overhead_s
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from defer.api import DeploymentInfo, DeviceInfo, ServerStatus, StageInfo
+from defer.api import DeploymentInfo, DeviceInfo, ServerStatus
 from defer.errors import NotReady
 
 LEAST_S: Final = 1e-9
@@ -25,13 +26,16 @@ class Power:
 
 
 class StageLoad(msgspec.Struct, frozen=True):
-    """What one stage did per request of the run; seconds are means.
+    """What one stage did per request that came to it; seconds are means.
 
     Attributes:
         utilisation: Share of the time that it ran, coded and decoded.
         energy_j: Per request, of its device; of a device with several stages, by the time that each was busy.
         energy_by: `sensor` or `model`.
         batch: Requests in a run, on average.
+        start: First block.
+        stop: Block after the last.
+        share: Part of the run's requests that came to it; less than 1 where devices share a stage.
     """
 
     device: str
@@ -45,6 +49,41 @@ class StageLoad(msgspec.Struct, frozen=True):
     energy_j: float
     energy_by: str
     batch: float = 1.0
+    start: int = 0
+    stop: int = 0
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What a stage had counted when it was looked at, in all, or between two looks."""
+
+    items: int
+    runs: int
+    wait_s: float
+    decode_s: float
+    run_s: float
+    encode_s: float
+    bytes_in: int
+    bytes_out: int
+
+    def __add__(self, other: _Counted) -> _Counted:
+        return self._with(other, operator.add)
+
+    def __sub__(self, other: _Counted) -> _Counted:
+        return self._with(other, operator.sub)
+
+    def _with(self, other: _Counted, op: Callable[[Any, Any], Any]) -> _Counted:
+        return _Counted(*map(op, astuple(self), astuple(other)))
+
+    @property
+    def busy_s(self) -> float:
+        return sum(self.mean(each) for each in (self.decode_s, self.run_s, self.encode_s)) * self.items
+
+    def mean(self, total: float) -> float:
+        """Of a quantity, per item; the difference of two sums of seconds may be what rounding left of nothing."""
+        found = total / self.items if self.items else 0.0
+        return found if found >= LEAST_S else 0.0
 
 
 def needs_watching(sensors: Mapping[str, float]) -> bool:
@@ -74,79 +113,91 @@ def stage_loads(
         NotReady: The model is not served in both.
     """
     then, now = _serving(before, model), _serving(after, model)
-    if then.epoch != now.epoch:
+    if {info.epoch for info in then} != {info.epoch for info in now}:
         raise NotReady(f"model {model!r} was deployed anew meanwhile")
     looks = [(0.0, before), *((at, look) for at, look in between if 0 < at < seconds), (seconds, after)]
-    pairs = list(zip(then.stages, now.stages, strict=True))
-    busy: dict[str, float] = {}
-    for earlier, later in pairs:
-        busy[later.device] = busy.get(later.device, 0.0) + _busy(earlier, later)
-    energies = {
-        device: _measured_energy([(at, _device(look, device)) for at, look in looks]) for device in busy
+    earlier, later = _counted(then), _counted(now)
+    work = {stage: later[stage] - earlier[stage] for stage in sorted(later)}
+    first = min((stage.start for stage in work), default=0)
+    requests = sum(done.items for stage, done in work.items() if stage.start == first)
+    on = {device: [stage for stage in work if stage.device == device] for _, _, device in work}
+    busy = {device: sum(work[stage].busy_s for stage in stages) for device, stages in on.items()}
+    joules = {
+        device: _energy([(at, _device(look, device)) for at, look in looks], busy[device], seconds, power)
+        for device in on
     }
     found = []
-    for earlier, later in pairs:
-        whole = busy[later.device]
-        alone = sum(stage.device == later.device for stage in now.stages)
-        share = _busy(earlier, later) / whole if whole > 0 else 1 / alone
-        found.append(_stage(earlier, later, energies[later.device], share, whole, seconds, power))
+    for stage, done in work.items():
+        whole, by = joules[stage.device]
+        part = done.busy_s / busy[stage.device] if busy[stage.device] > 0 else 1 / len(on[stage.device])
+        found.append(
+            StageLoad(
+                device=stage.device,
+                start=stage.start,
+                stop=stage.stop,
+                share=done.items / requests if len(now) > 1 and requests else 1.0,
+                utilisation=done.busy_s / seconds if seconds > 0 else 0.0,
+                wait_s=done.mean(done.wait_s),
+                decode_s=done.mean(done.decode_s),
+                run_s=done.mean(done.run_s),
+                encode_s=done.mean(done.encode_s),
+                bytes_in=done.bytes_in / done.items if done.items else 0.0,
+                bytes_out=done.bytes_out / done.items if done.items else 0.0,
+                energy_j=whole * part / done.items if done.items else 0.0,
+                energy_by=by,
+                batch=done.items / done.runs if done.runs > 0 else 1.0,
+            )
+        )
     return tuple(found)
 
 
-def _serving(status: ServerStatus, model: str) -> DeploymentInfo:
-    for deployment in status.deployments:
-        if deployment.model == model and deployment.state == "ready":
-            return deployment
-    raise NotReady(f"model {model!r} is not served")
+class _Stage(NamedTuple):
+    """Blocks on a device, in the order of the blocks; several routes may pass one."""
+
+    start: int
+    stop: int
+    device: str
+
+
+def _serving(status: ServerStatus, model: str) -> list[DeploymentInfo]:
+    """The model's routes that serve: one, or several where devices share stages."""
+    routes = [each for each in status.deployments if each.model == model and each.state == "ready"]
+    if not routes:
+        raise NotReady(f"model {model!r} is not served")
+    return routes
+
+
+def _counted(routes: Sequence[DeploymentInfo]) -> dict[_Stage, _Counted]:
+    """What each stage has counted for all routes that pass it."""
+    found: dict[_Stage, _Counted] = {}
+    for info in (stage for route in routes for stage in route.stages):
+        stage = _Stage(info.start, info.stop, info.device)
+        counted = _Counted(
+            items=info.items,
+            runs=info.runs,
+            wait_s=info.wait_s * info.items,
+            decode_s=info.decode_s * info.items,
+            run_s=info.run_s * info.items,
+            encode_s=info.encode_s * info.items,
+            bytes_in=info.bytes_in,
+            bytes_out=info.bytes_out,
+        )
+        found[stage] = found[stage] + counted if stage in found else counted
+    return found
 
 
 def _device(status: ServerStatus, name: str) -> DeviceInfo | None:
     return next((device for device in status.devices if device.name == name), None)
 
 
-def _mean(then: StageInfo, now: StageInfo) -> Callable[[str], float]:
-    items = now.items - then.items
-
-    def mean(name: str) -> float:
-        total = float(getattr(now, name) * now.items - getattr(then, name) * then.items)
-        found = total / items if items else 0.0
-        return found if found >= LEAST_S else 0.0
-
-    return mean
-
-
-def _busy(then: StageInfo, now: StageInfo) -> float:
-    mean = _mean(then, now)
-    return (mean("run_s") + mean("decode_s") + mean("encode_s")) * (now.items - then.items)
-
-
-def _stage(
-    then: StageInfo,
-    now: StageInfo,
-    measured: float | None,
-    share: float,
-    device_busy: float,
-    seconds: float,
-    power: Power,
-) -> StageLoad:
-    items = now.items - then.items
-    mean = _mean(then, now)
-    busy = _busy(then, now)
-    whole = power.idle * seconds + power.busy * min(device_busy, seconds) if measured is None else measured
-    runs = now.runs - then.runs
-    return StageLoad(
-        device=now.device,
-        utilisation=busy / seconds if seconds > 0 else 0.0,
-        wait_s=mean("wait_s"),
-        decode_s=mean("decode_s"),
-        run_s=mean("run_s"),
-        encode_s=mean("encode_s"),
-        bytes_in=(now.bytes_in - then.bytes_in) / items if items else 0.0,
-        bytes_out=(now.bytes_out - then.bytes_out) / items if items else 0.0,
-        energy_j=whole * share / items if items else 0.0,
-        energy_by="model" if measured is None else "sensor",
-        batch=items / runs if runs > 0 else 1.0,
-    )
+def _energy(
+    looks: Sequence[tuple[float, DeviceInfo | None]], busy_s: float, seconds: float, power: Power
+) -> tuple[float, str]:
+    """Joules of a device in the run, and what says so."""
+    measured = _measured_energy(looks)
+    if measured is not None:
+        return measured, "sensor"
+    return power.idle * seconds + power.busy * min(busy_s, seconds), "model"
 
 
 TOTALS = ("rail.VDD_IN.power_w", "rail.POM_5V_IN.power_w")

@@ -191,7 +191,9 @@ def _show(load: Load) -> None:
 
 def _show_stages(load: Load) -> None:
     batched = any(stage.batch > 1 for stage in load.stages)
+    shared = any(stage.share < 1 for stage in load.stages)
     columns = (
+        *(["blocks", "requests"] if shared else []),
         "in use",
         "wait",
         "decode",
@@ -207,6 +209,7 @@ def _show_stages(load: Load) -> None:
         seconds = (stage.wait_s, stage.decode_s, stage.run_s, stage.encode_s)
         shown.add_row(
             stage.device,
+            *([f"{stage.start}:{stage.stop}", f"{stage.share:.0%}"] if shared else []),
             f"{stage.utilisation:.0%}",
             *(units.show_duration(each) for each in seconds),
             *(units.show_size(round(each)) for each in (stage.bytes_in, stage.bytes_out)),

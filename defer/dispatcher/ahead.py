@@ -108,21 +108,21 @@ class Ahead:
         self,
         order: Order,
         missing: frozenset[str],
-        serving: frozenset[str],
+        needed: frozenset[str],
         *,
         running: Plan | None = None,
         state: object = None,
     ) -> None:
-        """Have plans made, soon, for the further loss of each device that serves a model, and have them stand by.
+        """Have plans made, soon, for the further loss of each device that a model needs, and have them stand by.
 
         Args:
             order: What is served.
             missing: Devices that cannot be planned with now.
-            serving: Devices that serve it.
+            needed: Devices without which nothing would serve it.
             running: The plan that does, where it is one route.
             state: Differs when what serves or stands by has changed.
         """
-        sets = frozenset(missing | {device} for device in serving - missing)
+        sets = frozenset(missing | {device} for device in needed - missing)
         asked = (sets, state)
         with self._lock:
             self._of(order)

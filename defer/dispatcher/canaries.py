@@ -68,10 +68,10 @@ class Canaries:
                     logger.exception("looking after canaries failed")
 
     def _look(self) -> None:
-        answered, serving = self._shell.call(_answered).result(5)
+        answered, busy, serving = self._shell.call(_answered).result(5)
         with self._lock:
             self._serving = serving
-            due = self._pulse.due(answered, time.monotonic())
+            due = self._pulse.due(answered, time.monotonic(), busy)
         self._tell()
         for epoch in due:
             self._send(epoch)
@@ -119,11 +119,11 @@ class Canaries:
             logger.error("model %s: %s", model, reason)
 
 
-def _answered(core: DispatcherCore, _: float) -> tuple[dict[int, int], dict[str, tuple[int, ...]]]:
-    """Results so far of every route that takes requests, and each model's routes; in the data thread."""
+def _answered(core: DispatcherCore, _: float) -> tuple[dict[int, int], list[int], dict[str, tuple[int, ...]]]:
+    """Results so far of every route that takes requests, the busy ones, and each model's routes; in the data thread."""
     serving = {
         model: tuple(epoch for epoch in epochs if core.routes[epoch].state == "ready")
         for model, epochs in core.routes.serving.items()
     }
     counts = {epoch: core.routes[epoch].traffic.answered for epochs in serving.values() for epoch in epochs}
-    return counts, serving
+    return counts, [epoch for epoch in counts if core.routes[epoch].busy], serving

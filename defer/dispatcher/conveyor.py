@@ -157,9 +157,10 @@ class Conveyor:
         Where they serve the same as those the counts go on.
         """
         out: list[e.Instruction] = []
-        for number, old in enumerate(self.routes.ready(epochs)):
+        on = {self.routes[epoch].route.devices: epoch for epoch in reversed(epochs)}
+        for old in self.routes.ready(epochs):
             if the_same:
-                self.routes[old].heir = epochs[min(number, len(epochs) - 1)]
+                self.routes[old].heir = on.get(self.routes[old].route.devices, epochs[0])
             if self.routes[old].lost:
                 out += self._move(self.routes[old], now)
             out += self._retire(old)

@@ -368,13 +368,19 @@ class Daemon:
                 return
             time.sleep(0.02)
 
-    def _restore(self, model: KeptModel) -> None:
+    def _restore(self, model: KeptModel, without: tuple[str, ...]) -> None:
+        if not set(without) <= {device.name for device in self.cluster.agents}:
+            # They do not come back: what would serve until then is no plan for good.
+            self._without(model, without)
+            return
         try:
-            self.deployments.restore(model)
+            self.deployments.restore(model, without)
         except Exception as error:
             told = translate(error)
-            self._postpone(model, (), str(told))
+            self._postpone(model, without, str(told))
             return
+        if without:
+            self.postponed[model.name] = without
         news.info("model %s is served again", model.name)
 
     def _without(self, model: KeptModel, devices: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,8 +96,13 @@ class Deployments(Raising):
 
     # ------------------------------------------------------------------------------------------- after a restart
 
-    def restore(self, kept: KeptModel) -> None:
+    def restore(self, kept: KeptModel, without: Collection[str] = ()) -> None:
         """Serve a model again that an earlier process served, from what its agents still hold.
+
+        Args:
+            kept: The deployment.
+            without: Devices that are missing: where it had several routes, those serve that do without them. It is
+                mended, and kept anew, when they are back.
 
         Raises:
             DeferError: They do not hold it any more, or one is not there.
@@ -106,12 +111,14 @@ class Deployments(Raising):
             order, plan = self._remember(kept), plan_of(kept)
             self._shell.post(e.ModelAnnounced(order.name, COMING_BACK))
             # With its reference, which is loaded in the ordinary way; a plan that helps out has nothing to compare.
-            if order.sample > 0 and order.plan == plan:
+            if order.sample > 0 and order.plan == plan and not without:
                 self.bring_up(order, lambda _what, _fraction: None)
                 return
             opened: list[Deployment] = []
             try:
                 for route, (fraction, leg) in zip(kept.routes, plan.legs, strict=True):
+                    if not route.hops.keys().isdisjoint(without):
+                        continue
                     made = self._adopt(kept, route, leg)
                     self.served[made.epoch] = Served(made, order.objective)
                     opened.append(made)
@@ -123,9 +130,11 @@ class Deployments(Raising):
                 raise
             self._has_served.update(made.epoch for made in opened)
             self._shell.post(e.RouteReady(opened[0].epoch, tuple(made.epoch for made in opened[1:])))
-            self.kept.put(order, plan, opened)
-            epochs = ", ".join(str(made.epoch) for made in opened)
-            self.log.note("restored", f"{order.name} is served again as {epochs}", model=order.name)
+            if not without:
+                self.kept.put(order, plan, opened)
+            told = " and ".join(str(made.epoch) for made in opened)
+            told += f", without {', '.join(sorted(without))}" if without else ""
+            self.log.note("restored", f"{order.name} is served again as {told}", model=order.name)
 
     def _adopt(self, kept: KeptModel, route: KeptRoute, leg: Plan) -> Deployment:
         devices = tuple(route.hops)

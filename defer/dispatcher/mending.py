@@ -34,11 +34,12 @@ def devices_of_plan(plan: Plan) -> frozenset[str]:
     return frozenset(relays | {stage.device for leg in legs for stage in leg.stages})
 
 
-def where_it_runs(plan: Plan) -> str:
+def where_it_runs(*plans: Plan) -> str:
     """In words: device after device, or all of them where routes share the requests."""
-    if plan.shares:
-        return ", ".join(sorted(devices_of_plan(plan)))
-    return " → ".join(stage.device for stage in plan.stages)
+    legs = [leg for plan in plans for _, leg in plan.legs]
+    if len(legs) > 1:
+        return ", ".join(sorted(frozenset().union(*(devices_of_plan(leg) for leg in legs))))
+    return " → ".join(stage.device for leg in legs for stage in leg.stages)
 
 
 def without_agent(plan: Plan, cluster: Cluster) -> frozenset[str]:

@@ -1,12 +1,13 @@
 """Which routes have not been heard of for long, and which do not answer: when a canary is due, and what it found. Pure.
 
 A route that answers requests needs no canary. One that has given no result for a while gets one, whether requests are
-under way on it or not: a pipeline that has stopped has nothing else to show for it.
+under way on it or not: a pipeline that has stopped has nothing else to show for it. The first requests after a pause are
+given the same time, though: they tell as much as a canary would, which they would only have to wait for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,6 +25,8 @@ EXCUSED: Final = frozenset({"overloaded", "not-ready", "unknown-model", "cancell
 class _Route:
     answered: int
     heard: float
+    busy: float | None = None
+    """When requests were first seen on it since it was heard of."""
     asked: bool = False
     failing: str = ""
 
@@ -39,12 +42,13 @@ class Pulse:
     every: float
     _routes: dict[int, _Route] = field(default_factory=dict)
 
-    def due(self, answered: Mapping[int, int], now: float) -> list[int]:
+    def due(self, answered: Mapping[int, int], now: float, busy: Collection[int] = ()) -> list[int]:
         """The epochs that get a canary now.
 
         Args:
             answered: Results so far of each route that takes requests; others are forgotten.
             now: In seconds.
+            busy: The routes with requests that have no result yet.
         """
         self._routes = {epoch: self._routes.get(epoch) or _Route(-1, now) for epoch in answered}
         found = []
@@ -52,8 +56,11 @@ class Pulse:
             route = self._routes[epoch]
             if count != route.answered:
                 # Its own canary's result counts as well.
-                route.answered, route.heard, route.failing = count, now, ""
-            elif not route.asked and now >= route.heard + self.every:
+                route.answered, route.heard, route.failing, route.busy = count, now, "", None
+            if route.busy is None and epoch in busy:
+                route.busy = now
+            since = route.heard if route.busy is None else max(route.heard, route.busy)
+            if not route.asked and now >= since + self.every:
                 route.asked = True
                 found.append(epoch)
         return found

@@ -251,7 +251,8 @@ class Recovery:
                 self._stuck.pop(name, None)
                 self._unmended.mended(name)
                 if serving:
-                    devices = frozenset().union(*(_devices(each) for each in serving))
+                    # The loss of another one leaves a route that serves.
+                    needed = frozenset.intersection(*(_devices(each) for each in serving if each.ready))
                     broken = self.standbys.of(name).keys() - standing.get(name, frozenset())
                     epochs = tuple(each.epoch for each in serving)
                     times, again = self.standbys.retries(name, now)
@@ -260,7 +261,7 @@ class Recovery:
                     room = (self.standbys.cleared, self._deployments.freed, times)
                     state = (epochs, frozenset(broken), room)
                     running = serving[0].plan if len(serving) == 1 else None
-                    self.ahead.want(order, missing, devices, running=running, state=state)
+                    self.ahead.want(order, missing, needed, running=running, state=state)
             elif not (what == "elsewhere" and self._is_stuck(order, missing)):
                 failed = self._failed.get(name)
                 if failed is not None and failed[0] == missing and now < failed[1]:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from defer.api import ModelInfo
+from defer.dispatcher.mending import where_it_runs
 from defer.dispatcher.report import Served
 from defer.dispatcher.store import KeptModel
 from defer.documents.cluster import Cluster
+from defer.documents.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +19,13 @@ class Back:
 
     Attributes:
         info: How it is now.
-        on: Devices that serve it, in the order of its stages.
+        on: Where it runs, in words; empty where it does not.
         as_before: Whether it is what was served before.
         without: Devices that did not answer.
     """
 
     info: ModelInfo
-    on: tuple[str, ...] = ()
+    on: str = ""
     as_before: bool = True
     without: tuple[str, ...] = ()
 
@@ -35,7 +37,7 @@ class Back:
             return f"model {self.info.name} is not ready{reason}"
         if self.as_before:
             return f"model {self.info.name} is ready as before{reason}"
-        where = f" on {' → '.join(self.on)}" if self.on else ""
+        where = f" on {self.on}" if self.on else ""
         why = f", without {', '.join(self.without)}" if self.without else ""
         return f"model {self.info.name} is ready{where}{why}{reason}"
 
@@ -58,12 +60,14 @@ def backs(
         served: What agents hold, the latest last.
         postponed: Those that did not come back as they were, each with the devices that did not answer.
     """
-    on = {each.deployment.model: each.deployment.plan for each in served}
+    plans: dict[str, list[Plan]] = {}
+    for each in served:
+        plans.setdefault(each.deployment.model, []).append(each.deployment.plan)
 
     def back(info: ModelInfo) -> Back:
         name = info.stable or info.name
-        devices = tuple(stage.device for stage in on[name].stages) if name in on else ()
-        return Back(info, devices, name not in postponed, postponed.get(name, ()))
+        on = where_it_runs(*plans.get(name, ()))
+        return Back(info, on, name not in postponed, postponed.get(name, ()))
 
     return tuple(back(info) for info in infos)
 
@@ -94,7 +98,7 @@ def bring_back(
     models: Iterable[KeptModel],
     missing: Callable[[Collection[str]], tuple[str, ...] | None],
     wait: Callable[[], object],
-    restore: Callable[[KeptModel], None],
+    restore: Callable[[KeptModel, tuple[str, ...]], None],
     give_up: Callable[[KeptModel, tuple[str, ...]], None],
 ) -> None:
     """Restore every model, or give it up; one that lacks an agent holds up no other.
@@ -103,8 +107,8 @@ def bring_back(
         models: Deployments of an earlier process.
         missing: Which of some devices do not answer; None while that is not known.
         wait: Called while it is not; returns when more may be known.
-        restore: Serves a model whose devices are all there.
-        give_up: Told of a model, and which of its devices do not answer.
+        restore: Serves a model; told which devices of routes that it can do without do not answer.
+        give_up: Told of a model, and which devices do not answer: each of its routes needs one of them.
     """
     left = list(models)
     while left:
@@ -113,9 +117,9 @@ def bring_back(
             if absent is None:
                 continue
             left.remove(kept)
-            if absent:
+            if all(not route.hops.keys().isdisjoint(absent) for route in kept.routes):
                 give_up(kept, absent)
             else:
-                restore(kept)
+                restore(kept, absent)
         if left:
             wait()

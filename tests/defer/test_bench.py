@@ -101,12 +101,38 @@ def test_power_is_summed_up_over_time_and_a_rail_that_holds_all_is_taken_alone()
 
 def test_the_four_quantities_of_a_pipeline() -> None:
     stages = [
-        StageLoad("a", 0.5, 0, 0.001, 0.1, 0.002, 100, 40, 3.0, "sensor"),
-        StageLoad("b", 0.5, 0, 0.003, 0.1, 0.0, 40, 8, 2.0, "model"),
+        StageLoad("a", 0.5, 0, 0.001, 0.1, 0.002, 100, 40, 3.0, "sensor", stop=2),
+        StageLoad("b", 0.5, 0, 0.003, 0.1, 0.0, 40, 8, 2.0, "model", start=2, stop=4),
     ]
     four = quantities_of(12.5, stages, 0.007)
     assert four == Quantities(12.5, 5.0, "both", 148, 0.007)
     assert quantities_of(0.0, [], 0.0).energy_by == "model"
+
+
+def test_every_route_counts_where_devices_share_stages() -> None:
+    def status(thirds: int) -> ServerStatus:
+        """After so many thirds of the requests: two of three pass b, one passes c, and all pass a."""
+
+        def route(epoch: int, device: str, items: int) -> DeploymentInfo:
+            first = StageInfo(
+                "a", 0, 3, items, run_s=0.1, bytes_in=100 * items, bytes_out=40 * items, runs=items
+            )
+            last = StageInfo(
+                device, 3, 4, items, run_s=0.2, bytes_in=40 * items, bytes_out=8 * items, runs=items
+            )
+            return DeploymentInfo("m", epoch, "ready", stages=(first, last))
+
+        routes = (route(1, "b", 2 * thirds), route(2, "c", thirds))
+        devices = tuple(DeviceInfo(name, "alive") for name in "abc")
+        return ServerStatus(0, "d", "1", 1.0, deployments=routes, devices=devices)
+
+    loads = stage_loads("m", status(5), status(15), 10.0, Power(2.0, 5.0))
+    assert [(load.device, load.start, load.stop) for load in loads] == [("a", 0, 3), ("b", 3, 4), ("c", 3, 4)]
+    assert [load.share for load in loads] == pytest.approx([1, 2 / 3, 1 / 3])
+    assert [load.utilisation for load in loads] == pytest.approx([0.3, 0.4, 0.2])
+    four = quantities_of(3.0, loads, 0.0)
+    assert four.payload_bytes == pytest.approx(100 + 40 + 8)
+    assert four.energy_j * 30 == pytest.approx(3 * 2.0 * 10 + 5.0 * (3 + 4 + 2))
 
 
 def test_runs_that_held_several_requests_are_told() -> None:

@@ -19,6 +19,20 @@ def test_a_route_that_answers_gets_none_and_a_silent_one_gets_one() -> None:
     assert pulse.failing([1, 2]) == ""
 
 
+def test_the_first_requests_after_a_pause_are_waited_for_once() -> None:
+    pulse = Pulse(10.0)
+    pulse.due({1: 5}, 0.0)
+    assert pulse.due({1: 5}, 9.9, busy=[1]) == []
+    assert pulse.due({1: 5}, 12.0) == []  # they failed, which proves nothing, and more come
+    assert pulse.due({1: 5}, 14.0, busy=[1]) == []
+    assert pulse.due({1: 5}, 19.9, busy=[1]) == [1]
+    pulse.passed(1, 20.5)
+    assert pulse.due({1: 6}, 21.0, busy=[1]) == []
+    assert pulse.due({1: 7}, 29.0) == []
+    assert pulse.due({1: 7}, 39.0, busy=[1]) == []
+    assert pulse.due({1: 7}, 49.0, busy=[1]) == [1]
+
+
 def test_what_fails_is_tried_again_and_a_client_that_is_answered_proves_it_too() -> None:
     pulse = Pulse(10.0)
     pulse.due({1: 0}, 0.0)

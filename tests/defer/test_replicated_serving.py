@@ -160,3 +160,43 @@ def test_a_planned_mix_is_served_and_replaced_without_a_gap(cluster: Cluster, tm
                 np.testing.assert_allclose(each[name], wanted, rtol=1e-4, atol=1e-5)
             until(lambda: len(client.status().deployments) == 1)
             assert client.status().deployments[0].failed == 0
+
+
+def test_a_dispatcher_that_restarts_without_a_replica_serves_on_the_others(
+    agents: tuple[LocalAgent, ...], cluster: Cluster, tmp_path: Path
+) -> None:
+    model = models.save(MODEL, tmp_path / f"{MODEL}.onnx")
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    (name,) = [output.name for output in session.get_outputs()]
+    inputs = models.example_inputs(MODEL)
+    (expected,) = session.run(None, inputs)
+    plan = replicated(model, cluster)
+    with Daemon(cluster, tmp_path / "state") as daemon:
+        daemon.connect(20)
+        order = Order(MODEL, model, plan=plan, standby="none")
+        daemon.deployments.bring_up(order, lambda _what, _fraction: None)
+    process = agents[1].process
+    for _ in range(2):  # the second time from what the first one left
+        process.send_signal(signal.SIGSTOP)
+        try:
+            with Daemon(cluster, tmp_path / "state") as daemon:
+                daemon.connect(20)
+                (back,) = daemon.back()
+                assert back.told() == f"model {MODEL} is ready on a → c, without b"
+                with Client(str(daemon.address), timeout=30) as client:
+                    np.testing.assert_allclose(client.infer(inputs)[name], expected, rtol=1e-4, atol=1e-5)
+                    assert working(client) == {"a", "c"}
+        finally:
+            process.send_signal(signal.SIGCONT)
+    with Daemon(cluster, tmp_path / "state") as daemon:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            daemon.connect(20)
+        finally:
+            process.send_signal(signal.SIGCONT)
+        with Client(str(daemon.address), timeout=30) as client:
+            until(lambda: working(client) == {"a", "b", "c"})
+            np.testing.assert_allclose(client.infer(inputs)[name], expected, rtol=1e-4, atol=1e-5)
+    with Daemon(cluster, tmp_path / "state") as daemon:
+        daemon.connect(20)
+        assert [back.told() for back in daemon.back()] == [f"model {MODEL} is ready as before"]

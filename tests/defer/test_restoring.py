@@ -26,6 +26,7 @@ from defer.documents.plan import Plan
 from defer.errors import AgentUnreachable, ProtocolMismatch
 from defer.planning import make_plan, parse_placement
 from partitioner import analyze
+from tests.defer.plan_fixtures import a_plan
 
 CLUSTER = """
 [dispatcher]
@@ -125,6 +126,8 @@ def deployment(name: str, *devices: str) -> KeptModel:
 
 def test_models_come_back_as_their_agents_do_and_what_lacks_one_is_given_up() -> None:
     models_ = [deployment("needs-c", "a", "c"), deployment("on-a", "a"), deployment("needs-b", "b")]
+    routes = (KeptRoute(1, 0.5, {"a": (), "b": ()}), KeptRoute(2, 0.5, {"a": (), "c": ()}))
+    models_.append(msgspec.structs.replace(deployment("shared"), routes=routes))
     there: dict[str, bool] = {"a": True}
     coming = [("c", False), ("b", True)]
     said: list[object] = []
@@ -142,10 +145,15 @@ def test_models_come_back_as_their_agents_do_and_what_lacks_one_is_given_up() ->
         models_,
         missing,
         wait,
-        lambda kept: said.append(kept.name),
-        lambda kept, gone: said.append((kept.name, gone)),
+        lambda kept, without: said.append((kept.name, "back", without)),
+        lambda kept, gone: said.append((kept.name, "not", gone)),
     )
-    assert said == ["on-a", ("needs-c", ("c",)), "needs-b"]
+    assert said == [
+        ("on-a", "back", ()),
+        ("needs-c", "not", ("c",)),
+        ("needs-b", "back", ()),
+        ("shared", "back", ("c",)),
+    ]
 
 
 def info(name: str, state: Any = "ready", reason: str = "") -> ModelInfo:
@@ -153,7 +161,7 @@ def info(name: str, state: Any = "ready", reason: str = "") -> ModelInfo:
 
 
 def test_what_is_said_of_what_came_back_is_so() -> None:
-    whole, mended = Back(info("m")), Back(info("n"), ("a", "c"), as_before=False, without=("b",))
+    whole, mended = Back(info("m")), Back(info("n"), "a → c", as_before=False, without=("b",))
     waits = Back(info("o", "announced", "coming back: no answer from b"), as_before=False, without=("b",))
     assert whole.told() == "model m is ready as before"
     assert mended.told() == "model n is ready on a → c, without b"
@@ -162,9 +170,12 @@ def test_what_is_said_of_what_came_back_is_so() -> None:
     assert summary((whole, mended)) == "on other devices than before"
     assert summary((whole, waits)) == "1 of 2 models"
     assert summary((waits,)) == "no model is back yet"
-    plan = SimpleNamespace(stages=(SimpleNamespace(device="a"), SimpleNamespace(device="c")))
-    served = SimpleNamespace(deployment=SimpleNamespace(model="n", plan=plan))
-    assert backs([info("m"), info("n")], [cast(Any, served)], {"n": ("b",)}) == (whole, mended)
+    planned = a_plan()
+    served = cast(Any, SimpleNamespace(deployment=SimpleNamespace(model="n", plan=planned)))
+    mended = replace(mended, on="jetson → nano")
+    assert backs([info("m"), info("n")], [served], {"n": ("b",)}) == (whole, mended)
+    shared = replace(mended, on="desk, jetson, nano")
+    assert backs([info("n")], [served, served], {"n": ("b",)}) == (shared,)
 
 
 class Pool:
