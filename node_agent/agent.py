@@ -80,7 +80,9 @@ def make_offer(config: AgentConfig, engines: tuple[EngineInfo, ...], ports: tupl
     if config.engine != AUTO_ENGINE:
         usable = usable[:1]
     beside = device_memory(engines, config.engine)
-    memory = min(filter(None, (machine.memory_bytes(), beside)), default=0)
+    # What the agent takes itself is no partition's.
+    here = max(0, machine.memory_bytes() - machine.resident_bytes())
+    memory = min(filter(None, (here, beside)), default=0)
     identity = {engine.name: f"{engine.version} {engine.provider}" for engine in usable}
     return Offer(
         engines=engines,

@@ -13,7 +13,8 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -68,12 +69,19 @@ def parse_memory(text: str) -> int | None:
     return None if nbytes >= _UNLIMITED else nbytes
 
 
-def parse_meminfo(text: str) -> int:
-    """The machine's memory in bytes from /proc/meminfo; 0 if it is not stated."""
+def parse_meminfo(text: str, entry: str = "MemTotal") -> int:
+    """The machine's memory in bytes from /proc/meminfo, or another of its entries; 0 if it is not stated."""
     for line in text.splitlines():
-        if line.startswith("MemTotal:"):
+        if line.startswith(f"{entry}:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def parse_cached(text: str) -> int:
+    """Bytes of files that a cgroup's memory.stat counts, which the kernel gives up for others, v1's with children."""
+    entries = dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
+    total = "total_" if "total_inactive_file" in entries else ""
+    return sum(int(entries.get(f"{total}{name}", 0)) for name in ("inactive_file", "active_file"))
 
 
 def _read(path: Path) -> str | None:
@@ -152,12 +160,28 @@ def default_threads(available: float) -> int:
 def memory_bytes() -> int:
     """Memory that this process may use: the machine's, or less where its cgroups say so; 0 where neither tells."""
     limits = [parse_meminfo(_read(Path("/proc/meminfo")) or "")]
-    paths = parse_cgroup_paths(_read(Path("/proc/self/cgroup")) or "")
-    files = [folder / "memory.max" for folder in _ancestors(_CGROUP, paths.get("", "/"))]
-    v1 = _ancestors(_CGROUP / "memory", paths.get("memory", "/"))
-    files += [folder / "memory.limit_in_bytes" for folder in v1]
-    limits += [parse_memory(_read(file) or "max") or 0 for file in files]
+    limits += [parse_memory(_read(limit) or "max") or 0 for limit, _ in _memory_files()]
     return min((limit for limit in limits if limit > 0), default=0)
+
+
+def available_bytes() -> int | None:
+    """Memory that this process could take now, what the kernel would free for it included; None where nothing tells."""
+    machine = parse_meminfo(_read(Path("/proc/meminfo")) or "", "MemAvailable")
+    found = [machine] if machine else []
+    for file, taken in _memory_files():
+        limit, used = parse_memory(_read(file) or "max"), _read(taken)
+        if limit is not None and used:
+            found.append(max(0, limit - int(used) + parse_cached(_read(file.parent / "memory.stat") or "")))
+    return min(found, default=None)
+
+
+def _memory_files() -> list[tuple[Path, Path]]:
+    """Of each cgroup that the process is in: where its memory's limit stands, and what it takes."""
+    paths = parse_cgroup_paths(_read(Path("/proc/self/cgroup")) or "")
+    v2 = _ancestors(_CGROUP, paths.get("", "/"))
+    v1 = _ancestors(_CGROUP / "memory", paths.get("memory", "/"))
+    files = [(folder / "memory.max", folder / "memory.current") for folder in v2]
+    return files + [(folder / "memory.limit_in_bytes", folder / "memory.usage_in_bytes") for folder in v1]
 
 
 def resident_bytes() -> int:
@@ -188,11 +212,28 @@ def keep_buffers() -> None:
     By default it gives back what lies free at the end of a heap, and the kernel clears the same pages again for each
     item.
     """
-    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    _mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+    _mallopt(_TRIM_THRESHOLD, 64 << 20)
+
+
+@contextmanager
+def frugal_heap() -> Iterator[None]:
+    """Has the C library give the memory of each large tensor back at once, for as long as the block lasts."""
+    _mallopt(_MMAP_THRESHOLD, 64 << 10)
     try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_threshold, 32 << 20)  # the most that it takes
-        libc.mallopt(m_trim_threshold, 64 << 20)
+        yield
+    finally:
+        keep_buffers()
+        trim()
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Of malloc.h."""
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    try:
+        ctypes.CDLL(None).mallopt(parameter, value)
     except (OSError, AttributeError):
         return  # see `trim`
 

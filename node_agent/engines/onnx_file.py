@@ -17,6 +17,7 @@ VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 _GRAPH = 7
 _NODE, _WEIGHT, _INPUT, _OUTPUT = 1, 5, 11, 12
+_WEIGHT_NAME = 8
 _EXTERNAL = 13
 """Where a weight lies beside the file: keys and values, as text."""
 _READS, _MAKES, _OP, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7
@@ -81,17 +82,16 @@ class OnnxFile:
         self.outputs = [_name(content) for number, _, content in held if number == _OUTPUT]
         self._rest = [each for each in held if each[0] != _NODE]
 
-    @property
-    def bytes_beside(self) -> int:
-        """Of the weights that lie beside the file."""
-        entries = (
-            fields(entry)
-            for number, _, weight in self._rest
-            if number == _WEIGHT
-            for inner, _, entry in fields(weight)
-            if inner == _EXTERNAL
-        )
-        return sum(int(entry[1][2]) for entry in entries if entry[0] == text(1, "length"))
+    def weights_beside(self) -> dict[str, int]:
+        """Bytes of the weights that lie beside the file, by name."""
+        found = {}
+        for weight in (fields(content) for number, _, content in self._rest if number == _WEIGHT):
+            entries = [fields(content) for number, _, content in weight if number == _EXTERNAL]
+            nbytes = sum(int(entry[1][2]) for entry in entries if entry[0] == text(1, "length"))
+            found.update(
+                {content.decode(): nbytes for number, _, content in weight if number == _WEIGHT_NAME}
+            )
+        return found
 
     @classmethod
     def read(cls, path: Path) -> OnnxFile:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -25,24 +25,16 @@ import numpy as np
 from node_agent.content import SCRATCH
 from node_agent.engines.base import NotInBlocks
 from node_agent.engines.onnx_file import LENGTH, VARINT, Node, OnnxFile, attribute, message, text, varint
+from node_agent.engines.onnxruntime_frugal import MOST_GRAPH_BYTES, Options, prepared, write_optimised
 from node_agent.layouts import MOST_BLOCK, to_blocks
 
 _DOMAIN = "com.microsoft.nchwc"
 _IN, _OUT = "ReorderInput", "ReorderOutput"
 _IDLE, _ONE_PIXEL = "AveragePool", [1, 1]
-_INLINE_BYTES = 1024
-"""Weights above this lie beside the optimised graph, where they are mapped into memory and not read into it."""
-
-_MOST_BYTES = 4 << 20
-"""Of a graph that is rewired here, in Python; one of a real network has less than one MiB, its weights lie beside it."""
-
 _MOST_WEIGHTS = 128 << 20
 """Beside a graph that is optimised twice. To free the first session's holds the interpreter's lock, for hundreds of MiB
 and on a fifth of a core so long that the agent is taken for lost; and where weights are that large, tensors are not.
 """
-
-Options = Callable[[], Any]
-"""Makes session options as for the partition itself."""
 
 Channels = Mapping[str, int]
 """How many channels tensors have, by name."""
@@ -84,7 +76,7 @@ def optimised(
     """
     model = _read(graph)
     _refuse_bodies(model)
-    if model.bytes_beside > _MOST_WEIGHTS:
+    if sum(model.weights_beside().values()) > _MOST_WEIGHTS:
         raise NotInBlocks(f"it has more than {_MOST_WEIGHTS >> 20} MiB of weights")
     put_idle(model, inputs)
     # Some file systems do not let go of what is mapped: a later start of the agent removes it.
@@ -93,7 +85,8 @@ def optimised(
         idle, found = Path(f"{folder}.onnx"), Path(folder, "optimised.onnx")
         try:
             model.write(idle)
-            _optimise(runtime, idle, options(), found)
+            with prepared(runtime, idle, options) as ready:
+                write_optimised(runtime, ready, options(), found)
         finally:
             idle.unlink(missing_ok=True)
         model = _read(found)
@@ -163,8 +156,8 @@ def _only_reader(model: OnnxFile, name: str) -> Node | None:
 
 
 def _read(path: Path) -> OnnxFile:
-    if path.stat().st_size > _MOST_BYTES:
-        raise NotInBlocks(f"its graph has more than {_MOST_BYTES >> 20} MiB")
+    if path.stat().st_size > MOST_GRAPH_BYTES:
+        raise NotInBlocks(f"its graph has more than {MOST_GRAPH_BYTES >> 20} MiB")
     return OnnxFile.read(path)
 
 
@@ -175,13 +168,6 @@ def _refuse_bodies(model: OnnxFile) -> None:
 
 def _is(node: Node, op: str) -> bool:
     return node.op == op and node.domain == _DOMAIN
-
-
-def _optimise(runtime: Any, graph: Path, options: Any, into: Path) -> None:
-    options.optimized_model_filepath = str(into)
-    for key, value in (("file_name", f"{into.name}.data"), ("min_size_in_bytes", str(_INLINE_BYTES))):
-        options.add_session_config_entry(f"session.optimized_model_external_initializers_{key}", value)
-    runtime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
 def _rename(model: OnnxFile, names: Mapping[str, str]) -> None:

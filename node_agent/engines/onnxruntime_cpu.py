@@ -17,6 +17,7 @@ import numpy.typing as npt
 from node_agent.dtypes import RAW_BITS, storage
 from node_agent.engines.base import Arrays, NotInBlocks, Partition, Session
 from node_agent.engines.onnxruntime_blocks import native_block, optimised
+from node_agent.engines.onnxruntime_frugal import prepared
 from node_agent.errors import EngineMissingError, LoadFailedError, RunFailedError
 from node_agent.layouts import channel_blocks_of
 from node_agent.machine import trim
@@ -102,7 +103,9 @@ class OnnxRuntimeCpu:
     def load(self, partition: Partition) -> Session:
         """See `Engine.load`. Options: `optimization`: all (default), extended, basic, none; `layout`: see `LAYOUTS`."""
         runtime = import_runtime()
-        return _open(runtime, partition.graph, _options(runtime, partition), partition)
+        options = partial(_options, runtime, partition)
+        with prepared(runtime, partition.graph, options) as graph:
+            return _open(runtime, graph, options(), partition)
 
     def load_in_blocks(self, partition: Partition) -> Session:
         """See `BlockEngine.load_in_blocks`."""

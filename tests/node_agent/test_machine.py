@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,47 @@ def test_cgroup_files_are_read_by_the_kernels_rules() -> None:
     assert machine.parse_memory("4294967296\n") == 4 << 30
     assert machine.parse_meminfo("MemTotal:  1000 kB\nMemFree: 1 kB\n") == 1_024_000
     assert machine.parse_meminfo("") == 0
+    assert machine.parse_meminfo("MemTotal: 9 kB\nMemAvailable: 2 kB\n", "MemAvailable") == 2048
+    v1 = "cache 9\ninactive_file 1\nactive_file 2\ntotal_inactive_file 30\ntotal_active_file 40\n"
+    assert machine.parse_cached(v1) == 70
+    assert machine.parse_cached("anon 5\nfile 9\ninactive_file 3\nactive_file 4\n") == 7
+    assert machine.parse_cached("") == 0
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_is_free_is_what_a_cgroup_leaves_and_what_it_would_give_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    group = tmp_path / ("memory/box" if version == 1 else "box")
+    group.mkdir(parents=True)
+    limit, used = (
+        ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        if version == 1
+        else ("memory.max", "memory.current")
+    )
+    (group / limit).write_text(f"{300 << 20}\n")
+    (group / used).write_text(f"{250 << 20}\n")
+    (group / "memory.stat").write_text(f"inactive_file {40 << 20}\nactive_file {2 << 20}\n")
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    texts = {
+        "self/cgroup": "3:memory:/box\n" if version == 1 else "0::/box\n",
+        "meminfo": "MemAvailable: 900000 kB",
+    }
+    real = machine._read
+
+    def read(path: Path) -> str | None:
+        return texts[str(path.relative_to("/proc"))] if path.is_relative_to("/proc") else real(path)
+
+    monkeypatch.setattr(machine, "_read", read)
+    assert machine.available_bytes() == 92 << 20
+    (group / used).write_text(f"{400 << 20}\n")  # the kernel is behind with reclaiming
+    assert machine.available_bytes() == 0
+    texts["meminfo"] = "MemAvailable: 7 kB"
+    (group / used).write_text("0\n")
+    assert machine.available_bytes() == 7 << 10
+    (group / limit).write_text(f"{1 << 62}\n")
+    texts["meminfo"] = ""
+    assert machine.available_bytes() is None
 
 
 def test_this_machine_has_cores_and_memory() -> None:

@@ -143,7 +143,7 @@ def test_a_tensor_that_cannot_be_in_blocks(tmp_path: Path, shape, block: int) ->
 
 @native
 def test_a_graph_that_is_too_large_to_rewire(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("node_agent.engines.onnxruntime_blocks._MOST_BYTES", 100)
+    monkeypatch.setattr("node_agent.engines.onnxruntime_blocks.MOST_GRAPH_BYTES", 100)
     assert isinstance(check(residual(tmp_path, {"x": BLOCK})), Turned)
 
 
@@ -162,14 +162,14 @@ def test_weights_that_lie_beside_the_graph_are_counted(tmp_path: Path) -> None:
     onnx.save(
         helper.make_model(graph), path, save_as_external_data=True, size_threshold=1024, location="g.data"
     )
-    assert OnnxFile.read(path).bytes_beside == 4 * 73000
+    assert sum(OnnxFile.read(path).weights_beside().values()) == 4 * 73000
     onnx.save(helper.make_model(graph), path)
-    assert OnnxFile.read(path).bytes_beside == 0
+    assert sum(OnnxFile.read(path).weights_beside().values()) == 0
 
 
 @native
 def test_large_weights_have_tensors_turned(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(OnnxFile, "bytes_beside", 200 << 20)
+    monkeypatch.setattr(OnnxFile, "weights_beside", lambda _: {"w": 200 << 20})
     with (
         pytest.raises(NotInBlocks, match="128 MiB of weights"),
         optimised(
@@ -281,7 +281,7 @@ def test_a_branch_may_read_any_value(tmp_path: Path) -> None:
     assert isinstance(check(part), Turned)
 
 
-@pytest.mark.parametrize("where", ["onnxruntime_blocks._optimise", "onnx_file.OnnxFile.write"])
+@pytest.mark.parametrize("where", ["onnxruntime_blocks.write_optimised", "onnx_file.OnnxFile.write"])
 def test_what_cannot_be_prepared_is_run_in_plain(tmp_path: Path, monkeypatch, caplog, where: str) -> None:
     def full(_: object, path: Path, *__: object) -> None:
         path.touch()

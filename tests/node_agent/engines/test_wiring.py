@@ -224,7 +224,8 @@ def test_an_agent_offers_no_more_memory_than_its_gpu_has(
     asked, infos, integrated, offered, fake_cuda, monkeypatch
 ):
     driver = fake_cuda(memory=1 << 20, integrated=integrated)
-    monkeypatch.setattr(agent_module.machine, "memory_bytes", lambda: 8 << 30)
+    monkeypatch.setattr(agent_module.machine, "memory_bytes", lambda: 9 << 30)
+    monkeypatch.setattr(agent_module.machine, "resident_bytes", lambda: 1 << 30)
     config = AgentConfig("a", Path("store"), engine=asked)
     assert make_offer(config, infos, (1, 2)).memory_bytes == offered
     assert make_offer(replace(config, memory_bytes=5), infos, (1, 2)).memory_bytes == 5
@@ -233,7 +234,8 @@ def test_an_agent_offers_no_more_memory_than_its_gpu_has(
 
 def test_a_gpu_of_which_nothing_is_known_limits_nothing(fake_cuda, monkeypatch):
     fake_cuda(devices=0)
-    monkeypatch.setattr(agent_module.machine, "memory_bytes", lambda: 8 << 30)
+    monkeypatch.setattr(agent_module.machine, "memory_bytes", lambda: 9 << 30)
+    monkeypatch.setattr(agent_module.machine, "resident_bytes", lambda: 1 << 30)
     assert make_offer(AgentConfig("a", Path("store")), (GPU, CPU), (1, 2)).memory_bytes == 8 << 30
 
 
