@@ -47,8 +47,8 @@ class Offer(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         engines: What can run here, the default first.
-        memory_bytes: Memory that partitions may take in all: the operator's limit, the cgroup's, or the
-            machine's; 0 where none is known.
+        memory_bytes: Memory that partitions may take in all: the operator's limit, or the cgroup's or the
+            machine's less what the agent takes itself; 0 where none is known.
         cores: CPU cores that this agent may use, a fraction under a cgroup quota.
         threads: Threads that its engine will use.
         fingerprint: Equal for two agents whose block times may be taken as the same (one machine, one engine,
