@@ -150,7 +150,7 @@ class _AgentCommand(click.Command):
     "--memory",
     default=None,
     type=_Parsed("SIZE", parse_size),
-    help='What partitions may take in all, such as "4 GiB". [default: what the machine or cgroup grants beside the agent]',
+    help='What partitions may take in all, such as "4 GiB". [default: what machine or cgroup grants beside the agent]',
 )
 @click.option(
     "--threads", default=None, type=click.IntRange(1), help="Engine threads. [default: usable cores]"
