@@ -110,10 +110,13 @@ def stage_loads(
         between: Other looks, and when, s after the first.
 
     Raises:
-        NotReady: The model is not served in both.
+        NotReady: The model is not served in both, or by other routes alone.
     """
     then, now = _serving(before, model), _serving(after, model)
-    if {info.epoch for info in then} != {info.epoch for info in now}:
+    # A route that was lost, or came back, cannot be counted; what the others did is told.
+    both = {info.epoch for info in then} & {info.epoch for info in now}
+    then, now = ([info for info in routes if info.epoch in both] for routes in (then, now))
+    if not both:
         raise NotReady(f"model {model!r} was deployed anew meanwhile")
     looks = [(0.0, before), *((at, look) for at, look in between if 0 < at < seconds), (seconds, after)]
     earlier, later = _counted(then), _counted(now)

@@ -80,8 +80,9 @@ def make_offer(config: AgentConfig, engines: tuple[EngineInfo, ...], ports: tupl
     if config.engine != AUTO_ENGINE:
         usable = usable[:1]
     beside = device_memory(engines, config.engine)
-    # What the agent takes itself is no partition's.
-    here = max(0, machine.memory_bytes() - machine.resident_bytes())
+    whole = machine.memory_bytes()
+    # What the agent takes itself is no partition's; 0 would say that nothing is known.
+    here = max(1, whole - machine.resident_bytes()) if whole else 0
     memory = min(filter(None, (here, beside)), default=0)
     identity = {engine.name: f"{engine.version} {engine.provider}" for engine in usable}
     return Offer(

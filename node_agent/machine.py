@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -218,13 +219,22 @@ def keep_buffers() -> None:
 
 @contextmanager
 def frugal_heap() -> Iterator[None]:
-    """Has the C library give the memory of each large tensor back at once, for as long as the block lasts."""
-    _mallopt(_MMAP_THRESHOLD, 64 << 10)
+    """Has the C library give the memory of each large tensor back at once, while any thread is in such a block."""
+    global _frugal
+    with _frugal_lock:
+        _frugal += 1
+        _mallopt(_MMAP_THRESHOLD, 64 << 10)
     try:
         yield
     finally:
-        keep_buffers()
+        with _frugal_lock:
+            _frugal -= 1
+            if not _frugal:
+                keep_buffers()
         trim()
+
+
+_frugal, _frugal_lock = 0, threading.Lock()
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3

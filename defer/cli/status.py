@@ -166,7 +166,7 @@ def _show_devices(devices: tuple[DeviceInfo, ...]) -> None:
             str(device.progress) if known else "",
             str(device.queued) if known else "",
             units.show_duration(round(device.item_age_s, 3)) if device.item_age_s else "",
-            f"{units.show_size(device.resident_bytes)} of {units.show_size(device.memory_bytes)}"
+            f"{units.show_size(device.resident_bytes)}, {units.show_size(device.memory_bytes)} for partitions"
             if known
             else "",
         )

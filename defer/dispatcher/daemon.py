@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
@@ -334,7 +335,11 @@ class Daemon:
 
     def back(self) -> tuple[Back, ...]:
         """What has become of the models that an earlier process served."""
-        return backs(self.verbs.models().models, self.deployments.in_service().values(), self.postponed)
+        serving = self.shell.call(
+            lambda core, _: {*chain.from_iterable(core.routes.serving.values())}
+        ).result(5)
+        served = [each for epoch, each in self.deployments.in_service().items() if epoch in serving]
+        return backs(self.verbs.models().models, served, self.postponed)
 
     def reach_all(self, wait_s: float, on_progress: OnProgress) -> None:
         """After `connect`, wait for those agents too that nothing needed so far; `wait_s` seconds for each."""

@@ -42,6 +42,18 @@ def where_it_runs(*plans: Plan) -> str:
     return " → ".join(stage.device for leg in legs for stage in leg.stages)
 
 
+def indispensable(serving: Sequence[Serving], missing: Collection[str]) -> frozenset[str]:
+    """Devices without which nothing would serve a model: those of all its routes that are ready and can be relied on.
+
+    Args:
+        serving: Its routes.
+        missing: Devices that are out of reach, hang, or are not relied on yet.
+    """
+    ready = [devices_of_plan(each.plan) for each in serving if each.ready and each.plan is not None]
+    reliable = [devices for devices in ready if devices.isdisjoint(missing)]
+    return frozenset.intersection(*(reliable or ready or [frozenset()]))
+
+
 def without_agent(plan: Plan, cluster: Cluster) -> frozenset[str]:
     """Devices of a plan that a cluster does not have, or has without an agent: nothing can run there, nor will."""
     return devices_of_plan(plan) - {device.name for device in cluster.agents}

@@ -25,7 +25,14 @@ from defer.dispatcher.core import DispatcherCore
 from defer.dispatcher.coverage import Prepared, coverage
 from defer.dispatcher.deployments import Deployments
 from defer.dispatcher.link_watch import LinkWatch
-from defer.dispatcher.mending import Serving, devices_of_plan, remedy, where_it_runs, without_agent
+from defer.dispatcher.mending import (
+    Serving,
+    devices_of_plan,
+    indispensable,
+    remedy,
+    where_it_runs,
+    without_agent,
+)
 from defer.dispatcher.questions import Foreseen
 from defer.dispatcher.severed import Pair, cover, links_of
 from defer.dispatcher.shell import DataShell
@@ -251,8 +258,7 @@ class Recovery:
                 self._stuck.pop(name, None)
                 self._unmended.mended(name)
                 if serving:
-                    # The loss of another one leaves a route that serves.
-                    needed = frozenset.intersection(*(_devices(each) for each in serving if each.ready))
+                    needed = indispensable(serving, missing)
                     broken = self.standbys.of(name).keys() - standing.get(name, frozenset())
                     epochs = tuple(each.epoch for each in serving)
                     times, again = self.standbys.retries(name, now)
@@ -404,10 +410,6 @@ def _files_lack(order: Order) -> str:
     if order.model.is_file():
         return ""
     return f"its file {order.model} is not there any more, so it cannot be cut; deploy it again"
-
-
-def _devices(serving: Serving) -> frozenset[str]:
-    return devices_of_plan(serving.plan) if serving.plan is not None else frozenset()
 
 
 def _serving(core: DispatcherCore, _: float) -> dict[str, tuple[tuple[int, bool], ...]]:

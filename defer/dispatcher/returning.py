@@ -117,7 +117,7 @@ def bring_back(
             if absent is None:
                 continue
             left.remove(kept)
-            if all(not route.hops.keys().isdisjoint(absent) for route in kept.routes):
+            if absent and all(not route.hops.keys().isdisjoint(absent) for route in kept.routes):
                 give_up(kept, absent)
             else:
                 restore(kept, absent)

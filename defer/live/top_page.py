@@ -156,7 +156,9 @@ def _devices(devices: Sequence[DeviceInfo]) -> Table:
     )
     for device in devices:
         known = device.state != "unknown"
-        memory = f"{units.show_size(device.resident_bytes)} of {units.show_size(device.memory_bytes)}"
+        memory = (
+            f"{units.show_size(device.resident_bytes)}, {units.show_size(device.memory_bytes)} for partitions"
+        )
         shown.add_row(
             device.name,
             Text(device.state, STYLES.get(device.state, "bold red")),

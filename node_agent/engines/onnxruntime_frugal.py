@@ -18,7 +18,7 @@ from typing import Any
 
 from node_agent import machine
 from node_agent.content import SCRATCH
-from node_agent.engines.onnx_file import OnnxFile, UnreadableGraphError
+from node_agent.engines.onnx_file import OnnxFile
 
 Options = Callable[[], Any]
 """Makes session options as for the partition itself."""
@@ -48,15 +48,17 @@ def prepared(runtime: Any, graph: Path, options: Options) -> Iterator[Path]:
     if options().graph_optimization_level != whole or not _is_tight(graph):
         yield graph
         return
-    # Some file systems do not let go of what is mapped: a later start of the agent removes it.
-    with (
-        tempfile.TemporaryDirectory(prefix=SCRATCH, dir=graph.parent, ignore_cleanup_errors=True) as folder,
-        machine.frugal_heap(),
-    ):
-        fused, first = Path(folder, "fused.onnx"), options()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(machine.frugal_heap())
+        first = options()
         first.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         first.add_session_config_entry("session.disable_prepacking", "1")
         try:
+            # Some file systems do not let go of what is mapped: a later start of the agent removes it.
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix=SCRATCH, dir=graph.parent, ignore_cleanup_errors=True)
+            )
+            fused = Path(folder, "fused.onnx")
             write_optimised(runtime, graph, first, fused)
         except Exception as error:  # the disk is full, perhaps: it may still load at once, or says why not
             log.warning("%s cannot be fused into a file: %s", graph.name, error)
@@ -87,9 +89,9 @@ def _is_tight(graph: Path) -> bool:
         return False
     try:
         model = OnnxFile.read(graph)
-    except UnreadableGraphError:
-        return False  # whoever loads it says what is wrong
-    weights = model.weights_beside()
+        weights = model.weights_beside()
+    except (ValueError, LookupError):  # no graph, or one whose weights lie nowhere: whoever loads it says so
+        return False
     convolved = {node.reads[1] for node in model.nodes if node.op == "Conv" and len(node.reads) > 1}
     needed = sum((_CONVOLUTION if name in convolved else _OTHERS) * size for name, size in weights.items())
     return bool(convolved) and needed > free

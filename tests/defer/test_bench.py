@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -133,6 +134,14 @@ def test_every_route_counts_where_devices_share_stages() -> None:
     four = quantities_of(3.0, loads, 0.0)
     assert four.payload_bytes == pytest.approx(100 + 40 + 8)
     assert four.energy_j * 30 == pytest.approx(3 * 2.0 * 10 + 5.0 * (3 + 4 + 2))
+
+    def without_c(whole: ServerStatus) -> ServerStatus:
+        routes = (whole.deployments[0], msgspec.structs.replace(whole.deployments[1], state="lost"))
+        return msgspec.structs.replace(whole, deployments=routes)
+
+    for looks in ((status(5), without_c(status(15))), (without_c(status(5)), status(15))):
+        loads = stage_loads("m", *looks, 10.0, Power())
+        assert [(load.device, load.share) for load in loads] == [("a", 1), ("b", 1)]
 
 
 def test_runs_that_held_several_requests_are_told() -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 import models
-from defer.dispatcher.mending import Remedy, Serving, devices_of_plan, remedy
+from defer.dispatcher.mending import Remedy, Serving, devices_of_plan, indispensable, remedy
 from defer.dispatcher.planner import Planner
 from defer.dispatcher.planner_process import Answers, without
 from defer.dispatcher.questions import Foresee, Foreseen, Topic
@@ -106,6 +106,21 @@ def test_a_plan_with_replicas_needs_all_its_routes(home: Plan) -> None:
     assert remedy(both, [one], set()) == "home"
     assert remedy(both, [one], {"b"}) == "none"
     assert devices_of_plan(both) == {"a", "b"}
+
+
+def test_only_what_all_routes_need_is_prepared_for(model: Path, cluster: Cluster) -> None:
+    chain = analyze(model)
+    over_b, over_c = (
+        make_plan(chain, cluster, placement=parse_placement(f"a=0:4,{last}=4:", cluster, len(chain.blocks)))
+        for last in "bc"
+    )
+    routes = [Serving(1, True, over_b), Serving(2, True, over_c)]
+    assert indispensable(routes[:1], set()) == {"a", "b"}
+    assert indispensable(routes, set()) == {"a"}
+    assert indispensable(routes, {"c"}) == {"a", "b"}, "c serves again, but has come and gone"
+    assert indispensable(routes, {"b", "c"}) == {"a"}
+    assert indispensable([routes[0], Serving(2, False, over_c)], set()) == {"a", "b"}
+    assert indispensable([Serving(1, True, None)], set()) == frozenset()
 
 
 def test_a_device_is_relied_on_again_later_and_later() -> None:

@@ -224,7 +224,7 @@ function about(device, state, planned) {
   const runs = [...new Set(stages.map((stage) => stage.number))].join(", ");
   const what = stages.length ? `stage ${runs}` : source ? "requests, results" : "no stage";
   const short = bad ? device.state || "unknown" : stages.length && !planned ? `${what} · ${percent(busy)} busy` : what;
-  const memory = device.memory_bytes ? `, ${size(device.resident_bytes)} of ${size(device.memory_bytes)} memory` : "";
+  const memory = device.memory_bytes ? `, ${size(device.resident_bytes)} taken, ${size(device.memory_bytes)} for partitions` : "";
   const long = `${device.state || "no agent"}, ${what}${stages.length && !planned ? `, ${percent(busy)} busy, ${queued} waiting, ${rate(Math.max(...stages.map((stage) => stage.rate)))}` : ""}${memory}`;
   return { classes, busy, queued, short, long };
 }

@@ -16,6 +16,7 @@ from node_agent import machine
 from node_agent.engines import engine_named, onnxruntime_frugal
 from node_agent.engines.base import Partition
 from node_agent.engines.onnxruntime_cpu import NAME
+from node_agent.errors import LoadFailedError
 from node_agent.messages import TensorSpec
 
 SHAPE = (1, 32, 6, 6)
@@ -109,13 +110,31 @@ def test_where_there_is_no_room_for_the_file_it_is_loaded_at_once(
     partition = network(tmp_path)
     expected = outputs(partition)
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(onnxruntime_frugal, "write_optimised", full)
     monkeypatch.setattr(machine, "available_bytes", lambda: 0)
     np.testing.assert_array_equal(outputs(partition), expected)
     assert "no space left" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(onnxruntime_frugal.tempfile, "TemporaryDirectory", full)
+    np.testing.assert_array_equal(outputs(partition), expected)
+    assert "no space left" in caplog.text
+
+
+def test_whoever_loads_a_graph_that_cannot_be_read_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition = network(tmp_path)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 0)
+    model = onnx.load(partition.graph, load_external_data=False)
+    (entry,) = [each for each in model.graph.initializer[0].external_data if each.key == "length"]
+    entry.value = "abc"
+    for content in (model.SerializeToString(), b"no graph"):
+        partition.graph.write_bytes(content)
+        with pytest.raises(LoadFailedError):
+            engine_named(NAME).load(partition)
 
 
 PEAK = """

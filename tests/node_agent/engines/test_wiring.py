@@ -232,6 +232,13 @@ def test_an_agent_offers_no_more_memory_than_its_gpu_has(
     assert driver.left == (0, 0, 0)
 
 
+@pytest.mark.parametrize(("machine_has", "agent_takes", "offered"), [(60, 65, 1), (0, 65, 0), (100, 65, 35)])
+def test_what_an_agent_takes_itself_is_not_offered(machine_has, agent_takes, offered, monkeypatch):
+    monkeypatch.setattr(agent_module.machine, "memory_bytes", lambda: machine_has)
+    monkeypatch.setattr(agent_module.machine, "resident_bytes", lambda: agent_takes)
+    assert make_offer(AgentConfig("a", Path("store")), (CPU,), (1, 2)).memory_bytes == offered
+
+
 def test_a_gpu_of_which_nothing_is_known_limits_nothing(fake_cuda, monkeypatch):
     fake_cuda(devices=0)
     monkeypatch.setattr(agent_module.machine, "memory_bytes", lambda: 9 << 30)
