@@ -35,7 +35,10 @@ from node_agent import messages as m
 from node_agent.frames import encode_control
 from node_agent.security import OPEN, Security
 
-LOST_HINT = "Its log says more; a box or a link that is too busy to say that it lives is taken for lost."
+LOST_HINT = (
+    "Its log says more; a process that the kernel kills for memory leaves none there, but in `dmesg`. "
+    "A box or a link that is too busy to say that it lives is taken for lost, too."
+)
 
 TICK_S = 0.1
 """Longest that the control thread sleeps, and so the grain of every deadline it watches."""

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from defer.api import ModelInfo, ServerStatus
-from defer.bench_stages import Power, StageLoad, needs_watching, stage_loads
+from defer.bench_stages import Power, StageLoad, needs_watching, stage_loads, uncounted
 from defer.client import Client
 from defer.client_arrays import Inputs, as_arrays
 from defer.driving import Driven, Submit, drive
@@ -97,6 +97,7 @@ class Load(msgspec.Struct, frozen=True):
         received_bytes: Of its answer.
         client_coding_s: Encoding the inputs and decoding the outputs at the client, of one request.
         quantities: DEFER's four; None where the server does not tell.
+        uncounted: Routes that were lost or came back meanwhile, of which the stages and quantities hold nothing.
     """
 
     model: str
@@ -116,6 +117,7 @@ class Load(msgspec.Struct, frozen=True):
     received_bytes: int = 0
     client_coding_s: float = 0.0
     quantities: Quantities | None = None
+    uncounted: int = 0
 
 
 def run_load(client: Client, info: ModelInfo, inputs: Inputs, plan: LoadPlan, power: Power) -> Load:
@@ -144,7 +146,8 @@ def run_load(client: Client, info: ModelInfo, inputs: Inputs, plan: LoadPlan, po
     with _watched(client, before) as seen:
         driven = drive(submit, count=plan.requests, window=plan.window, rate=plan.rate)
     # A name that has versions is no deployment: the stages are those of its stable version.
-    stages = stage_loads(info.stable or model, before, client.status(), driven.seconds, power, seen)
+    deployed, after = info.stable or model, client.status()
+    stages = stage_loads(deployed, before, after, driven.seconds, power, seen)
     busy = sum((stage.run_s + stage.decode_s + stage.encode_s) * stage.share for stage in stages)
     codes = sum((stage.decode_s + stage.encode_s) * stage.share for stage in stages)
     return msgspec.structs.replace(
@@ -152,6 +155,7 @@ def run_load(client: Client, info: ModelInfo, inputs: Inputs, plan: LoadPlan, po
         coding_share=codes / busy if busy > 0 else 0.0,
         stages=stages,
         client_coding_s=coding,
+        uncounted=uncounted(deployed, before, after),
         quantities=quantities_of(driven.rate, stages, codes + coding),
     )
 

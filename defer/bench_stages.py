@@ -117,7 +117,10 @@ def stage_loads(
     both = {info.epoch for info in then} & {info.epoch for info in now}
     then, now = ([info for info in routes if info.epoch in both] for routes in (then, now))
     if not both:
-        raise NotReady(f"model {model!r} was deployed anew meanwhile")
+        raise NotReady(
+            f"model {model!r} was deployed anew, or has moved to other devices, meanwhile",
+            hint="measure again",
+        )
     looks = [(0.0, before), *((at, look) for at, look in between if 0 < at < seconds), (seconds, after)]
     earlier, later = _counted(then), _counted(now)
     work = {stage: later[stage] - earlier[stage] for stage in sorted(later)}
@@ -160,6 +163,13 @@ class _Stage(NamedTuple):
     start: int
     stop: int
     device: str
+
+
+def uncounted(model: str, before: ServerStatus, after: ServerStatus) -> int:
+    """How many of a model's routes were lost or came back between two looks: `stage_loads` leaves them out."""
+    return len(
+        {info.epoch for info in _serving(before, model)} ^ {info.epoch for info in _serving(after, model)}
+    )
 
 
 def _serving(status: ServerStatus, model: str) -> list[DeploymentInfo]:

@@ -149,6 +149,8 @@ def in_our_words(costs: Costs) -> Iterator[None]:
     except router.RouterError as exc:
         error = translate(exc)
         error.message = costs.told(error.message)
+        if isinstance(exc, router.NoRoute) and exc.limit == "memory" and costs.method == "static":
+            error.hint += "; what is not measured (`defer profile`) counts with twice its weights"
         raise error from exc
 
 

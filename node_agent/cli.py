@@ -49,8 +49,8 @@ Examples:
   defer-agent --name cam --listen 10.0.0.5:7700 --keys keys --memory "4 GiB"
   defer-agent --name nat --dial tcp://dispatcher:7600   behind NAT: registers by itself
 \b
-Exit codes: 0 ended as asked, 2 usage, 69 engine missing, 70 a fault of its own (start it again), 73 port in use
-or store unusable or another agent's, 75 a request hung and was left, 77 an address beyond this machine without
+Exit codes: 0 ended as asked, 2 usage, 69 engine missing or port in use, 70 a fault of its own (start it
+again), 73 store unusable or another agent's, 75 a request hung and was left, 77 an address beyond this machine without
 --keys or --insecure, 78 bad address or keys.
 """
 

@@ -112,6 +112,14 @@ def _room(instance: Instance) -> float:
     return float(sum(instance.memory[instance.index[name]] for name in _able(instance)))
 
 
+def _beside(problem: Problem, instance: Instance) -> float:
+    """Bytes that every stage takes beside its weights."""
+    weights = np.concatenate(
+        [[0.0], np.cumsum(np.broadcast_to(problem.block_memory or 0.0, instance.blocks))]
+    )
+    return float((instance.stage_bytes - (weights[None, :] - weights[:, None])).min())
+
+
 def _roomy(problem: Problem) -> Cluster:
     """The cluster with endless memory."""
     return replace(
@@ -186,10 +194,11 @@ def nothing_found(instance: Instance, objective: Objective, feasible: Attempt) -
         )
     if feasible(replace(problem, cluster=_roomy(problem)), free):
         return NoRoute(
-            f"no assignment of contiguous blocks fits the memory of the devices ({size(needed)} of weights, "
-            f"{size(there)} in all)",
+            f"no assignment of contiguous blocks fits the memory of the devices: on one, all blocks take "
+            f"{size(float(instance.stage_bytes[0, instance.blocks]))}; on several, {size(needed)}, and each stage "
+            f"{size(_beside(problem, instance))} or more beside its weights; the devices have {size(there)} together",
             limit="memory",
-            hint="cut the model finer or add memory",
+            hint="cut the model finer, or add memory or devices",
         )
     if problem.stages_per_device is not None and feasible(replace(problem, stages_per_device=None), free):
         return NoRoute(

@@ -185,6 +185,13 @@ def _show(load: Load) -> None:
             f"({units.show_duration(load.client_coding_s)} of it at the client; {load.coding_share:.1%} of the "
             "stages' work)"
         )
+    if load.uncounted:
+        routes = units.show_count(load.uncounted, "route")
+        note(
+            f"{routes} of the model was lost or came back meanwhile: stages and energy are without it"
+            if load.uncounted == 1
+            else f"{routes} of the model were lost or came back meanwhile: stages and energy are without them"
+        )
     if load.failed:
         note("failed: " + ", ".join(f"{count} by {code}" for code, count in sorted(load.failed.items())))
 
@@ -209,7 +216,7 @@ def _show_stages(load: Load) -> None:
         seconds = (stage.wait_s, stage.decode_s, stage.run_s, stage.encode_s)
         shown.add_row(
             stage.device,
-            *([f"{stage.start}:{stage.stop}", f"{stage.share:.0%}"] if shared else []),
+            *([f"{stage.start}–{stage.stop - 1}", f"{stage.share:.0%}"] if shared else []),
             f"{stage.utilisation:.0%}",
             *(units.show_duration(each) for each in seconds),
             *(units.show_size(round(each)) for each in (stage.bytes_in, stage.bytes_out)),

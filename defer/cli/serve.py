@@ -29,6 +29,7 @@ from defer.cli.chains import (
     sample_option,
     standby_option,
 )
+from defer.cli.dispatcher import CLUSTER_VARIABLE
 from defer.cli.engines import EngineNote, engine_lines, engine_notes
 from defer.cli.gateway_options import GatewayWish, check_exposure, gateway_options, make_gateway, told
 from defer.cli.leading import handing_over, led
@@ -76,7 +77,14 @@ FLUSH_S = 5.0
         "defer serve --cluster cluster.toml --model resnet50.onnx --http 127.0.0.1:8000",
     )
 )
-@click.option("--cluster", "cluster_file", required=True, metavar="FILE", help="The devices, cluster.toml.")
+@click.option(
+    "--cluster",
+    "cluster_file",
+    required=True,
+    metavar="FILE",
+    envvar=CLUSTER_VARIABLE,
+    help=f"The devices, cluster.toml; also from {CLUSTER_VARIABLE}.",
+)
 @click.option("--model", type=click.Path(path_type=Path), help="Deploy this ONNX model at once.")
 @click.option("--name", type=GIVEN, help="Name to serve it under; the file's by default.")
 @click.option("--plan", "plan_file", metavar="FILE", type=GIVEN, help="Follow this plan.json.")

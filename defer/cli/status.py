@@ -109,7 +109,7 @@ def _show(status: ServerStatus, address: str) -> None:
 def _show_deployment(deployment: DeploymentInfo) -> None:
     click.echo()
     why = f" ({deployment.reason})" if deployment.reason else ""
-    part = f", {deployment.fraction:.0%} of the requests" if deployment.fraction < 1 else ""
+    part = f", planned for {deployment.fraction:.0%} of the requests" if deployment.fraction < 1 else ""
     click.echo(f"{deployment.model}: {deployment.state}{why}, deployment {deployment.epoch}{part}")
     if deployment.state == "standby":
         click.echo("  takes over when what serves is lost")

@@ -161,6 +161,7 @@ class Daemon:
         self._draining = False
         self._came_with: frozenset[str] = frozenset()  # deployments of the process before
         self.postponed: dict[str, tuple[str, ...]] = {}
+        self._unrestored: set[str] = set()  # those of them that nothing serves yet
         """Models that did not come back as they were, each with the devices that did not answer."""
 
     # ---------------------------------------------------------------------------------------------- life cycle
@@ -317,8 +318,10 @@ class Daemon:
             wait_s = min(wait_s, RETURN_S if self._shared is None else ABSENT_S)
         with self._reaching(wait_s, on_progress) as reaching:
             if models:
-                bring_back(models, reaching.missing, reaching.wait, self._restore, self._without)
-            if not models or self.postponed:  # what is planned anew may use any of them
+                bring_back(
+                    models, reaching.missing, reaching.wait, self._restore, self._without, reaching.told
+                )
+            if not models or self._unrestored:  # what is planned anew may use any of them
                 for problem in reaching.problems():
                     if not models:
                         raise problem
@@ -397,6 +400,7 @@ class Daemon:
             "not-restored", f"{model.name} is not back yet: {why}", level="warning", model=model.name
         )
         self.postponed[model.name] = devices
+        self._unrestored.add(model.name)
         self.deployments.postpone(model, f"coming back: {why}")
 
     # ------------------------------------------------------------------------------------- what happens meanwhile

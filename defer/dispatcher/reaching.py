@@ -70,6 +70,10 @@ class Reaching:
             self._tell(tuple(sorted(name for name, future in pending.items() if not future.done())))
         return tuple(name for name, future in pending.items() if not future.done())
 
+    def told(self) -> bool:
+        """Whether somebody has kept it waiting for so long that it was told."""
+        return self._told
+
     def wait_for_all(self) -> None:
         """Wait until every agent has answered or was waited for long enough."""
         while self.wait():

@@ -77,7 +77,7 @@ def summary(back: Collection[Back]) -> str:
     ready = sum(each.info.state == "ready" for each in back)
     if ready < len(back):
         return "no model is back yet" if not ready else f"{ready} of {len(back)} models"
-    return "as before" if all(each.as_before for each in back) else "on other devices than before"
+    return "as before" if all(each.as_before for each in back) else "not on the same devices as before"
 
 
 def devices_of_kept(kept: KeptModel) -> frozenset[str]:
@@ -100,6 +100,7 @@ def bring_back(
     wait: Callable[[], object],
     restore: Callable[[KeptModel, tuple[str, ...]], None],
     give_up: Callable[[KeptModel, tuple[str, ...]], None],
+    late: Callable[[], bool],
 ) -> None:
     """Restore every model, or give it up; one that lacks an agent holds up no other.
 
@@ -109,11 +110,14 @@ def bring_back(
         wait: Called while it is not; returns when more may be known.
         restore: Serves a model; told which devices of routes that it can do without do not answer.
         give_up: Told of a model, and which devices do not answer: each of its routes needs one of them.
+        late: Whether who has not answered yet is waited for no longer where a route can do without.
     """
     left = list(models)
     while left:
         for kept in tuple(left):
             absent = missing(devices_of_kept(kept))
+            if absent is None and late():
+                absent = _without_late(kept, missing)
             if absent is None:
                 continue
             left.remove(kept)
@@ -123,3 +127,12 @@ def bring_back(
                 restore(kept, absent)
         if left:
             wait()
+
+
+def _without_late(
+    kept: KeptModel, missing: Callable[[Collection[str]], tuple[str, ...] | None]
+) -> tuple[str, ...] | None:
+    """Devices that have not answered, or will not; None where every route needs one of them."""
+    if all(missing(route.hops.keys()) != () for route in kept.routes):
+        return None
+    return tuple(sorted(device for device in devices_of_kept(kept) if missing([device]) != ()))

@@ -90,7 +90,7 @@ def _line(info: DeploymentInfo) -> Text:
     text = Text.assemble((info.model, "bold"), " ", (info.state, STYLES.get(info.state, "bold red")))
     if info.reason and info.state != "ready":
         text.append(f" ({info.reason})", "red")
-    part = f", {info.fraction:.0%} of the requests" if info.fraction < 1 else ""
+    part = f", planned for {info.fraction:.0%} of the requests" if info.fraction < 1 else ""
     text.append(f"  deployment {info.epoch}{part}: {info.rate:.1f}/s")
     if info.answered:
         text.append(f", p50 {units.show_duration(info.p50_s)}, p99 {units.show_duration(info.p99_s)}")

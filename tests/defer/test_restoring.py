@@ -147,6 +147,7 @@ def test_models_come_back_as_their_agents_do_and_what_lacks_one_is_given_up() ->
         wait,
         lambda kept, without: said.append((kept.name, "back", without)),
         lambda kept, gone: said.append((kept.name, "not", gone)),
+        lambda: False,
     )
     assert said == [
         ("on-a", "back", ()),
@@ -154,6 +155,32 @@ def test_models_come_back_as_their_agents_do_and_what_lacks_one_is_given_up() ->
         ("needs-b", "back", ()),
         ("shared", "back", ("c",)),
     ]
+
+
+def test_routes_that_do_without_who_is_late_wait_for_it_for_a_moment() -> None:
+    routes = (KeptRoute(1, 0.5, {"a": (), "b": ()}), KeptRoute(2, 0.5, {"a": (), "c": ()}))
+    shared = msgspec.structs.replace(deployment("shared"), routes=routes)
+    models_ = [shared, deployment("needs-b", "b"), deployment("needs-d", "d")]
+    there: dict[str, bool] = {"a": True}
+    coming = ["c", "", "b", "d"]  # nobody answers in the second wait, and that is told
+    said: list[object] = []
+
+    def missing(devices: Collection[str]) -> tuple[str, ...] | None:
+        return None if set(devices) - there.keys() else tuple(each for each in devices if not there[each])
+
+    def wait() -> None:
+        if name := coming.pop(0):
+            there[name] = name != "d"
+
+    bring_back(
+        models_,
+        missing,
+        wait,
+        lambda kept, without: said.append((kept.name, without, len(coming))),
+        lambda kept, gone: said.append((kept.name, gone)),
+        lambda: len(coming) < 3,
+    )
+    assert said == [("shared", ("b",), 2), ("needs-b", (), 1), ("needs-d", ("d",))]
 
 
 def info(name: str, state: Any = "ready", reason: str = "") -> ModelInfo:
@@ -167,7 +194,7 @@ def test_what_is_said_of_what_came_back_is_so() -> None:
     assert mended.told() == "model n is ready on a → c, without b"
     assert waits.told() == "model o is not ready: coming back: no answer from b"
     assert summary((whole,)) == "as before"
-    assert summary((whole, mended)) == "on other devices than before"
+    assert summary((whole, mended)) == "not on the same devices as before"
     assert summary((whole, waits)) == "1 of 2 models"
     assert summary((waits,)) == "no model is back yet"
     planned = a_plan()
