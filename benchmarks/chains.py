@@ -88,6 +88,11 @@ def start_style(
     return f"{first[0]}:{first[1]}", f"{last[0]}:{last[1]}"
 
 
+def load_command(inputs: Path, *more: object) -> list[str]:
+    """`benchmarks.load` with these inputs; what it is to load is still to be said."""
+    return [sys.executable, "-m", "benchmarks.load", "--input", str(inputs), *map(str, more)]
+
+
 def run_load(command: Sequence[str], bed: Testbed) -> dict[str, list[float]]:
     """Results per second of every pipeline in every turn, measured by `benchmarks.load` beside the dispatcher."""
     done = bed.run(command, capture=True, timeout=1800.0)

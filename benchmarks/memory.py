@@ -2,6 +2,7 @@
 
 Agents hold whole networks on loopback and serve requests; what they take is compared with their weights. As root, each
 network is loaded once more in a box of the testbed that has no more memory than that: loading takes more than serving.
+What heap it takes for a moment is measured as well, with plenty of memory and as if there were none.
 Then 10,000 items of 256 KiB, which travel without copies, pass an agent. The dispatcher is looked at when it is
 ready and after requests, once with a network of 14 MB and once with one of half a gigabyte.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,8 +23,8 @@ import numpy as np
 
 import models
 import partitioner
-from benchmarks import chain_model
-from benchmarks.chains import run_load
+from benchmarks import chain_model, loading
+from benchmarks.chains import load_command, run_load
 from benchmarks.processes import serving
 from benchmarks.runner import Options, Outcome, Row, Target, main
 from benchmarks.testbed import Options as BedOptions
@@ -32,6 +32,7 @@ from benchmarks.testbed import Testbed, uniform
 from defer.client import Client
 from defer.documents.cluster import Cluster
 from defer.local_agents import local_agents
+from defer.parts import write_parts
 from defer.planning import make_plan, parse_placement
 
 MIB = 1 << 20
@@ -72,7 +73,12 @@ def measure(options: Options) -> Outcome:
                 for one in [models.example_inputs(name)] * 20:
                     system.client.infer(one, timeout=300)
                 agent, dispatcher = rss_mib(system.agent), rss_mib(system.dispatcher)
-            weights = partitioner.analyze(path).weight_bytes / MIB
+            chain = partitioner.analyze(path)
+            weights = chain.weight_bytes / MIB
+            (whole,) = write_parts(path, chain, (), work / "parts")
+            usual, frugal = (
+                loading.taken(whole.files[whole.part.graph], free) for free in (loading.PLENTY, 0)
+            )
             most = weights * 1.3 + 120
             seconds = None if options.quick or os.geteuid() else in_a_box(path, work, int(most * MIB))
             dispatchers[name] = dispatcher
@@ -85,6 +91,10 @@ def measure(options: Options) -> Outcome:
                     "agent MiB": agent,
                     "agent at most MiB": most,
                     "ready in a box of that s": seconds,
+                    "loading, × weights": usual[0] / MIB / weights,
+                    "with little free": frugal[0] / MIB / weights,
+                    "loading, s of CPU": usual[1],
+                    "with little free, s": frugal[1],
                     "dispatcher MiB": dispatcher,
                 }
             )
@@ -147,16 +157,8 @@ def in_a_box(model: Path, work: Path, memory: int) -> float | None:
             more = (*arguments, "--insecure", "--wait", "60", "--standby", "none")
             ready = stack.enter_context(serving(bed.cluster_file, *more, start=start))
             seconds = time.perf_counter() - begun
-            load = [
-                sys.executable,
-                "-m",
-                "benchmarks.load",
-                "--input",
-                str(work / "input.npz"),
-                "--count",
-                "16",
-            ]
-            run_load([*load, "--window", "4", "--pairs", "1", "--defer", ready["ready"]], bed)
+            load = load_command(work / "input.npz", "--count", 16, "--window", 4, "--pairs", 1)
+            run_load([*load, "--defer", ready["ready"]], bed)
         except SystemExit:
             return None
         return seconds

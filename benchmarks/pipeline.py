@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ import numpy as np
 import models
 import partitioner
 from benchmarks import defer_style, slow_links
-from benchmarks.chains import alone, run_load, start_bare, start_style
+from benchmarks.chains import alone, load_command, run_load, start_bare, start_style
 from benchmarks.processes import ended, serving
 from benchmarks.runner import Options, Outcome, Row, Target, main
 from benchmarks.testbed import Options as BedOptions
@@ -250,16 +249,8 @@ def _plain(
         # Ours and the bare chain first: the other one's processes are not there yet.
         period = max(max(by_itself), plan.period_s)
         turns = 1 if quick else arguments.pairs
-        load = [
-            sys.executable,
-            "-m",
-            "benchmarks.load",
-            "--input",
-            str(work / "input.npz"),
-            "--output",
-            str(work),
-        ]
-        load += ["--count", str(max(6, round(BURST_S / period))), "--window", str(2 * len(used) + 2)]
+        load = load_command(work / "input.npz", "--output", work, "--window", 2 * len(used) + 2)
+        load += ["--count", str(max(6, round(BURST_S / period)))]
         rates = run_load([*load, "--pairs", str(turns), "--defer", ready["ready"], "--bare", *ends], bed)
         if not arguments.no_style:
             style = write_parts(model, chain, defer_style.cuts(chain, count), work / "parts")

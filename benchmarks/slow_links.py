@@ -24,7 +24,7 @@ import numpy as np
 import models
 import partitioner
 from benchmarks import defer_style
-from benchmarks.chains import alone, run_load, start_style
+from benchmarks.chains import alone, load_command, run_load, start_style
 from benchmarks.processes import ended, serving
 from benchmarks.runner import Options, Outcome, Row, Target
 from benchmarks.testbed import Options as BedOptions
@@ -164,8 +164,7 @@ def _run(name: str, bandwidth: float, arguments: argparse.Namespace, *, quick: b
                 str(documents / f"{kind}.json"),
             ]
             _defer(bed, [*deploy, "--dispatcher", ready["ready"]])
-        load = [sys.executable, "-m", "benchmarks.load", "--input", str(work / "input.npz")]
-        load += ["--output", str(work), "--window", str(2 * COUNT + 2)]
+        load = load_command(work / "input.npz", "--output", work, "--window", 2 * COUNT + 2)
         turns = 1 if quick else arguments.pairs
         count = str(max(6, round(BURST_S / plans[RAW].period_s)))
         command = [*load, "--count", count, "--pairs", str(turns), "--defer", ready["ready"]]

@@ -147,9 +147,9 @@ def stage_loads(
                 decode_s=done.mean(done.decode_s),
                 run_s=done.mean(done.run_s),
                 encode_s=done.mean(done.encode_s),
-                bytes_in=done.bytes_in / done.items if done.items else 0.0,
-                bytes_out=done.bytes_out / done.items if done.items else 0.0,
-                energy_j=whole * part / done.items if done.items else 0.0,
+                bytes_in=done.mean(done.bytes_in),
+                bytes_out=done.mean(done.bytes_out),
+                energy_j=done.mean(whole * part),
                 energy_by=by,
                 batch=done.items / done.runs if done.runs > 0 else 1.0,
             )

@@ -35,6 +35,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60
 """cgroup v1 states an unlimited memory as a number near 2^63."""
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Of malloc.h."""
+
+_frugal, _frugal_lock = 0, threading.Lock()
+"""How many blocks of `frugal_heap` threads are in."""
+
 
 def parse_cgroup_paths(text: str) -> dict[str, str]:
     """The process's cgroup by controller from /proc/self/cgroup; v2's has the empty name."""
@@ -233,13 +239,6 @@ def frugal_heap() -> Iterator[None]:
             if not _frugal:
                 keep_buffers()
         trim()
-
-
-_frugal, _frugal_lock = 0, threading.Lock()
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Of malloc.h."""
 
 
 def _mallopt(parameter: int, value: int) -> None:

@@ -187,11 +187,7 @@ def _show(load: Load) -> None:
         )
     if load.uncounted:
         routes = units.show_count(load.uncounted, "route")
-        note(
-            f"{routes} of the model was lost or came back meanwhile: stages and energy are without it"
-            if load.uncounted == 1
-            else f"{routes} of the model were lost or came back meanwhile: stages and energy are without them"
-        )
+        note(f"stages and energy are without {routes} of the model, lost or back meanwhile")
     if load.failed:
         note("failed: " + ", ".join(f"{count} by {code}" for code, count in sorted(load.failed.items())))
 

@@ -1,10 +1,10 @@
 """Prepares graphs with convolutions for ONNX Runtime where little memory is free.
 
 It fuses what stands behind a convolution into its weights, and then lays these out in blocks of channels; both copies,
-and what its heap keeps of them, come to 2.8 times the weights of ResNet-50 for a moment. A box that holds the network
+and what its heap keeps of them, come to 2.6 times the weights of ResNet-50 for a moment. A box that holds the network
 well is killed for memory as it loads it. So there the graph is fused first, into a file. Weights of a file are mapped,
 not read: with one copy less, and memory given back as soon as it is free, 1.2 times the weights are enough. What is
-loaded, and how fast it runs, is the same; preparing takes about twice the time.
+loaded, and how fast it runs, is the same; preparing takes two to three times the time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _INLINE_BYTES = 1024
 """Weights above this lie beside an optimised graph, where they are mapped into memory and not read into it."""
 
 _CONVOLUTION, _OTHERS = 3.0, 1.1
-"""What preparing takes, in sizes of the weights: 2.8 for ResNet-50's, 1.05 for VGG's, mostly matrices."""
+"""More than preparing takes, in sizes of the weights: 2.6 for ResNet-50's, 1.06 for VGG-16's, mostly matrices; by
+`python -m benchmarks.memory`."""
 
 log = logging.getLogger(__name__)
 

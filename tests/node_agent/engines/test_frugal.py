@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks import loading
 from node_agent import machine
 from node_agent.engines import engine_named, onnxruntime_frugal
 from node_agent.engines.base import Partition
@@ -137,51 +136,11 @@ def test_whoever_loads_a_graph_that_cannot_be_read_says_so(
             engine_named(NAME).load(partition)
 
 
-PEAK = """
-import sys, threading
-from pathlib import Path
-from node_agent import machine
-from node_agent.engines import engine_named
-from node_agent.engines.base import Partition
-from node_agent.messages import TensorSpec
-
-def heap():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) << 10
-
-free = int(sys.argv[2])
-machine.available_bytes = lambda: free
-machine.keep_buffers()
-spec = TensorSpec("x", "float32", (1, 512, 6, 6))
-partition = Partition(Path(sys.argv[1]), (spec,), ())
-engine = engine_named("onnxruntime-cpu")
-engine.info()
-before = most = heap()
-over = threading.Event()
-
-def watch():
-    global most
-    while not over.wait(0.001):
-        most = max(most, heap())
-
-thread = threading.Thread(target=watch)
-thread.start()
-session = engine.load(partition)
-over.set()
-thread.join()
-print(most - before)
-"""
-
-
 def test_it_takes_less_memory(tmp_path: Path) -> None:
     partition = network(tmp_path, ["Conv"] * 12, channels=512)
     weights = 12 * 512 * 512 * 9 * 4
 
-    def peak(free: int) -> float:
-        command = [sys.executable, "-c", PEAK, str(partition.graph), str(free)]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / weights
-
-    at_once, frugal = peak(1 << 50), peak(0)
+    at_once, frugal = (loading.taken(partition.graph, free)[0] / weights for free in (loading.PLENTY, 0))
     assert frugal < 1.5, "one copy, and what else there is"
     if engine_named(NAME).channel_block():  # type: ignore[attr-defined]
         assert frugal < 0.75 * at_once
